@@ -1,0 +1,94 @@
+"""Files that are either whole or not there: written under a temporary name, then renamed."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lesionseg.errors import DataError, MissingFileError
+
+
+def project_root() -> Path:
+    """The repository's root, the original one also inside DVC's temporary workspaces."""
+    return Path(os.environ.get("DVC_ROOT", "")).resolve()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with stable layout; NaN and infinity are refused, they are no JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, f"{text}\n".encode())
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows of equal keys as CSV, the keys as its first line.
+
+    Raises:
+        ValueError: There is no row to take the columns from.
+    """
+    rows = list(rows)
+    if not rows:
+        raise ValueError(f"{path}: no rows to write")
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_json(path: Path, *, stage: str) -> dict[str, Any]:
+    """The object in a JSON file that `stage` has written.
+
+    Raises:
+        MissingFileError: The file is not there.
+        DataError: It is no JSON object.
+    """
+    require(path, stage=stage)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}). Run: dvc repro -f {stage}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no JSON object. Run: dvc repro -f {stage}")
+    return content
+
+
+def require(path: Path, *, stage: str) -> Path:
+    """`path`, which `stage` must have made.
+
+    Raises:
+        MissingFileError: It is not there.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path} is missing. Run: dvc repro {stage}")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,35 @@
+"""The pipeline's stages, each run from the repository's root as `python -m stages.NAME`."""
+
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# A DVC workspace runs its own copy of the package, not the one installed from elsewhere.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+if importlib.util.find_spec("torch") is None:
+    sys.exit(
+        f"error: {sys.executable} has no torch. "
+        "Run: make setup && source .venv/bin/activate (or let make run the command)"
+    )
+
+from lesionseg.errors import LesionsegError  # noqa: E402  (found through the path above)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a stage's `main`; what the user can mend ends in one line and exit status 1.
+
+    `LESIONSEG_DEBUG=1` shows the traceback as well.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main()
+    except (LesionsegError, OSError) as error:
+        if os.environ.get("LESIONSEG_DEBUG"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted. Run the same command again to go on")
