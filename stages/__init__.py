@@ -16,7 +16,7 @@ if importlib.util.find_spec("torch") is None:
         "Run: make setup && source .venv/bin/activate (or let make run the command)"
     )
 
-from lesionseg.errors import LesionsegError  # noqa: E402  (found through the path above)
+from lesionseg.errors import LesionsegError
 
 
 def run(main: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
     LesionsegError
     ├── ConfigError        (ValueError)         params.yaml says something that cannot be
-    ├── DataError          (ValueError)         an image, mask, archive or table is not as it must be
+    ├── DataError          (ValueError)         an image, mask or table is not as it must be
     ├── MissingFileError   (FileNotFoundError)  an input is not there
     ├── DownloadError      (RuntimeError)       a server, a connection or a checksum failed
     ├── DiskSpaceError     (RuntimeError)       the disk is too full for what comes next
