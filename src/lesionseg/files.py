@@ -20,11 +20,16 @@ def project_root() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without error."""
+    """A temporary path beside `path` that takes its place when the block ends without error.
+
+    The block makes it a file or a folder; what the block leaves after an error is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary
+        if path.is_dir():  # a folder is not replaced while it holds anything
+            shutil.rmtree(path)
         temporary.replace(path)
     finally:
         if temporary.is_dir():

@@ -1,0 +1,52 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+# Commands of the environment come first, so that the stages find their python.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help setup demo test check format repro ui clean
+
+help:
+	@echo "make demo    set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
+	@echo "make test    set up, then lint, format check, types and all tests"
+	@echo "make repro   the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
+	@echo "make ui      the MLflow UI on this project's runs, http://127.0.0.1:5000"
+	@echo "make check   lint, format check and types only"
+	@echo "make format  mend what lint and format can mend"
+	@echo "make clean   remove .venv and the demo; data, results and runs stay"
+
+setup: .venv/ready
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'error: Python 3.11 or newer is needed. Run: make PYTHON=python3.11')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@python -m stages.demo
+
+repro: setup
+	dvc repro
+
+ui: setup
+	@mkdir -p mlruns
+	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+
+check: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+test: check
+	python -m pytest
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+clean:
+	rm -rf .venv .demo

@@ -1,0 +1,90 @@
+"""Random views of whole batches, on the batch's device: one transform for image and mask."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ITU-R BT.601 luma, as torchvision's rgb_to_grayscale.
+LUMA = (0.299, 0.587, 0.114)
+
+
+def augment(
+    images: Tensor,
+    masks: Tensor,
+    *,
+    generator: torch.Generator,
+    horizontal_flip: float,
+    vertical_flip: float,
+    rotation_degrees: float,
+    scale: float,
+    shift: float,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+) -> tuple[Tensor, Tensor]:
+    """A random view of each image and the same of its mask.
+
+    Images are sampled bilinearly, masks from the nearest pixel. What lies outside the image is
+    its reflection: black corners would tell the network where the image was turned.
+
+    Args:
+        images: (N, 3, H, W) float32 in [0, 1].
+        masks: (N, 1, H, W) float32 in {0, 1}.
+        generator: On the CPU, so that every device draws the same views.
+        horizontal_flip: Probability of a left-right flip.
+        vertical_flip: Probability of a top-bottom flip.
+        rotation_degrees: Largest rotation to either side.
+        scale: Largest relative zoom in or out.
+        shift: Largest shift as a share of the image's side.
+        brightness: Largest relative change; likewise `contrast` and `saturation`.
+        contrast: See `brightness`.
+        saturation: See `brightness`.
+    """
+    num_images = len(images)
+
+    def symmetric(limit: float) -> Tensor:
+        return (torch.rand(num_images, generator=generator) * 2 - 1) * limit
+
+    def sign(probability: float) -> Tensor:
+        return 1 - 2 * (torch.rand(num_images, generator=generator) < probability).float()
+
+    transforms = _affine(
+        flip_x=sign(horizontal_flip),
+        flip_y=sign(vertical_flip),
+        angles=symmetric(math.radians(rotation_degrees)),
+        zooms=1 + symmetric(scale),
+        # The grid's coordinates run from -1 to 1: a side is 2.
+        shifts=torch.stack([symmetric(2 * shift), symmetric(2 * shift)], dim=1),
+    )
+    factors = [1 + symmetric(limit) for limit in (brightness, contrast, saturation)]
+    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    masks = F.grid_sample(
+        masks, grid, mode="nearest", padding_mode="reflection", align_corners=False
+    )
+    if brightness or contrast or saturation:
+        images = _change_colour(images, *[f.to(images.device).view(-1, 1, 1, 1) for f in factors])
+    return images, masks
+
+
+def _affine(
+    *, flip_x: Tensor, flip_y: Tensor, angles: Tensor, zooms: Tensor, shifts: Tensor
+) -> Tensor:
+    """Matrices (N, 2, 3) from a pixel of the view to its place in the image."""
+    cos, sin = torch.cos(angles) / zooms, torch.sin(angles) / zooms
+    rows = [cos * flip_x, -sin * flip_y, shifts[:, 0], sin * flip_x, cos * flip_y, shifts[:, 1]]
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def _change_colour(
+    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
+) -> Tensor:
+    """Images with each colour property scaled by a factor per image, (N, 1, 1, 1)."""
+    images = images * brightness
+    luma = images.new_tensor(LUMA).view(1, 3, 1, 1)
+    grey = (images * luma).sum(1, keepdim=True)
+    images = torch.lerp(grey.mean((2, 3), keepdim=True), images, contrast)
+    grey = (images * luma).sum(1, keepdim=True)
+    return torch.lerp(grey, images, saturation).clamp(0, 1)

@@ -1,0 +1,178 @@
+"""Files from the network: checked, resumed where they broke off, never on a disk too full."""
+
+import errno
+import hashlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+from filelock import FileLock
+from tqdm import tqdm
+
+from lesionseg.errors import DiskSpaceError, DownloadError
+
+TIMEOUT_SECONDS = (10, 60)  # to connect, and between two pieces of the body
+RETRY_SECONDS = 2.0
+CHUNK_BYTES = 1 << 16
+
+logger = logging.getLogger(__name__)
+
+
+def fetch(urls: Sequence[str], path: Path, *, md5: str = "", sha256_prefix: str = "") -> None:
+    """The file at `path`, its checksum right; downloaded unless it is there.
+
+    The hosts are tried in turn, each once more where it breaks off. What has arrived waits in
+    `NAME.part` beside `path`, and the next call goes on from there. One process at a time
+    downloads a file.
+
+    Args:
+        urls: Where the same bytes can be had.
+        path: Where they go.
+        md5: Their MD5 as hex digits.
+        sha256_prefix: Or the first hex digits of their SHA-256.
+
+    Raises:
+        DownloadError: The file that is there has another checksum, or no host gave the right one.
+        DiskSpaceError: The disk cannot hold it.
+    """
+    assert bool(md5) != bool(sha256_prefix)
+    algorithm, expected = ("md5", md5) if md5 else ("sha256", sha256_prefix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")), full_disk_is_an_error(path.parent):
+        if not path.exists():
+            _download(urls, path, algorithm=algorithm, expected=expected)
+        elif (got := _digest(path, algorithm, expected)) != expected:
+            raise DownloadError(
+                f"{path} must have {algorithm} {expected}, got {got}. "
+                "Delete it and run the same command again to download it anew"
+            )
+
+
+def check_free_space(folder: Path, num_bytes: int) -> None:
+    """Return when the disk of an existing folder has room for `num_bytes` more.
+
+    Raises:
+        DiskSpaceError: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise DiskSpaceError(
+            f"{folder} needs {_megabytes(num_bytes)} more, {_megabytes(free)} are free. "
+            "Make room on that disk and run the same command again"
+        )
+
+
+@contextmanager
+def full_disk_is_an_error(folder: Path) -> Iterator[None]:
+    """A block in which a disk that runs full ends as DiskSpaceError.
+
+    Raises:
+        DiskSpaceError: The disk of `folder` is full, or its quota used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskSpaceError(
+            f"the disk of {folder} has run full. Make room there and run the same command again"
+        ) from error
+
+
+class _WrongChecksumError(Exception):
+    """All bytes are there, and they are not the right ones."""
+
+
+def _download(urls: Sequence[str], path: Path, *, algorithm: str, expected: str) -> None:
+    """Take `path` from the first host that has the right bytes."""
+    part = path.with_name(f"{path.name}.part")
+    failures = []
+    for url in urls:
+        logger.info("Downloading %s", url)
+        try:
+            _complete(url, part, algorithm=algorithm, expected=expected)
+        except (requests.RequestException, _WrongChecksumError) as error:
+            failures.append(f"{urlsplit(url).netloc}: {_reason(error)}")
+        else:
+            part.replace(path)
+            return
+    raise DownloadError(
+        f"{path.name} could not be downloaded ({'; '.join(failures)}). "
+        f"Run the same command again, or put the file into {path.parent} yourself"
+    )
+
+
+def _complete(url: str, part: Path, *, algorithm: str, expected: str) -> None:
+    """Append what `part` lacks; once more if the host broke off or the bytes before were wrong."""
+    resumed = part.exists()
+    try:
+        _append(url, part)
+        _check(part, algorithm=algorithm, expected=expected)
+    except (requests.RequestException, _WrongChecksumError) as error:
+        if isinstance(error, _WrongChecksumError) and not resumed:
+            raise
+        time.sleep(RETRY_SECONDS)
+        _append(url, part)
+        _check(part, algorithm=algorithm, expected=expected)
+
+
+def _append(url: str, part: Path) -> None:
+    """Append the bytes of `url` that `part` lacks."""
+    num_present = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
+    if num_present:
+        headers["Range"] = f"bytes={num_present}-"
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            return  # nothing comes after what is there; the checksum decides
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            num_present = 0  # a server without ranges sends everything again
+        num_missing = int(response.headers.get("Content-Length", 0))
+        check_free_space(part.parent, num_missing)
+        with (
+            part.open("ab" if num_present else "wb") as stream,
+            tqdm(
+                desc=part.stem,
+                initial=num_present,
+                total=num_present + num_missing,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            ) as progress,
+        ):
+            for chunk in response.iter_content(CHUNK_BYTES):
+                stream.write(chunk)
+                progress.update(len(chunk))
+
+
+def _check(part: Path, *, algorithm: str, expected: str) -> None:
+    """Return when `part` has the checksum; else delete it."""
+    got = _digest(part, algorithm, expected)
+    if got != expected:
+        part.unlink()
+        raise _WrongChecksumError(f"{algorithm} must be {expected}, got {got}")
+
+
+def _digest(path: Path, algorithm: str, expected: str) -> str:
+    """As many hex digits of the file's checksum as `expected` has."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, algorithm).hexdigest()[: len(expected)]
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in a few words."""
+    if isinstance(error, _WrongChecksumError):
+        return str(error)
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP {error.response.status_code}"
+    return type(error).__name__
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

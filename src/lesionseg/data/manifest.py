@@ -1,0 +1,136 @@
+"""`manifest.csv`: every image of the raw data with its mask, their size and checksums."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+from lesionseg.errors import DataError
+from lesionseg.files import require, sha256, write_csv
+
+NAME = "manifest.csv"
+SPLITS = ("test", "train")
+REMEDY = "Mend the source of the data and run: dvc repro -f download"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRow:
+    """An image and its mask; paths are relative to the raw data's folder, with slashes.
+
+    `height` and `width` are pixels as a viewer shows the image, EXIF orientation applied; the mask
+    has the same.
+    """
+
+    id: str
+    split: str
+    height: int
+    width: int
+    image_path: str
+    image_sha256: str
+    mask_path: str
+    mask_sha256: str
+
+
+COLUMNS = tuple(column.name for column in fields(ManifestRow))
+
+
+def write_manifest(raw_dir: Path) -> list[ManifestRow]:
+    """The rows of the new `raw_dir/manifest.csv`, sorted by split and id.
+
+    Reads the headers of all `raw_dir/{train,test}/{images,masks}/<id>.*` and hashes the files.
+    Pixels are decoded by the next stage, which names an image that is damaged further on.
+
+    Raises:
+        DataError: A split is empty, an image and its mask differ in size, one of them stands alone
+            or is no image at all.
+    """
+    pairs = [
+        (split, image_path, mask_path)
+        for split in SPLITS
+        for image_path, mask_path in _pairs(raw_dir, split)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda pair: _row(raw_dir, *pair), pairs)
+        rows = list(tqdm(found, "Checksums", len(pairs), unit="image", disable=None))
+    write_csv(raw_dir / NAME, [asdict(row) for row in rows])
+    return rows
+
+
+def read_manifest(raw_dir: Path) -> list[ManifestRow]:
+    """The rows of `raw_dir/manifest.csv`, sorted by split and id.
+
+    Raises:
+        MissingFileError: It is not there.
+        DataError: It is not a table that `write_manifest` has written.
+    """
+    path = require(raw_dir / NAME, stage="download")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            rows = [_parse(values) for values in reader]
+    except (csv.Error, ValueError) as error:
+        raise DataError(
+            f"{path} must be a table of {', '.join(COLUMNS)} ({error}). Run: dvc repro -f download"
+        ) from error
+    if not rows:
+        raise DataError(f"{path} has no rows. Run: dvc repro -f download")
+    return rows
+
+
+def _parse(values: Mapping[str, str]) -> ManifestRow:
+    if tuple(values) != COLUMNS or None in values.values():
+        raise ValueError("a line has other columns or too few values")
+    sizes = {name: int(values[name]) for name in ("height", "width")}
+    return ManifestRow(**{**values, **sizes})  # type: ignore[arg-type]
+
+
+def _pairs(raw_dir: Path, split: str) -> Sequence[tuple[Path, Path]]:
+    """Images of a split with their masks, sorted by id."""
+    images = {path.stem: path for path in (raw_dir / split / "images").glob("*")}
+    masks = {path.stem: path for path in (raw_dir / split / "masks").glob("*")}
+    if lonely := sorted(images.keys() ^ masks.keys()):
+        missing = "mask" if lonely[0] in images else "image"
+        raise DataError(
+            f"{split} has {len(images)} images and {len(masks)} masks; "
+            f"{lonely[0]} has no {missing}. {REMEDY}"
+        )
+    if not images:
+        raise DataError(f"{split} has no images. {REMEDY}")
+    return [(images[name], masks[name]) for name in sorted(images)]
+
+
+def _row(raw_dir: Path, split: str, image_path: Path, mask_path: Path) -> ManifestRow:
+    height, width = _size(raw_dir, image_path)
+    mask_height, mask_width = _size(raw_dir, mask_path)
+    if (height, width) != (mask_height, mask_width):
+        raise DataError(
+            f"{split}: the mask of {image_path.stem} must be {height} x {width} pixels as its "
+            f"image is (height x width), got {mask_height} x {mask_width}. {REMEDY}"
+        )
+    return ManifestRow(
+        id=image_path.stem,
+        split=split,
+        height=height,
+        width=width,
+        image_path=image_path.relative_to(raw_dir).as_posix(),
+        image_sha256=sha256(image_path),
+        mask_path=mask_path.relative_to(raw_dir).as_posix(),
+        mask_sha256=sha256(mask_path),
+    )
+
+
+def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
+    """(H, W) of an image in pixels, EXIF orientation applied."""
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            width, height = image.size
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, Image.DecompressionBombError) as error:
+        name = path.relative_to(raw_dir).as_posix()
+        raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error
+    return (width, height) if is_turned else (height, width)

@@ -1,0 +1,227 @@
+"""Raw files to packed arrays: decoded once, resized, split, and no image in two splits."""
+
+import csv
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lesionseg.data.dataset import SPLITS
+from lesionseg.data.fetch import check_free_space
+from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.leaks import Fingerprints, Leak, find_duplicates, thumbnails
+from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.errors import DataError
+from lesionseg.files import replacing
+
+logger = logging.getLogger(__name__)
+
+INDEX_COLUMNS = ("id", "height", "width", "image_sha256", "mask_sha256")
+LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
+# Of the copies between two splits, the one in the first is dropped: test stays whole.
+PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
+CHUNK = 64  # images copied at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """How many images each split has, and which were found twice."""
+
+    num_train: int
+    num_val: int
+    num_test: int
+    leaks: tuple[Leak, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decoded:
+    """All images (N, H, W, 3) and masks (N, H, W) of the raw data, in the order of `rows`."""
+
+    rows: Sequence[ManifestRow]
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+
+
+def preprocess(
+    raw_dir: Path,
+    out_dir: Path,
+    *,
+    image_size: int,
+    val_fraction: float,
+    seed: int,
+    near_duplicate_distance: float,
+    num_threads: int | None = None,
+) -> Summary:
+    """What was written to `out_dir`, which is replaced as a whole.
+
+    Per split, sorted by id: `images.npy` (N, H, W, 3) uint8 RGB in [0, 255], `masks.npy` (N, H, W)
+    uint8 in {0, 1}, `index.csv`. And `leaks.csv`: training images that are in test or validation
+    and validation images that are in test; those copies are in no array.
+
+    Args:
+        raw_dir: What the download stage wrote.
+        out_dir: The folder to write.
+        image_size: Height and width in pixels, a multiple of 16.
+        val_fraction: Share of the training images that becomes the validation split, before
+            copies are dropped.
+        seed: Seed of that split.
+        near_duplicate_distance: See `find_duplicates`.
+        num_threads: How many images are decoded at once, by default a few more than there are
+            cores. The files do not depend on it.
+
+    Raises:
+        MissingFileError: There is no manifest.
+        DiskSpaceError: The disk cannot hold the arrays, twice for a while.
+        DataError: A file is damaged, a mask has another size than its image, or a split is empty.
+    """
+    rows = sorted(read_manifest(raw_dir), key=lambda row: (row.split, row.id))
+    members = _assign(rows, val_fraction=val_fraction, seed=seed)
+    with replacing(out_dir) as part_dir:
+        decoded = _decode(
+            raw_dir, part_dir / "all", rows, image_size=image_size, num_threads=num_threads
+        )
+        leaks = _drop_copies(decoded, members, near_duplicate_distance=near_duplicate_distance)
+        for name in SPLITS:
+            _write_split(part_dir / name, decoded, members[name])
+        _write_table(part_dir / "leaks.csv", LEAK_COLUMNS, leaks)
+        shutil.rmtree(part_dir / "all")
+        shutil.rmtree(out_dir, ignore_errors=True)
+    _report(leaks, out_dir)
+    counts = {f"num_{name}": len(members[name]) for name in SPLITS}
+    return Summary(**counts, leaks=tuple(leaks))
+
+
+def _assign(rows: Sequence[ManifestRow], *, val_fraction: float, seed: int) -> dict[str, list[int]]:
+    """The positions in `rows`, sorted by id, that make up each split."""
+    test = [i for i, row in enumerate(rows) if row.split == "test"]
+    train = [i for i, row in enumerate(rows) if row.split == "train"]
+    num_val = round(val_fraction * len(train))
+    if not 0 < num_val < len(train):
+        raise DataError(
+            f"{len(train)} training images with preprocess.val_fraction {val_fraction:g} leave "
+            f"{num_val} for validation and {len(train) - num_val} for training; both need at "
+            "least 1. Change val_fraction in params.yaml, or add images"
+        )
+    shuffled = np.random.default_rng(seed).permutation(train).tolist()
+    return {"train": sorted(shuffled[num_val:]), "val": sorted(shuffled[:num_val]), "test": test}
+
+
+def _decode(
+    raw_dir: Path,
+    all_dir: Path,
+    rows: Sequence[ManifestRow],
+    *,
+    image_size: int,
+    num_threads: int | None,
+) -> _Decoded:
+    """Every image and mask, resized, in files of `all_dir`."""
+    all_dir.mkdir(parents=True)
+    # Twice the arrays of four bytes per pixel. Without room, a memory map ends in SIGBUS.
+    check_free_space(all_dir, 2 * 4 * image_size**2 * len(rows))
+    images, masks = _create_arrays(all_dir, num=len(rows), image_size=image_size)
+
+    def decode(i: int) -> None:  # Pillow decodes and resizes outside Python's global lock
+        image = read_image(raw_dir / rows[i].image_path, at_least=image_size)
+        images[i] = resize_image(image, size=image_size)
+        masks[i] = resize_mask(_read_checked_mask(raw_dir, rows[i]), size=image_size)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        done = pool.map(decode, range(len(rows)))
+        for _ in tqdm(done, "Decoding", len(rows), unit="image", disable=None):
+            pass
+    return _Decoded(rows=rows, images=images, masks=masks)
+
+
+def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
+    mask = read_mask(raw_dir / row.mask_path)
+    if mask.shape != (row.height, row.width):
+        raise DataError(
+            f"{raw_dir / row.mask_path} must be {row.height} x {row.width} pixels as its image is "
+            f"(height x width), got {mask.shape[0]} x {mask.shape[1]}. Run: dvc repro -f download"
+        )
+    return mask
+
+
+def _drop_copies(
+    decoded: _Decoded, members: dict[str, list[int]], *, near_duplicate_distance: float
+) -> list[Leak]:
+    """What was found twice; the copies to drop are taken out of `members`."""
+    colours = thumbnails(decoded.images)
+    leaks = []
+    for name, other in PRECEDENCE:
+        found = find_duplicates(
+            _fingerprints(decoded.rows, colours, name, members[name]),
+            _fingerprints(decoded.rows, colours, other, members[other]),
+            near_duplicate_distance=near_duplicate_distance,
+        )
+        copies = {leak.id for leak in found}
+        members[name] = [i for i in members[name] if decoded.rows[i].id not in copies]
+        leaks += found
+    for name in SPLITS:
+        if not members[name]:
+            raise DataError(
+                f"no {name} image is left: all are also in another split. Take the copies out of "
+                "the source of the data, or lower preprocess.near_duplicate_distance "
+                f"({near_duplicate_distance:g}) in params.yaml if they are none"
+            )
+    return leaks
+
+
+def _fingerprints(
+    rows: Sequence[ManifestRow], colours: NDArray[np.float32], name: str, members: list[int]
+) -> Fingerprints:
+    return Fingerprints(
+        split=name,
+        ids=[rows[i].id for i in members],
+        sha256=[rows[i].image_sha256 for i in members],
+        thumbnails=colours[members],
+    )
+
+
+def _write_split(split_dir: Path, decoded: _Decoded, members: list[int]) -> None:
+    split_dir.mkdir()
+    images, masks = _create_arrays(split_dir, num=len(members), image_size=decoded.images.shape[1])
+    for start in range(0, len(members), CHUNK):
+        chunk = members[start : start + CHUNK]
+        images[start : start + CHUNK] = decoded.images[chunk]
+        masks[start : start + CHUNK] = decoded.masks[chunk]
+    _write_table(split_dir / "index.csv", INDEX_COLUMNS, [decoded.rows[i] for i in members])
+
+
+def _create_arrays(
+    folder: Path, *, num: int, image_size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """`images.npy` (N, H, W, 3) and `masks.npy` (N, H, W) in a folder, uint8, on disk."""
+    shape = (num, image_size, image_size)
+    return (
+        open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3)),
+        open_memmap(folder / "masks.npy", "w+", np.uint8, shape),
+    )
+
+
+def _write_table(path: Path, columns: Sequence[str], records: Iterable[ManifestRow | Leak]) -> None:
+    """The records' `columns` as CSV; without records, the header alone."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(record) for record in records)
+
+
+def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
+    """Say in one line what was dropped."""
+    if leaks:
+        dropped = Counter(leak.split for leak in {leak.id: leak for leak in leaks}.values())
+        numbers = " and ".join(f"{num} from {name}" for name, num in sorted(dropped.items()))
+        logger.warning(
+            "Dropped %s: the same images are in another split. See %s",
+            numbers,
+            out_dir / "leaks.csv",
+        )

@@ -1,0 +1,111 @@
+"""The whole network: normalisation, encoder, decoder; and its file."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lesionseg.errors import DataError
+from lesionseg.files import require, write_bytes
+from lesionseg.models.decoders import DECODERS
+from lesionseg.models.encoder import Encoder
+
+# Statistics of ImageNet's RGB channels in [0, 1], with which the encoder was pretrained.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Segmenter(nn.Module):
+    """Encoder and decoder with the normalisation inside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, encoder: Encoder, decoder: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the lesion, (N, 1, H, W).
+
+        Args:
+            images: (N, 3, H, W) float32 in [0, 1]; H and W are multiples of 32.
+        """
+        logits: Tensor = self.decoder(self.encoder((images - self.mean) / self.std))
+        return logits
+
+
+def build_segmenter(
+    *, encoder_state: Mapping[str, Tensor], decoder: str, dropout: float, frozen: bool, seed: int
+) -> Segmenter:
+    """A network with the given encoder weights and a decoder drawn from `seed`.
+
+    The same seed gives the same decoder, frozen or not.
+
+    Args:
+        encoder_state: Weights of torchvision's `mobilenet_v2().features`.
+        decoder: A name in `DECODERS`.
+        dropout: Probability of dropping a channel in the decoder, in [0, 1).
+        frozen: Whether the encoder stays what it is.
+        seed: Seed of the decoder's weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        encoder = Encoder(state=encoder_state, frozen=frozen)
+        torch.manual_seed(seed)
+        return Segmenter(encoder=encoder, decoder=DECODERS[decoder](dropout=dropout))
+
+
+def load_encoder_state(path: Path) -> dict[str, Tensor]:
+    """Weights of the encoder as the download stage wrote them.
+
+    Raises:
+        MissingFileError: The file is not there.
+    """
+    state: dict[str, Tensor] = torch.load(require(path, stage="download"), weights_only=True)
+    return state
+
+
+def save_model(
+    path: Path, *, state: Mapping[str, Tensor], decoder: str, image_size: int, frozen: bool
+) -> None:
+    """Write `model.pt`: weights, and what it takes to build the network again."""
+    content = {
+        "format": 1,
+        "decoder": decoder,
+        "image_size": image_size,
+        "frozen": frozen,
+        "state": {name: tensor.cpu().contiguous() for name, tensor in state.items()},
+    }
+    # Through memory: torch writes the file's own name into the file, and so into its bytes.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
+    """The network in a `model.pt`, in evaluation mode, and its image size in pixels.
+
+    Raises:
+        MissingFileError: The file is not there.
+        DataError: It is not a model of this program.
+    """
+    require(path, stage=stage)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content["state"]
+        prefix = "encoder.features."
+        encoder_state = {
+            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+        }
+        encoder = Encoder(state=encoder_state, frozen=content["frozen"])
+        model = Segmenter(encoder=encoder, decoder=DECODERS[content["decoder"]](dropout=0.0))
+        model.load_state_dict(state)
+    except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} is not a model ({reason}). Run: dvc repro -f {stage}") from None
+    return model.eval(), int(content["image_size"])

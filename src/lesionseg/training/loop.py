@@ -1,0 +1,210 @@
+"""The training loop: a generator of epochs whose state can be saved and taken up again."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lesionseg.data.augmentation import augment
+from lesionseg.data.dataset import Split
+from lesionseg.errors import TrainingError
+from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
+from lesionseg.losses import weighted_sum
+from lesionseg.models.segmenter import Segmenter
+
+VAL_METRICS = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train; see params.yaml for each value."""
+
+    run: str
+    epochs: int
+    batch_size: int
+    lr: float
+    encoder_lr: float
+    weight_decay: float
+    warmup_fraction: float
+    seed: int
+    precision: torch.dtype
+    loss: Mapping[str, float]
+    augment: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What one epoch came to. `seconds` is the only value that two equal runs do not share."""
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_jaccard: float
+    val_dice: float
+    val_accuracy: float
+    val_sensitivity: float
+    val_specificity: float
+    lr: float
+    encoder_lr: float
+    seconds: float
+
+
+class Training:
+    """A training that yields one `Epoch` after the other.
+
+    Between two epochs `state_dict()` is all that the rest depends on: whatever is random is drawn
+    from the seed and the epoch's number, so a training taken up again goes on to the same bytes.
+    """
+
+    def __init__(
+        self, *, model: Segmenter, train: Split, val: Split, recipe: Recipe, device: torch.device
+    ) -> None:
+        # Channels last is the layout in which convolutions run fastest, on CPUs and on CUDA.
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train, self.val = train, val
+        self.recipe, self.device = recipe, device
+        self.optimizer = _make_optimizer(model, recipe)
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.history: list[Epoch] = []
+        self.best: dict[str, Any] = {"epoch": 0, "jaccard": -math.inf, "state": {}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": [dataclasses.asdict(epoch) for epoch in self.history],
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a training where `state_dict()` was called."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.best = state["best"]
+
+    def __iter__(self) -> Iterator[Epoch]:
+        """The epochs still to come, each trained when it is asked for.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        while len(self.history) < self.recipe.epochs:
+            start = time.perf_counter()
+            epoch = len(self.history) + 1
+            train_loss = self._train_epoch(epoch)
+            scores = self._validate()
+            lrs = [group["lr"] for group in self.optimizer.param_groups]
+            record = Epoch(
+                epoch=epoch,
+                train_loss=train_loss,
+                **scores,
+                lr=lrs[0],
+                encoder_lr=lrs[-1] if self.recipe.encoder_lr else 0.0,
+                seconds=time.perf_counter() - start,
+            )
+            self.history.append(record)
+            if record.val_jaccard > self.best["jaccard"]:
+                state = {k: v.to("cpu", copy=True) for k, v in self.model.state_dict().items()}
+                self.best = {"epoch": epoch, "jaccard": record.val_jaccard, "state": state}
+            yield record
+
+    def _train_epoch(self, epoch: int) -> float:
+        """Mean loss over the images of one epoch."""
+        num_images = len(self.train.ids)
+        seed = int(np.random.SeedSequence([self.recipe.seed, epoch]).generate_state(1)[0])
+        torch.manual_seed(seed)  # dropout
+        generator = torch.Generator().manual_seed(seed)  # order and views
+        order = torch.randperm(num_images, generator=generator).split(self.recipe.batch_size)
+        first_step = (epoch - 1) * len(order)
+        self.model.train()
+        total = 0.0
+        label = f"{self.recipe.run} {epoch}/{self.recipe.epochs}"
+        progress = tqdm(order, desc=label, unit="step", disable=None, leave=False)
+        for step, batch in enumerate(progress):
+            self._set_lr((first_step + step) / (self.recipe.epochs * len(order)))
+            loss = self._step(batch, generator)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step + 1}. "
+                    f"Write a smaller train.lr than {self.recipe.lr:g} in params.yaml"
+                )
+            total += loss * len(batch)
+            progress.set_postfix(loss=f"{loss:.3f}")
+        return total / num_images
+
+    def _step(self, batch: Tensor, generator: torch.Generator) -> float:
+        images, masks = load_batch(self.train, batch.numpy(), self.device)
+        images, masks = augment(images, masks, generator=generator, **self.recipe.augment)
+        images = images.contiguous(memory_format=torch.channels_last)
+        loss = weighted_sum(self._forward(images), masks, weights=self.recipe.loss).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(
+            self.device.type, self.recipe.precision, enabled=self.recipe.precision != torch.float32
+        ):
+            logits: Tensor = self.model(images)
+        return logits
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Loss and scores on val: per image at the network's size, then the mean."""
+        self.model.eval()
+        losses, counts = [], []
+        num_images = len(self.val.ids)
+        for batch in torch.arange(num_images).split(2 * self.recipe.batch_size):
+            images, masks = load_batch(self.val, batch.numpy(), self.device)
+            logits = self._forward(images.contiguous(memory_format=torch.channels_last))
+            losses.append(weighted_sum(logits, masks, weights=self.recipe.loss).cpu())
+            counts.append(count_pixels((logits > 0).cpu().numpy(), masks.bool().cpu().numpy()))
+        scores = mean_scores(score_images(np.concatenate(counts)))
+        means = {f"val_{name}": scores[name] for name in VAL_METRICS}
+        return {"val_loss": torch.cat(losses).mean().item(), **means}
+
+    def _set_lr(self, progress: float) -> None:
+        """One cycle: linear warm-up, then a cosine down to 0 (Smith 2018, arXiv:1803.09820)."""
+        warmup = self.recipe.warmup_fraction
+        if progress < warmup:
+            factor = max(progress / warmup, 0.01)
+        else:
+            factor = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
+
+
+def load_batch(
+    split: Split, indices: "np.ndarray[Any, np.dtype[np.int64]]", device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) float32 in [0, 1] and masks (N, 1, H, W) float32 in {0, 1}."""
+    images, masks = torch.from_numpy(split.images[indices]), torch.from_numpy(split.masks[indices])
+    if device.type == "cuda":
+        images, masks = images.pin_memory(), masks.pin_memory()
+    images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
+    return images.permute(0, 3, 1, 2).float() / 255, masks[:, None].float()
+
+
+def _make_optimizer(model: Segmenter, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with the decoder's groups first; weights of convolutions decay, nothing else does."""
+    parts = [(model.decoder, recipe.lr)]
+    if recipe.encoder_lr:
+        parts.append((model.encoder, recipe.encoder_lr))
+    groups = []
+    for part, lr in parts:
+        parameters = list(part.parameters())
+        decaying = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        groups.append({"params": decaying, "lr": lr, "weight_decay": recipe.weight_decay})
+        groups.append({"params": others, "lr": lr, "weight_decay": 0.0})
+    return torch.optim.AdamW(groups, fused=True)

@@ -1,0 +1,30 @@
+"""One HTML page that answers which model is better, from the files of the other stages."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesionseg.config import load_config
+from lesionseg.report.page import write_report
+from stages import run
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write results/report/ from results/ and data/processed/."""
+    argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args(argv)
+    config = load_config(Path("params.yaml")).report
+    path = write_report(
+        results_dir=Path("results"),
+        processed_dir=Path("data/processed"),
+        report_dir=Path("results/report"),
+        title=config.title,
+        num_examples=config.num_examples,
+    )
+    logger.info("wrote %s", path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,189 @@
+"""Train one of the two models on data/processed; write results/<run>/.
+
+The best epoch by val/jaccard is kept. Killed and started again, it goes on from its last epoch.
+"""
+
+import argparse
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lesionseg import provenance, tracking
+from lesionseg.config import RUNS, Config, load_config
+from lesionseg.data.dataset import load_split
+from lesionseg.files import project_root, require, sha256, write_csv, write_json
+from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
+from lesionseg.training.checkpoints import (
+    checkpoint_dir,
+    delete_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
+from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
+from stages import run
+
+PROCESSED, ENCODER = Path("data/processed"), Path("data/raw/encoder.pth")
+INPUTS = [PROCESSED / s / f for s in ("train", "val") for f in ("images.npy", "masks.npy")]
+_log = logging.getLogger("lesionseg.train")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train the model that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser.add_argument("run", choices=RUNS, help="which of the two models")
+    name = parser.parse_args(argv).run
+    config = load_config(Path("params.yaml"))
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device)
+    make_deterministic()
+    training = make_training(config, name, device=device, precision=precision)
+    params = {
+        **config.flat("preprocess", "train", "model", "loss", "augment"),
+        "encoder_lr": config.encoder_lr(name),
+    }
+    facts = {
+        "data_sha256": sha256(require(PROCESSED / "train/index.csv", stage="preprocess")),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(precision).removeprefix("torch."),
+    }
+    folder = checkpoint_dir(
+        project_root() / ".checkpoints",
+        run=name,
+        settings={
+            **params,
+            **facts,
+            "torch": torch.__version__,
+            "num_threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        },
+        inputs=[*INPUTS, ENCODER],
+    )
+    tags = {**provenance.tags(stage=name), **facts}
+    tags |= {f"version.{package}": v for package, v in provenance.versions().items()}
+    with tracking.training_run(name, params=params, tags=tags, id_path=folder / "run_id") as logged:
+        train(training, folder, logged)
+        write_results(Path("results") / name, config, training, tags=tags, params=params)
+        log_results(Path("results") / name, training, logged)
+    delete_checkpoints(folder)
+
+
+def make_training(
+    config: Config, name: str, *, device: torch.device, precision: torch.dtype
+) -> Training:
+    """The training of one model, at its first epoch."""
+    encoder_lr = config.encoder_lr(name)
+    model = build_segmenter(
+        encoder_state=load_encoder_state(ENCODER),
+        decoder=config.model.decoder,
+        dropout=config.model.dropout,
+        frozen=encoder_lr == 0,
+        seed=config.train.seed,
+    )
+    recipe = Recipe(
+        run=name,
+        epochs=config.train.epochs,
+        batch_size=config.train.batch_size,
+        lr=config.train.lr,
+        encoder_lr=encoder_lr,
+        weight_decay=config.train.weight_decay,
+        warmup_fraction=config.train.warmup_fraction,
+        seed=config.train.seed,
+        precision=precision,
+        loss=dataclasses.asdict(config.loss),
+        augment=dataclasses.asdict(config.augment),
+    )
+    splits = {split: load_split(PROCESSED, split) for split in ("train", "val")}
+    return Training(model=model, **splits, recipe=recipe, device=device)
+
+
+def train(training: Training, folder: Path, logged: tracking.Run) -> None:
+    """Run the epochs still to come, each saved before it is reported."""
+    checkpoint = load_checkpoint(folder)
+    if checkpoint:
+        training.load_state_dict(checkpoint)
+        _log.info("%s goes on after epoch %d", training.recipe.run, len(training.history))
+    start, num_before = time.perf_counter(), len(training.history)
+    for epoch in training:
+        save_checkpoint(folder, training.state_dict())
+        values = dataclasses.asdict(epoch)
+        metrics = {
+            key.replace("_", "/", 1): value
+            for key, value in values.items()
+            if key.startswith(("train_", "val_"))
+        }
+        metrics |= {key: values[key] for key in ("lr", "encoder_lr", "seconds")}
+        logged.log_metrics(metrics, step=epoch.epoch)
+        pace = (time.perf_counter() - start) / (epoch.epoch - num_before)
+        _log.info(
+            "%s epoch %d/%d: loss %.3f, val loss %.3f, val jaccard %.3f, val dice %.3f; %.0f s, "
+            "about %.1f min left",
+            *(training.recipe.run, epoch.epoch, training.recipe.epochs, epoch.train_loss),
+            *(epoch.val_loss, epoch.val_jaccard, epoch.val_dice, epoch.seconds),
+            pace * (training.recipe.epochs - epoch.epoch) / 60,
+        )
+
+
+def write_results(
+    folder: Path,
+    config: Config,
+    training: Training,
+    *,
+    tags: dict[str, str],
+    params: dict[str, Any],
+) -> None:
+    """Write model.pt, history.csv, metrics.json and run.json."""
+    rows = [dataclasses.asdict(epoch) for epoch in training.history]
+    seconds = sum(row.pop("seconds") for row in rows)
+    best = training.history[training.best["epoch"] - 1]
+    parameters = list(training.model.parameters())
+    num_seen = len(training.train.ids) * training.recipe.epochs
+    save_model(
+        folder / "model.pt",
+        state=training.best["state"],
+        decoder=config.model.decoder,
+        image_size=config.preprocess.image_size,
+        frozen=training.recipe.encoder_lr == 0,
+    )
+    write_csv(folder / "history.csv", rows)
+    write_json(folder / "metrics.json", best_metrics(best))
+    details = {
+        "run": training.recipe.run,
+        **{k: v for k, v in tags.items() if not k.startswith("version.")},
+        "seconds": seconds,
+        "images_per_second": num_seen / seconds,
+        "num_parameters": sum(p.numel() for p in parameters),
+        "num_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "versions": provenance.versions(),
+        "params": params,
+    }
+    write_json(folder / "run.json", details)
+
+
+def best_metrics(best: Epoch) -> dict[str, Any]:
+    """The best epoch's numbers as metrics.json has them."""
+    val = {name: getattr(best, f"val_{name}") for name in VAL_METRICS}
+    return {
+        "best_epoch": best.epoch,
+        "train": {"loss": best.train_loss},
+        "val": {"loss": best.val_loss, **val},
+    }
+
+
+def log_results(folder: Path, training: Training, logged: tracking.Run) -> None:
+    """Add the finished training's files and best metrics to its MLflow run."""
+    best = training.history[training.best["epoch"] - 1]
+    scores = {f"best/val_{name}": getattr(best, f"val_{name}") for name in VAL_METRICS}
+    logged.log_metrics({"best/epoch": best.epoch, **scores}, step=best.epoch)
+    logged.set_tags({"model_sha256": sha256(folder / "model.pt")})
+    for name in ("model.pt", "history.csv", "metrics.json", "run.json"):
+        logged.log_file(folder / name)
+
+
+if __name__ == "__main__":
+    run(main)

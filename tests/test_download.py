@@ -1,0 +1,720 @@
+import functools
+import hashlib
+import io
+import logging
+import shutil
+import stat
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import stages.download
+from lesionseg.config import override, read_yaml
+from lesionseg.data import weights as weights_module
+from lesionseg.data.isic2016 import ARCHIVES, BASE_URLS, Archive, unpack_isic2016
+from lesionseg.data.manifest import COLUMNS, read_manifest
+from lesionseg.data.weights import write_encoder
+from lesionseg.errors import (
+    DataError,
+    DiskSpaceError,
+    DownloadError,
+    LesionsegError,
+    MissingFileError,
+)
+from lesionseg.files import sha256
+from lesionseg.models.torchvision import mobilenet_v2
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+IDS = {"train": ("ISIC_0000000", "ISIC_0000001"), "test": ("ISIC_0000003",)}
+Usage = namedtuple("Usage", "total used free")
+
+
+def image_bytes(
+    mode: str = "RGB", size: tuple[int, int] = (12, 8), kind: str = "JPEG", **options: Any
+) -> bytes:
+    """A grey picture of (width, height) pixels."""
+    stream = io.BytesIO()
+    Image.new(mode, size, "grey").save(stream, kind, **options)
+    return stream.getvalue()
+
+
+IMAGE = image_bytes()
+MASK = image_bytes("L", kind="PNG")
+
+
+@pytest.fixture(name="project")
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository, the working directory; `source/` holds good images and masks."""
+    project = tmp_path / "project"
+    for split, ids in IDS.items():
+        for kind in ("images", "masks"):
+            (project / "source" / split / kind).mkdir(parents=True)
+        for name in ids:
+            (project / "source" / split / "images" / f"{name}.jpg").write_bytes(IMAGE)
+            (project / "source" / split / "masks" / f"{name}_Segmentation.png").write_bytes(MASK)
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    return project
+
+
+def download(source: str = "folder", **values: Any) -> None:
+    """Run the stage with some values of its section changed."""
+    changes = {"source": source, "folder": "source", "weights": "none"} | values
+    content = read_yaml(REPOSITORY / "params.yaml")
+    text = override(content, {f"download.{key}": value for key, value in changes.items()})
+    Path("params.yaml").write_text(text)
+    stages.download.main([])
+
+
+@contextmanager
+def refused(error: type[LesionsegError], *parts: str) -> Iterator[None]:
+    """A block that ends in `error`, one line with all `parts`, and leaves nothing behind."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert list(Path("data").glob("raw/*")) == []
+    assert not Path("data/.raw.part").exists()
+
+
+def raw_files() -> set[str]:
+    return {path.as_posix() for path in Path("data/raw").rglob("*") if path.is_file()}
+
+
+# Source: folder
+
+
+def test_a_folder_becomes_raw_data(project: Path) -> None:
+    download()
+    assert raw_files() == {
+        "data/raw/encoder.pth",
+        "data/raw/manifest.csv",
+        "data/raw/test/images/ISIC_0000003.jpg",
+        "data/raw/test/masks/ISIC_0000003.png",
+        "data/raw/train/images/ISIC_0000000.jpg",
+        "data/raw/train/images/ISIC_0000001.jpg",
+        "data/raw/train/masks/ISIC_0000000.png",
+        "data/raw/train/masks/ISIC_0000001.png",
+    }
+    assert Path("data/raw/train/images/ISIC_0000000.jpg").read_bytes() == IMAGE
+    assert Path("data/raw/train/masks/ISIC_0000000.png").read_bytes() == MASK
+
+
+def test_the_stage_leaves_no_staging_folder(project: Path) -> None:
+    download()
+    assert [path.name for path in Path("data").iterdir()] == ["raw"]
+
+
+def test_the_stage_ends_with_counts_and_sizes(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        download()
+    assert caplog.messages[-1] == (
+        "data/raw: 2 training and 1 test images, 8-8 pixels high and 12-12 wide"
+    )
+
+
+def test_a_second_run_replaces_the_first(project: Path) -> None:
+    download()
+    for path in (project / "source/train").glob("*/ISIC_0000001*"):
+        path.unlink()
+    download()
+    assert len(raw_files()) == 6
+    assert [row.id for row in read_manifest(Path("data/raw"))] == ["ISIC_0000003", "ISIC_0000000"]
+
+
+def test_what_a_killed_run_has_left_is_cleared_away(project: Path) -> None:
+    leftover = project / "data/.raw.part/train/images/ISIC_9999999.jpg"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(IMAGE)
+    download()
+    assert "data/raw/train/images/ISIC_9999999.jpg" not in raw_files()
+
+
+def test_a_failed_run_leaves_the_data_of_the_last_good_one(project: Path) -> None:
+    download()
+    before = raw_files()
+    with pytest.raises(MissingFileError):
+        download(folder="nowhere")
+    assert raw_files() == before
+
+
+def test_the_copies_are_no_links_to_the_users_files(project: Path) -> None:
+    source = project / "source/train/images/ISIC_0000000.jpg"
+    elsewhere = source.rename(project / "elsewhere.jpg")
+    source.symlink_to(elsewhere)
+    download()
+    copied = Path("data/raw/train/images/ISIC_0000000.jpg")
+    assert not copied.is_symlink()
+    assert copied.stat().st_nlink == 1
+
+
+def test_a_relative_folder_starts_at_the_original_repository(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / "workspace"  # as `dvc exp run --temp` makes one
+    workspace.mkdir()
+    monkeypatch.chdir(workspace)
+    download()
+    assert (workspace / "data/raw/manifest.csv").exists()
+    assert not (project / "data").exists()
+
+
+def test_endings_may_be_of_any_case_and_masks_without_suffix(project: Path) -> None:
+    images, masks = project / "source/train/images", project / "source/train/masks"
+    (images / "b.PNG").write_bytes(image_bytes(kind="PNG"))
+    (masks / "b.PNG").write_bytes(MASK)
+    (images / "c.JPEG").write_bytes(IMAGE)
+    (masks / "c_SEGMENTATION.Png").write_bytes(MASK)
+    download()
+    assert {
+        "data/raw/train/images/b.png",
+        "data/raw/train/masks/b.png",
+        "data/raw/train/images/c.jpeg",
+        "data/raw/train/masks/c.png",
+    } <= raw_files()
+
+
+def test_a_jpeg_mask_becomes_a_grey_png(project: Path) -> None:
+    mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
+    mask_path.unlink()
+    mask_path.with_suffix(".jpg").write_bytes(IMAGE)
+    download()
+    with Image.open("data/raw/test/masks/ISIC_0000003.png") as mask:
+        assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (12, 8))
+
+
+def test_hidden_files_are_no_images(project: Path) -> None:
+    (project / "source/train/images/.DS_Store").write_bytes(b"")
+    download()
+    assert len(raw_files()) == 8
+
+
+def test_a_missing_layout_folder_is_named(project: Path) -> None:
+    shutil.rmtree(project / "source/test/masks")
+    with refused(MissingFileError, "source/test/masks is missing", "Make it, or write another"):
+        download()
+
+
+def test_an_empty_folder_is_refused(project: Path) -> None:
+    for path in (project / "source/test/images").iterdir():
+        path.unlink()
+    with refused(DataError, "source/test/images is empty", "Put jpg, jpeg or png files there"):
+        download()
+
+
+def test_images_without_masks_are_counted_and_named(project: Path) -> None:
+    for number in range(5):
+        (project / f"source/train/images/x{number}.jpg").write_bytes(IMAGE)
+    with refused(
+        DataError,
+        "source/train has 7 images and 2 masks; no mask for x0, x1, x2 and 2 more",
+        "Add masks/x0.png",
+        "dvc repro -f download",
+    ):
+        download()
+
+
+def test_a_mask_without_image_is_named(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").unlink()
+    with refused(DataError, "no image for ISIC_0000001_Segmentation.png", "dvc repro -f download"):
+        download()
+
+
+def test_two_images_of_one_id_are_refused(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.png").write_bytes(IMAGE)
+    with refused(DataError, "two files for ISIC_0000001", "ISIC_0000001.png", "Keep one"):
+        download()
+
+
+def test_two_masks_of_one_id_are_refused(project: Path) -> None:
+    (project / "source/train/masks/ISIC_0000001.png").write_bytes(MASK)
+    with refused(DataError, "two files for ISIC_0000001", "Keep one"):
+        download()
+
+
+def test_a_file_that_is_no_image_by_name_is_refused(project: Path) -> None:
+    (project / "source/train/images/labels.csv").write_bytes(b"")
+    with refused(DataError, "jpg, jpeg and png files only, got labels.csv", "take out"):
+        download()
+
+
+def test_an_unreadable_jpeg_mask_is_refused(project: Path) -> None:
+    mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
+    mask_path.unlink()
+    mask_path.with_suffix(".jpg").write_bytes(IMAGE[: len(IMAGE) // 2])
+    with refused(DataError, "ISIC_0000003_Segmentation.jpg is not a readable image", "Mend"):
+        download()
+
+
+# Manifest
+
+
+def test_the_manifest_has_a_row_for_each_image(project: Path) -> None:
+    download()
+    rows = read_manifest(Path("data/raw"))
+    assert [(row.split, row.id) for row in rows] == [
+        ("test", "ISIC_0000003"),
+        ("train", "ISIC_0000000"),
+        ("train", "ISIC_0000001"),
+    ]
+    assert (rows[0].height, rows[0].width) == (8, 12)
+    assert rows[0].image_path == "test/images/ISIC_0000003.jpg"
+    assert rows[0].image_sha256 == hashlib.sha256(IMAGE).hexdigest()
+    assert rows[0].mask_path == "test/masks/ISIC_0000003.png"
+    assert rows[0].mask_sha256 == hashlib.sha256(MASK).hexdigest()
+
+
+def test_two_runs_write_the_same_manifest(project: Path) -> None:
+    download()
+    first = sha256(Path("data/raw/manifest.csv"))
+    download()
+    assert sha256(Path("data/raw/manifest.csv")) == first
+
+
+def test_a_mask_of_another_size_is_refused(project: Path) -> None:
+    mask_path = project / "source/train/masks/ISIC_0000001_Segmentation.png"
+    mask_path.write_bytes(image_bytes("L", (11, 8), "PNG"))
+    with refused(
+        DataError,
+        "mask of ISIC_0000001 must be 8 x 12 pixels",
+        "got 8 x 11",
+        "dvc repro -f download",
+    ):
+        download()
+
+
+def test_sizes_are_those_of_the_turned_image(project: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image_path = project / "source/test/images/ISIC_0000003.jpg"
+    image_path.write_bytes(image_bytes(size=(8, 12), exif=exif))
+    download()
+    row = read_manifest(Path("data/raw"))[0]
+    assert (row.height, row.width) == (8, 12)
+
+
+def test_an_unreadable_image_is_named(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").write_bytes(b"not an image")
+    with refused(
+        DataError,
+        "train/images/ISIC_0000001.jpg is not a readable JPEG or PNG",
+        "dvc repro -f download",
+    ):
+        download()
+
+
+def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"manifest\.csv is missing\. Run: dvc repro down"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "id,split\n",
+        "id,split\nISIC_0000000,train\n",
+        ",".join(COLUMNS) + "\nISIC_0000000,train,high,wide,a,b,c,d\n",
+        ",".join(COLUMNS) + "\nISIC_0000000,train,8,12\n",
+        ",".join(COLUMNS) + "\nISIC_0000000,train,8,12,a,b,c,d,e\n",
+        "\0\xff",
+    ],
+)
+def test_a_manifest_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=r"manifest\.csv .*Run: dvc repro -f download$"):
+        read_manifest(tmp_path)
+
+
+# Source: isic2016
+
+Members = dict[str, bytes]
+
+
+def good_members(archive: Archive) -> Members:
+    """What a tiny archive of that name holds: real names, one folder deep."""
+    folder = archive.name.removesuffix(".zip")
+    ending, content = (".jpg", IMAGE) if archive.kind == "images" else ("_Segmentation.png", MASK)
+    return {f"{folder}/{name}{ending}": content for name in IDS[archive.split]}
+
+
+def fake_archives(
+    archives_dir: Path,
+    members: Mapping[str, Members | Callable[[zipfile.ZipFile], None]] | None = None,
+) -> list[Archive]:
+    """Write the four archives, some with other members; the table that describes them."""
+    archives_dir.mkdir(parents=True, exist_ok=True)
+    table = []
+    for real in ARCHIVES:
+        path = archives_dir / real.name
+        content = (members or {}).get(real.name, good_members(real))
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+            if callable(content):
+                content(opened)
+            else:
+                for name, data in content.items():
+                    opened.writestr(name, data)
+        table.append(described(real, path))
+    return table
+
+
+def described(real: Archive, path: Path) -> Archive:
+    return Archive(
+        name=real.name,
+        md5=hashlib.md5(path.read_bytes()).hexdigest(),
+        split=real.split,
+        kind=real.kind,
+        num_files=len(IDS[real.split]),
+    )
+
+
+TRAIN_IMAGES = ARCHIVES[0]
+TEST_MASKS = ARCHIVES[3]
+
+
+@pytest.fixture(name="use_archives")
+def _use_archives(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Archive]], None]:
+    """A function that puts a table of archives, without hosts, in the place of the real one."""
+
+    def use(table: list[Archive]) -> None:
+        unpack = functools.partial(unpack_isic2016, archives=table, base_urls=())
+        monkeypatch.setattr(stages.download, "unpack_isic2016", unpack)
+
+    return use
+
+
+def test_the_table_of_archives_has_900_and_379_pairs() -> None:
+    counts = {(archive.split, archive.kind): archive.num_files for archive in ARCHIVES}
+    assert counts == {
+        ("train", "images"): 900,
+        ("train", "masks"): 900,
+        ("test", "images"): 379,
+        ("test", "masks"): 379,
+    }
+    assert all(url.startswith("https://") and url.endswith("/2016/") for url in BASE_URLS)
+
+
+def test_the_four_archives_become_raw_data(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    use_archives(fake_archives(project / "data/archives"))
+    download("isic2016")
+    assert Path("data/raw/train/images/ISIC_0000001.jpg").read_bytes() == IMAGE
+    assert Path("data/raw/test/masks/ISIC_0000003.png").read_bytes() == MASK
+    assert len(read_manifest(Path("data/raw"))) == 3
+
+
+def test_relative_archives_start_at_the_original_repository(
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use_archives: Callable[[list[Archive]], None],
+) -> None:
+    use_archives(fake_archives(project / "kept"))
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    monkeypatch.chdir(workspace)
+    download("isic2016", archives="kept")
+    assert len(read_manifest(workspace / "data/raw")) == 3
+
+
+def test_what_macos_adds_to_an_archive_is_left_out(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    clutter = {"__MACOSX/._ISIC_0000000.jpg": b"", "folder/.DS_Store": b"", "folder/": b""}
+    use_archives(
+        fake_archives(
+            project / "data/archives",
+            {TRAIN_IMAGES.name: good_members(TRAIN_IMAGES) | clutter},
+        )
+    )
+    download("isic2016")
+    assert len(read_manifest(Path("data/raw"))) == 3
+
+
+def test_an_archive_with_a_wrong_checksum_is_refused(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    use_archives(fake_archives(project / "data/archives"))
+    with (project / "data/archives" / TEST_MASKS.name).open("ab") as stream:
+        stream.write(b"x")
+    with refused(DownloadError, TEST_MASKS.name, "must have md5", "Delete it and run"):
+        download("isic2016")
+
+
+def test_an_archive_that_no_host_has_is_named(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    use_archives(fake_archives(project / "data/archives"))
+    (project / "data/archives" / TEST_MASKS.name).unlink()
+    with refused(DownloadError, TEST_MASKS.name, "put the file into"):
+        download("isic2016")
+
+
+def test_a_truncated_archive_is_named(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    table = fake_archives(project / "data/archives")
+    path = project / "data/archives" / TRAIN_IMAGES.name
+    path.write_bytes(path.read_bytes()[:-30])
+    use_archives([described(TRAIN_IMAGES, path), *table[1:]])
+    with refused(DataError, f"{path} is damaged", "Delete it and run: dvc repro -f download"):
+        download("isic2016")
+
+
+def test_a_member_with_a_wrong_crc_is_found(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    table = fake_archives(project / "data/archives")
+    path = project / "data/archives" / TRAIN_IMAGES.name
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as opened:
+        for name, data in good_members(TRAIN_IMAGES).items():
+            opened.writestr(name, data)
+    path.write_bytes(path.read_bytes().replace(IMAGE, IMAGE[:-1] + b"x", 1))
+    use_archives([described(TRAIN_IMAGES, path), *table[1:]])
+    with refused(DataError, f"{path} is damaged (Bad CRC-32", "Delete it"):
+        download("isic2016")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.jpg",
+        "../ISIC_0000009.jpg",
+        "/ISIC_0000009.jpg",
+        "/tmp/ISIC_0000009.jpg",
+        "C:/ISIC_0000009.jpg",
+        "a/b/ISIC_0000009.jpg",
+        "a/../ISIC_0000009.jpg",
+        "ISIC_0000009_superpixels.png",
+        "ISIC_0000009_Segmentation.png",
+        "ISIC_000009.jpg",
+        "ISIC_0000009.jpg.exe",
+        "ISIC_0000009.jpg\n",
+        "other/ISIC_0000000.jpg",
+        "../",
+    ],
+)
+def test_an_unexpected_member_is_refused_before_anything_is_unpacked(
+    project: Path, use_archives: Callable[[list[Archive]], None], name: str
+) -> None:
+    members = {TRAIN_IMAGES.name: good_members(TRAIN_IMAGES) | {name: IMAGE}}
+    use_archives(fake_archives(project / "data/archives", members))
+    with refused(DataError, f"unexpected or repeated member {name!r}", "Delete it and run"):
+        download("isic2016")
+    assert list(project.parent.rglob("*evil*")) == []
+
+
+def test_a_link_in_an_archive_is_refused(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    def with_link(opened: zipfile.ZipFile) -> None:
+        link = zipfile.ZipInfo("ISIC_0000000.jpg")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        opened.writestr(link, "/etc/passwd")
+
+    use_archives(fake_archives(project / "data/archives", {TRAIN_IMAGES.name: with_link}))
+    with refused(DataError, "holds the link 'ISIC_0000000.jpg'", "Delete it and run"):
+        download("isic2016")
+
+
+def test_a_wrong_number_of_images_is_refused(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    members = {TRAIN_IMAGES.name: {"ISIC_0000000.jpg": IMAGE}}
+    use_archives(fake_archives(project / "data/archives", members))
+    with refused(DataError, f"{TRAIN_IMAGES.name} must hold 2 images, got 1", "Delete it"):
+        download("isic2016")
+
+
+def test_an_image_of_the_archives_without_mask_is_named(
+    project: Path, use_archives: Callable[[list[Archive]], None]
+) -> None:
+    members = {TEST_MASKS.name: {"ISIC_0000009_Segmentation.png": MASK}}
+    use_archives(fake_archives(project / "data/archives", members))
+    with refused(DataError, "test has 1 images and 1 masks; ISIC_0000003 has no mask"):
+        download("isic2016")
+
+
+def test_files_that_do_not_fit_on_the_disk_are_not_unpacked(
+    project: Path,
+    use_archives: Callable[[list[Archive]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_archives(fake_archives(project / "data/archives"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 100))
+    with refused(DiskSpaceError, "0.0 MB are free", "Make room"):
+        download("isic2016")
+
+
+def test_a_folder_that_does_not_fit_on_the_disk_is_not_copied(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 100))
+    with refused(DiskSpaceError, "0.0 MB are free", "Make room"):
+        download()
+
+
+# Source: phantom
+
+
+def test_phantoms_become_raw_data(project: Path) -> None:
+    download("phantom", phantom_num_train=3, phantom_num_test=2, phantom_size=32)
+    rows = read_manifest(Path("data/raw"))
+    assert [row.split for row in rows] == ["test"] * 2 + ["train"] * 3
+    assert {(row.height, row.width) for row in rows} == {(32, 32)}
+
+
+# The encoder's weights
+
+
+@pytest.fixture(name="state", scope="module")
+def _state() -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return dict(mobilenet_v2(weights=None).state_dict())
+
+
+def load(path: Path) -> dict[str, torch.Tensor]:
+    loaded = torch.load(path, weights_only=True)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def test_random_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.rand(1)
+        write_encoder(tmp_path / name, weights="none", seed=seed, archives_dir=tmp_path)
+    assert sha256(tmp_path / "a") == sha256(tmp_path / "b")
+    assert sha256(tmp_path / "a") != sha256(tmp_path / "c")
+
+
+def test_random_weights_leave_the_global_random_state_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    write_encoder(tmp_path / "encoder.pth", weights="none", seed=0, archives_dir=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_encoder_loads_into_the_features_of_mobilenet_v2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    torch.save(state, tmp_path / "mine.pth")
+    write_encoder(tmp_path / "encoder.pth", weights="mine.pth", seed=0, archives_dir=tmp_path)
+    loaded = load(tmp_path / "encoder.pth")
+    mobilenet_v2(weights=None).features.load_state_dict(loaded, strict=True)
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, state[f"features.{name}"])
+
+
+def test_the_same_weights_give_the_same_bytes_from_any_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    torch.save(state, tmp_path / "a.pth")
+    double = {
+        name: tensor.double() if tensor.is_floating_point() else tensor
+        for name, tensor in reversed(state.items())
+    }
+    torch.save(double, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    for name in "ab":
+        write_encoder(tmp_path / name, weights=f"{name}.pth", seed=0, archives_dir=tmp_path)
+    write_encoder(tmp_path / "c", weights="none", seed=7, archives_dir=tmp_path)
+    assert sha256(tmp_path / "a") == sha256(tmp_path / "b") == sha256(tmp_path / "c")
+
+
+def test_imagenet_weights_are_fetched_into_the_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor]
+) -> None:
+    def fetch(urls: list[str], path: Path, *, sha256_prefix: str) -> None:
+        assert urls == ["https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth"]
+        assert path == tmp_path / "archives/mobilenet_v2-7ebf99e0.pth"
+        assert sha256_prefix == "7ebf99e0"
+        path.parent.mkdir()
+        torch.save(state, path)
+
+    monkeypatch.setattr(weights_module, "fetch", fetch)
+    archives_dir = tmp_path / "archives"
+    write_encoder(tmp_path / "e.pth", weights="imagenet", seed=0, archives_dir=archives_dir)
+    assert len(load(tmp_path / "e.pth")) == 312
+
+
+def test_an_unknown_weights_file_is_named(project: Path) -> None:
+    with refused(MissingFileError, f"{project}/mine.pth is missing", "Write imagenet, none or"):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", b"\x80\x02."])
+def test_a_weights_file_of_something_else_is_refused(project: Path, content: bytes) -> None:
+    Path("mine.pth").write_bytes(content)
+    with refused(DataError, "mine.pth is damaged or no file of weights", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_truncated_weights_file_is_refused(
+    project: Path, state: dict[str, torch.Tensor], zipped: bool
+) -> None:
+    torch.save(state, "mine.pth", _use_new_zipfile_serialization=zipped)
+    Path("mine.pth").write_bytes(Path("mine.pth").read_bytes()[:5_000_000])
+    with refused(DataError, "mine.pth is damaged", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+def test_a_weights_file_that_would_run_code_is_refused(project: Path) -> None:
+    torch.save({"features.0.0.weight": Path}, "mine.pth")
+    with refused(DataError, "mine.pth is damaged or no file of weights"):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize("content", [torch.zeros(1), [1], {1: 2}])
+def test_weights_that_are_no_state_dict_are_refused(project: Path, content: Any) -> None:
+    torch.save(content, "mine.pth")
+    with refused(DataError, "mine.pth must hold a state dict", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+def test_a_missing_tensor_is_named(project: Path, state: dict[str, torch.Tensor]) -> None:
+    key = "features.3.conv.1.1.running_mean"
+    torch.save({name: value for name, value in state.items() if name != key}, "mine.pth")
+    with refused(DataError, f"mine.pth has no tensor {key}", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+def test_a_tensor_of_another_shape_is_named(project: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(state | {"features.0.0.weight": torch.zeros(16, 3, 3, 3)}, "mine.pth")
+    with refused(
+        DataError,
+        "features.0.0.weight of shape (32, 3, 3, 3), got (16, 3, 3, 3)",
+        "Write imagenet",
+    ):
+        download(weights="mine.pth")
+
+
+def test_a_tensor_that_mobilenet_v2_does_not_have_is_named(
+    project: Path, state: dict[str, torch.Tensor]
+) -> None:
+    torch.save(state | {"features.19.0.weight": torch.zeros(1)}, "mine.pth")
+    with refused(DataError, "unknown key features.19.0.weight", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+# The command
+
+
+def test_help_says_what_the_stage_does(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        stages.download.main(["--help"])
+    assert caught.value.code == 0
+    assert "data/raw" in capsys.readouterr().out

@@ -1,0 +1,89 @@
+"""dvc.yaml says what the stages do: their modules, their parameters, their order."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from lesionseg.config import read_yaml
+
+ROOT = Path(__file__).parents[1]
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+
+
+def module_path(name: str) -> Path | None:
+    """The file of one of our own modules."""
+    base = ROOT / ("src" if name.startswith("lesionseg") else "") / name.replace(".", "/")
+    found = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+    return found[0] if found else None
+
+
+def imported_names(path: Path) -> set[str]:
+    """Every name that a file imports, with the packages above it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
+
+
+def import_closure(path: Path) -> set[Path]:
+    """Our own files that running `path` reads, and the templates in the packages among them."""
+    found, todo = set(), {path, ROOT / "stages/__init__.py"}
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        ours = {n for n in imported_names(path) if re.match(r"(lesionseg|stages)(\.|$)", n)}
+        todo |= {file for file in map(module_path, ours) if file} - found
+    pages = {page for file in found for page in file.parent.glob("*.html")}
+    return {file for file in found | pages if file.stat().st_size}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_modules_it_imports(name):
+    script = ROOT / STAGES[name]["cmd"].split()[2].replace(".", "/")
+    expected = {p.relative_to(ROOT).as_posix() for p in import_closure(script.with_suffix(".py"))}
+    listed = {dep for dep in STAGES[name]["deps"] if re.match(r"(src|stages)/", dep)}
+    assert sorted(listed) == sorted(expected)
+
+
+def test_the_stages_are_those_of_the_design_in_its_order():
+    assert list(STAGES) == [
+        *("download", "preprocess", "train_frozen", "train_finetuned", "evaluate", "report")
+    ]
+
+
+def sections_read(path: Path) -> set[str]:
+    """Sections of params.yaml that a stage's script takes from its `Config`."""
+    attributes = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+    ]
+    direct = {
+        node.attr
+        for node in attributes
+        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "load_config"
+    }
+    held = {
+        node.attr
+        for node in attributes
+        if isinstance(node.value, ast.Name) and node.value.id == "config"
+    }
+    return direct or held - {"encoder_lr", "flat"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_parameters_it_reads(name):
+    script = ROOT / STAGES[name]["cmd"].split()[2].replace(".", "/")
+    expected = sections_read(script.with_suffix(".py"))
+    if name.startswith("train_"):
+        expected.add(name)  # through Config.encoder_lr
+    assert {parameter.split(".")[0] for parameter in STAGES[name]["params"]} == expected
+
+
+def test_both_trainings_depend_on_the_same_but_for_their_own_section():
+    frozen, finetuned = STAGES["train_frozen"], STAGES["train_finetuned"]
+    assert frozen["deps"] == finetuned["deps"]
+    assert set(frozen["params"]) ^ set(finetuned["params"]) == {"train_frozen", "train_finetuned"}
