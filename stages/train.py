@@ -108,17 +108,14 @@ def train(training: Training, folder: Path, logged: tracking.Run) -> None:
     if checkpoint:
         training.load_state_dict(checkpoint)
         _log.info("%s goes on after epoch %d", training.recipe.run, len(training.history))
+        logged_epochs = logged.logged_steps("val/jaccard")
+        for epoch in training.history:
+            if epoch.epoch not in logged_epochs:
+                log_epoch(epoch, logged)
     start, num_before = time.perf_counter(), len(training.history)
     for epoch in training:
         save_checkpoint(folder, training.state_dict())
-        values = dataclasses.asdict(epoch)
-        metrics = {
-            key.replace("_", "/", 1): value
-            for key, value in values.items()
-            if key.startswith(("train_", "val_"))
-        }
-        metrics |= {key: values[key] for key in ("lr", "encoder_lr", "seconds")}
-        logged.log_metrics(metrics, step=epoch.epoch)
+        log_epoch(epoch, logged)
         pace = (time.perf_counter() - start) / (epoch.epoch - num_before)
         _log.info(
             "%s epoch %d/%d: loss %.3f, val loss %.3f, val jaccard %.3f, val dice %.3f; %.0f s, "
@@ -127,6 +124,16 @@ def train(training: Training, folder: Path, logged: tracking.Run) -> None:
             *(epoch.val_loss, epoch.val_jaccard, epoch.val_dice, epoch.seconds),
             pace * (training.recipe.epochs - epoch.epoch) / 60,
         )
+
+
+def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
+    """Add one epoch's metrics to the MLflow run, `train_loss` as `train/loss`."""
+    values = dataclasses.asdict(epoch)
+    step = values.pop("epoch")
+    prefixed = {
+        key: key.replace("_", "/", 1) for key in values if key.startswith(("train_", "val_"))
+    }
+    logged.log_metrics({prefixed.get(key, key): value for key, value in values.items()}, step=step)
 
 
 def write_results(

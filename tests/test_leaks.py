@@ -9,12 +9,10 @@ from PIL import Image
 from lesionseg.data import leaks
 from lesionseg.data.leaks import Fingerprints, find_duplicates, thumbnails
 
-RNG = np.random.default_rng(0)
-
 
 def blobs(num: int) -> np.ndarray:
     """Unrelated smooth images, (num, 64, 64, 3) uint8."""
-    coarse = RNG.integers(40, 220, (num, 5, 5, 3), np.uint8)
+    coarse = np.random.default_rng(0).integers(40, 220, (num, 5, 5, 3), np.uint8)
     return np.stack(
         [np.asarray(Image.fromarray(c).resize((64, 64), Image.Resampling.BICUBIC)) for c in coarse]
     )
@@ -33,7 +31,7 @@ def fingerprints(split: str, images: np.ndarray, **options: list[str]) -> Finger
 
 
 def test_thumbnails_are_the_mean_colours_of_16_by_16_cells():
-    images = RNG.integers(0, 256, (3, 64, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
     found = thumbnails(images)
     assert found.shape == (3, 16 * 16 * 3)
     assert found.dtype == np.float32

@@ -245,7 +245,7 @@ def test_an_earlier_result_is_replaced_as_a_whole(raw_dir, out_dir):
 
 @pytest.mark.parametrize("val_fraction", [0.001, 0.999])
 def test_a_split_without_images_is_refused(raw_dir, out_dir, val_fraction):
-    with pytest.raises(DataError, match="Change val_fraction in params.yaml"):
+    with pytest.raises(DataError, match=r"Change val_fraction in params\.yaml"):
         preprocess(raw_dir, out_dir, **{**OPTIONS, "val_fraction": val_fraction})
 
 

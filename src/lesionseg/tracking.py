@@ -55,6 +55,16 @@ class Run:
         entities = [Metric(key, value, now, step) for key, value in metrics.items()]
         self._call(lambda client: client.log_batch(self.run_id, metrics=entities))
 
+    def logged_steps(self, metric: str) -> set[int]:
+        """Steps at which the run already has a value of `metric`."""
+        steps: set[int] = set()
+        self._call(
+            lambda client: steps.update(
+                value.step for value in client.get_metric_history(self.run_id, metric)
+            )
+        )
+        return steps
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add or replace tags."""
         from mlflow.entities import RunTag

@@ -54,7 +54,7 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     cell = (height // THUMBNAIL_SIZE, width // THUMBNAIL_SIZE)
     cells = images.reshape(num, THUMBNAIL_SIZE, cell[0], THUMBNAIL_SIZE, cell[1], 3)
     colours: NDArray[np.float32] = cells.mean(axis=(2, 4), dtype=np.float32)
-    return colours.reshape(num, -1)
+    return colours.reshape(num, THUMBNAIL_SIZE**2 * 3)
 
 
 def find_duplicates(

@@ -1,0 +1,302 @@
+"""params.yaml: what it may say, and the one line that answers each mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lesionseg.config import load_config, override, read_yaml
+from lesionseg.errors import ConfigError, LesionsegError, MissingFileError
+
+PARAMS = Path(__file__).resolve().parents[1] / "params.yaml"
+# Keys without a comment of their own, and the key right above whose comment they share.
+SHARES = {
+    "download.phantom_num_test": "phantom_num_train",
+    "loss.dice": "bce",
+    "loss.iou": "dice",
+    "augment.contrast": "brightness",
+    "augment.saturation": "contrast",
+}
+
+
+@pytest.fixture
+def content() -> dict:
+    return yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+
+
+def load(tmp_path: Path, content: dict | str):
+    path = tmp_path / "params.yaml"
+    text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def message_of(tmp_path: Path, content: dict | str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, content)
+    assert isinstance(caught.value, ValueError)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_the_repository_s_params_load_and_hold_what_the_file_says(content):
+    config = load_config(PARAMS)
+    for section, values in content.items():
+        for key, value in values.items():
+            assert getattr(getattr(config, section), key) == value, (section, key)
+
+
+def test_every_value_in_params_carries_a_comment():
+    above, section, key = "", "", ""
+    for line in PARAMS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("  ") and not line.lstrip().startswith("#"):
+            before, key = key, line.split(":")[0].strip()
+            name = f"{section}.{key}"
+            assert above == "comment" or before == SHARES.get(name), f"{name} has no comment"
+            above = "key"
+        elif line.lstrip().startswith("#"):
+            above = "comment"
+        elif line:
+            # A section's first key may share the section's comment.
+            section, key = line.split(":")[0], ""
+        else:
+            above = ""
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-4", 1e-4), ("1e-05", 1e-5), ("1E-3", 1e-3), (".5e-2", 5e-3), ("2.e+1", 20), ("3", 3)],
+)
+def test_every_usual_spelling_of_a_number_is_that_number(tmp_path, text, number):
+    config = load(tmp_path, PARAMS.read_text("utf-8").replace("lr: 0.002", f"lr: {text}"))
+    assert config.train.lr == number
+    assert type(config.train.lr) is float
+
+
+def test_a_whole_number_may_be_written_as_a_float_and_stays_whole(tmp_path, content):
+    content["train"]["epochs"] = 3.0
+    epochs = load(tmp_path, content).train.epochs
+    assert (epochs, type(epochs)) == (3, int)
+
+
+def test_text_that_looks_like_a_number_stays_text_in_quotes(tmp_path):
+    text = PARAMS.read_text("utf-8").replace('folder: ""', 'folder: "1e-4"')
+    assert load(tmp_path, text).download.folder == "1e-4"
+
+
+WHOLE, POSITIVE = "a whole number at least 1", "a number above 0"
+SIZE = "a multiple of 32 at least 32 and at most 1024"
+SEED = "a whole number at least 0 and below 4294967296"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "expected"),
+    [
+        ("train", "lr", "fast", POSITIVE),
+        ("train", "lr", "1e-4x", POSITIVE),
+        ("train", "lr", True, POSITIVE),
+        ("train", "lr", None, POSITIVE),
+        ("train", "lr", [0.1], POSITIVE),
+        ("train", "lr", 0, POSITIVE),
+        ("train", "lr", float("inf"), POSITIVE),
+        ("train", "lr", float("nan"), POSITIVE),
+        ("train", "epochs", False, WHOLE),
+        ("train", "epochs", 1.5, WHOLE),
+        ("train", "epochs", 0, WHOLE),
+        ("train", "weight_decay", -0.1, "a number at least 0"),
+        ("train", "warmup_fraction", 1.0, "a number at least 0 and below 1"),
+        ("train", "seed", 2**32, SEED),
+        ("train", "seed", -1, SEED),
+        ("train", "device", "gpu", "auto, cpu, cuda or cuda:N"),
+        ("train", "device", "cuda:", "auto, cpu, cuda or cuda:N"),
+        ("train", "device", "cuda:x", "auto, cpu, cuda or cuda:N"),
+        ("train", "precision", 16, "one of auto, float32, bfloat16"),
+        ("report", "title", 5, "a line of text"),
+        ("report", "title", "", "a line of text"),
+        ("report", "title", None, "a line of text"),
+        ("report", "num_examples", 25, "a whole number at least 1 and at most 24"),
+        ("download", "folder", None, "text"),
+        ("download", "folder", 7, "text"),
+        ("preprocess", "image_size", 100, SIZE),
+        ("preprocess", "image_size", 0, SIZE),
+        ("preprocess", "image_size", 2048, SIZE),
+        ("preprocess", "val_fraction", 0, "a number above 0 and below 1"),
+        ("preprocess", "val_fraction", 1, "a number above 0 and below 1"),
+        ("augment", "rotation_degrees", 180.5, "a number at least 0 and at most 180"),
+        ("augment", "horizontal_flip", 1.1, "a number at least 0 and at most 1"),
+        ("evaluate", "num_resamples", 99, "a whole number at least 100"),
+        ("train_frozen", "encoder_lr", 0.001, "0"),
+        ("train_finetuned", "encoder_lr", 0, POSITIVE),
+    ],
+)
+def test_a_wrong_value_is_answered_with_place_expected_and_got(
+    tmp_path, content, section, key, value, expected
+):
+    content[section][key] = value
+    message = f"params.yaml: {section}: {key} must be {expected}, got {value!r}"
+    assert message_of(tmp_path, content) == message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "epochs", 1),
+        ("train", "weight_decay", 0),
+        ("train", "warmup_fraction", 0),
+        ("train", "seed", 2**32 - 1),
+        ("train", "device", "cuda:1"),
+        ("preprocess", "image_size", 1024),
+        ("augment", "rotation_degrees", 180),
+        ("augment", "shift", 0.5),
+        ("evaluate", "num_resamples", 100),
+        ("report", "num_examples", 24),
+        ("download", "phantom_size", 32),
+    ],
+)
+def test_the_ends_of_a_closed_range_are_allowed(tmp_path, content, section, key, value):
+    content[section][key] = value
+    assert getattr(getattr(load(tmp_path, content), section), key) == value
+
+
+def test_a_whole_number_of_400_digits_is_answered_in_one_line(tmp_path, content):
+    content["preprocess"]["image_size"] = 10**400
+    assert "image_size must be" in message_of(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "hint"),
+    [
+        ("model", "decoder", "bilinaer", "; did you mean bilinear?"),
+        ("download", "source", "isic2017", "; did you mean isic2016?"),
+        ("model", "decoder", "unet", ""),
+    ],
+)
+def test_an_unknown_choice_names_the_choices_and_the_close_one(
+    tmp_path, content, section, key, value, hint
+):
+    content[section][key] = value
+    message = message_of(tmp_path, content)
+    assert message.startswith(f"params.yaml: {section}: {key} must be one of ")
+    assert message.endswith(f", got {value!r}{hint}")
+
+
+def test_an_unknown_section_is_answered_with_the_close_one(tmp_path, content):
+    content["trian"] = content.pop("train")
+    message = message_of(tmp_path, content)
+    assert message == "params.yaml: unknown section 'trian'; did you mean train?"
+
+
+def test_an_unknown_section_far_from_all_is_answered_with_all(tmp_path, content):
+    message = message_of(tmp_path, {**content, "zzz": {}})
+    assert message.startswith("params.yaml: unknown section 'zzz'; known: download, preprocess, ")
+
+
+def test_an_unknown_key_is_answered_with_the_close_one(tmp_path, content):
+    content["train"]["learning_rates"] = 1
+    content["train"]["epoch"] = 1
+    assert "params.yaml: train: unknown key 'learning_rates'; " in message_of(tmp_path, content)
+    del content["train"]["learning_rates"]
+    message = message_of(tmp_path, content)
+    assert message == "params.yaml: train: unknown key 'epoch'; did you mean epochs?"
+
+
+def test_a_key_that_is_no_text_is_unknown(tmp_path, content):
+    content["train"][7] = 1
+    assert "params.yaml: train: unknown key 7; known: " in message_of(tmp_path, content)
+
+
+@pytest.mark.parametrize("section", yaml.safe_load(PARAMS.read_text("utf-8")))
+def test_each_section_and_each_key_must_be_there(tmp_path, content, section):
+    next_step = "is missing; add it, as in git show HEAD:params.yaml"
+    values = content.pop(section)
+    message = message_of(tmp_path, content)
+    assert message == f"params.yaml: section {section} {next_step}"
+    for key in values:
+        shorter = {name: value for name, value in values.items() if name != key}
+        message = message_of(tmp_path, {**content, section: shorter})
+        assert message == f"params.yaml: {section}: key {key} {next_step}"
+
+
+@pytest.mark.parametrize("value", [None, 3, "fast", [1, 2]])
+def test_a_section_must_hold_keys(tmp_path, content, value):
+    content["train"] = value
+    message = message_of(tmp_path, content)
+    assert message == f"params.yaml: train must be a section of keys and values, got {value!r}"
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just words\n"])
+def test_a_file_without_sections_is_refused(tmp_path, text):
+    message = message_of(tmp_path, text)
+    assert message.startswith("params.yaml must hold sections of keys and values, got ")
+
+
+def test_broken_yaml_is_answered_with_its_line(tmp_path):
+    assert message_of(tmp_path, "train:\n  lr: [1, 2\n").startswith("params.yaml: line 3: not YAML")
+    message = message_of(tmp_path, "train:\n  lr: 1\n\tepochs: 2\n")
+    assert message.startswith("params.yaml: line 3: not YAML")
+
+
+def test_bytes_that_are_no_text_are_answered_in_one_line(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"train: \xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"^params\.yaml: not YAML .*$"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_a_date_that_does_not_exist_is_answered_in_one_line(tmp_path):
+    text = PARAMS.read_text("utf-8").replace("lr: 0.002", "lr: 2024-13-45")
+    assert message_of(tmp_path, text).startswith("params.yaml: ")
+
+
+def test_a_key_that_stands_twice_is_answered_with_the_line_of_the_second(tmp_path):
+    text = "train:\n  lr: 1\n  epochs: 2\n  lr: 3\n"
+    assert message_of(tmp_path, text) == "params.yaml: line 4: key 'lr' stands twice; keep one"
+    text = "train:\n  lr: 1\nloss:\n  bce: 1\ntrain:\n  lr: 2\n"
+    assert message_of(tmp_path, text) == "params.yaml: line 5: key 'train' stands twice; keep one"
+
+
+def test_a_missing_file_is_answered_with_the_next_step(tmp_path):
+    path = tmp_path / "params.yaml"
+    with pytest.raises(MissingFileError) as caught:
+        load_config(path)
+    assert isinstance(caught.value, LesionsegError)
+    assert str(caught.value).startswith(f"{path} is missing. Run ")
+    assert f"git restore {path}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_at_least_one_loss_must_weigh_something(tmp_path, content):
+    content["loss"] = {"bce": 0, "dice": 0.0, "iou": 0}
+    message = message_of(tmp_path, content)
+    assert message == "params.yaml: loss: all weights are 0; write one above 0"
+    content["loss"]["iou"] = 0.1
+    assert load(tmp_path, content).loss.iou == 0.1
+
+
+def test_source_folder_needs_a_folder(tmp_path, content):
+    content["download"] |= {"source": "folder", "folder": ""}
+    message = message_of(tmp_path, content)
+    assert message.startswith("params.yaml: download: folder is empty, and source is folder. Write")
+    content["download"]["folder"] = "mine"
+    assert load(tmp_path, content).download.folder == "mine"
+
+
+def test_encoder_lr_is_each_run_s_own(tmp_path, content):
+    content["train_finetuned"]["encoder_lr"] = 0.25
+    config = load(tmp_path, content)
+    assert config.encoder_lr("train_frozen") == 0
+    assert config.encoder_lr("train_finetuned") == 0.25
+
+
+def test_flat_holds_just_the_sections_asked_for(content):
+    flat = load_config(PARAMS).flat("loss", "model")
+    expected = {f"{s}.{k}": v for s in ("loss", "model") for k, v in content[s].items()}
+    assert flat == expected
+    assert list(flat)[0] == "loss.bce"
+
+
+def test_override_changes_the_named_values_and_no_other(tmp_path, content):
+    text = override(read_yaml(PARAMS), {"train.lr": 1e-5, "model.decoder": "bilinear"})
+    content["train"]["lr"] = 1e-5
+    content["model"]["decoder"] = "bilinear"
+    assert load(tmp_path, text) == load(tmp_path, content)
+    assert list(yaml.safe_load(text)) == list(content)

@@ -1,0 +1,151 @@
+"""Files are whole or not there, and what cannot be read is said in one line."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lesionseg.errors import DataError, MissingFileError
+from lesionseg.files import (
+    project_root,
+    read_json,
+    replacing,
+    require,
+    sha256,
+    write_bytes,
+    write_csv,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_takes_its_place_only_when_the_block_ends(tmp_path):
+    path = tmp_path / "deep" / "er" / "a.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert names(path.parent) == ["a.txt"]
+
+
+def test_after_an_error_the_old_file_stays_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_an_error_before_the_first_byte_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.txt"):
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "split"
+    path.mkdir()
+    (path / "stale.txt").write_text("old")
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "fresh.txt").write_text("new")
+        assert names(path) == ["stale.txt"]
+    assert names(path) == ["fresh.txt"]
+    assert names(tmp_path) == ["split"]
+
+
+def test_after_an_error_the_old_folder_stays_and_nothing_else(tmp_path):
+    path = tmp_path / "split"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "half.txt").write_text("half")
+        raise RuntimeError
+    assert names(path) == ["old.txt"]
+    assert names(tmp_path) == ["split"]
+
+
+def test_bytes_are_written_as_they_are(tmp_path):
+    write_bytes(tmp_path / "a", b"\r\n\x00")
+    assert (tmp_path / "a").read_bytes() == b"\r\n\x00"
+
+
+def test_json_comes_back_as_it_went(tmp_path):
+    content = {"b": 1, "a": [0.1, "é", None], "c": {"d": True}}
+    write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json", stage="evaluate") == content
+    assert "é" in text
+    assert text.endswith("}\n")
+    assert list(json.loads(text)) == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_does_not_know_are_refused_and_the_old_file_stays(tmp_path, value):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": {"b": value}})
+    assert read_json(path, stage="evaluate") == {"a": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe\x00", b"[1]", b"3"])
+def test_what_is_no_json_object_is_said_in_one_line(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_json(path, stage="evaluate")
+    message = str(caught.value)
+    assert message.startswith(f"{path} ")
+    assert message.endswith(". Run: dvc repro -f evaluate")
+    assert len(message.splitlines()) == 1
+
+
+def test_a_missing_file_names_the_stage_that_makes_it(tmp_path):
+    path = tmp_path / "a.json"
+    for function in (read_json, require):
+        with pytest.raises(MissingFileError) as caught:
+            function(path, stage="evaluate")
+        assert str(caught.value) == f"{path} is missing. Run: dvc repro evaluate"
+    path.write_text("{}")
+    assert require(path, stage="evaluate") == path
+
+
+def test_csv_has_a_line_of_names_and_a_line_for_each_row(tmp_path):
+    rows = [{"id": "a,b", "score": 0.5}, {"id": "c", "score": 1}]
+    write_csv(tmp_path / "a.csv", (row for row in rows))
+    assert (tmp_path / "a.csv").read_bytes() == b'id,score\n"a,b",0.5\nc,1\n'
+    assert names(tmp_path) == ["a.csv"]
+
+
+def test_csv_without_rows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no rows"):
+        write_csv(tmp_path / "a.csv", [])
+    assert names(tmp_path) == []
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = os.urandom(300_000)
+    write_bytes(tmp_path / "a", content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_project_s_root_is_where_dvc_says_and_else_here(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    assert project_root() == here.resolve()
+    monkeypatch.setenv("DVC_ROOT", str(there))
+    assert project_root() == there.resolve()

@@ -1,0 +1,329 @@
+"""Encoder, decoders and their file: shapes, what is frozen, what a seed decides."""
+
+import pytest
+import torch
+
+from lesionseg.errors import DataError, MissingFileError
+from lesionseg.models.decoders import DECODERS, BilinearDecoder, TransposedDecoder
+from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder
+from lesionseg.models.segmenter import (
+    build_segmenter,
+    load_encoder_state,
+    load_model,
+    save_model,
+)
+from lesionseg.models.torchvision import mobilenet_v2
+
+each_decoder = pytest.mark.parametrize("decoder", DECODERS)
+
+
+@pytest.fixture(scope="module")
+def encoder_state():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return mobilenet_v2(weights=None).features.state_dict()
+
+
+@pytest.fixture
+def build(encoder_state):
+    def build(decoder="transposed", *, frozen=True, seed=0, dropout=0.1):
+        return build_segmenter(
+            encoder_state=encoder_state, decoder=decoder, dropout=dropout, frozen=frozen, seed=seed
+        )
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def copy_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed_names(before: dict[str, torch.Tensor], module: torch.nn.Module) -> set[str]:
+    after = module.state_dict()
+    return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+
+
+def take_steps(model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Three training steps, with validation between, on whatever takes a gradient."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        model.eval()
+        model.train()
+        model.encoder.train()
+        optimizer.zero_grad()
+        (model(images) - 1).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_feature_maps_have_the_stride_and_channels_of_their_scale(encoder_state, size):
+    maps = Encoder(state=encoder_state, frozen=True)(torch.rand(1, 3, size, size))
+    sizes = [(1, c, size // s, size // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    assert CHANNELS == (16, 24, 32, 96, 1280)
+    assert STRIDES == (2, 4, 8, 16, 32)
+    assert [tuple(m.shape) for m in maps] == sizes
+
+
+def test_the_last_map_is_torchvision_s_own(encoder_state, images):
+    features = mobilenet_v2(weights=None).features.eval()
+    features.load_state_dict(encoder_state)
+    last = Encoder(state=encoder_state, frozen=True)(images)[-1]
+    torch.testing.assert_close(last, features(images))
+
+
+def test_no_later_block_overwrites_a_map(encoder_state, images):
+    encoder = Encoder(state=encoder_state, frozen=True)
+    taken = {}
+    for index in (1, 3, 6, 13, 18):
+        encoder.features[index].register_forward_hook(
+            lambda _module, _inputs, output, index=index: taken.update({index: output.clone()})
+        )
+    for taken_map, final_map in zip(taken.values(), encoder(images), strict=True):
+        assert torch.equal(taken_map, final_map)
+
+
+@each_decoder
+@pytest.mark.parametrize("size", [(64, 64), (128, 128), (224, 224), (64, 96)])
+def test_logits_have_the_size_of_the_images(build, decoder, size):
+    with torch.inference_mode():
+        logits = build(decoder).eval()(torch.rand(2, 3, *size))
+    assert logits.shape == (2, 1, *size)
+    assert logits.isfinite().all()
+
+
+def test_the_encoder_sees_images_as_torchvision_normalises_them(build, images):
+    from torchvision.transforms.functional import normalize
+
+    model, seen = build().eval(), []
+    model.encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    model(images)
+    theirs = normalize(images, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    torch.testing.assert_close(seen[0], theirs)
+    model(torch.ones(1, 3, 32, 32))
+    by_hand = [0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]
+    assert seen[1][0, :, 0, 0].tolist() == pytest.approx(by_hand)
+
+
+def test_the_bilinear_decoder_is_that_of_seed_system_1():
+    decoder = BilinearDecoder(dropout=0.1)
+    convolutions = [m for m in decoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    *body, head = [(m.in_channels, m.out_channels, m.kernel_size) for m in convolutions]
+    kernel = (3, 3)
+    assert body == [
+        (1280, 512, kernel),
+        (512, 256, kernel),
+        (256, 64, kernel),
+        (64, 32, kernel),
+        (32, 16, kernel),
+    ]
+    assert head == (16, 1, (1, 1))
+    assert not any(isinstance(m, torch.nn.ConvTranspose2d) for m in decoder.modules())
+
+
+def test_the_bilinear_decoder_uses_the_last_map_alone(build, images):
+    model = build("bilinear").eval()
+    maps = model.encoder(images)
+    noise = [torch.rand_like(m) for m in maps[:-1]]
+    assert torch.equal(model.decoder([*noise, maps[-1]]), model.decoder(maps))
+
+
+def test_the_transposed_decoder_upsamples_with_transposed_convolutions_alone():
+    modules = list(TransposedDecoder(dropout=0.1).modules())
+    transposed = [m for m in modules if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert [m.stride for m in transposed] == [(2, 2)] * 5
+    assert not any(isinstance(m, torch.nn.Upsample) for m in modules)
+
+
+@pytest.mark.parametrize("tap", range(5))
+def test_the_transposed_decoder_joins_every_map(tap):
+    torch.manual_seed(0)
+    decoder = TransposedDecoder(dropout=0.1).eval()
+    sizes = [(1, c, 64 // s, 64 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    maps = [torch.rand(size, requires_grad=True) for size in sizes]
+    logits = decoder(maps)
+    logits.sum().backward()
+    assert maps[tap].grad.abs().amax((0, 2, 3)).count_nonzero() > CHANNELS[tap] / 2
+    changed = [m + 1 if i == tap else m for i, m in enumerate(maps)]
+    assert not torch.allclose(decoder(changed), logits)
+
+
+@pytest.mark.parametrize("tap", range(4))
+def test_each_skip_is_joined_at_its_own_scale(tap):
+    # A change of one pixel of a map reaches no further than the convolutions from its scale on.
+    torch.manual_seed(0)
+    decoder = TransposedDecoder(dropout=0.1).eval()
+    sizes = [(1, c, 128 // s, 128 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    maps = [torch.rand(size) for size in sizes]
+    before = decoder(maps)
+    maps[tap] = maps[tap].clone()
+    maps[tap][..., 0, 0] += 1
+    reached = (decoder(maps) != before)[0, 0].nonzero().max().item()
+    # A 3x3 convolution at strides s, s/2, ..., 2 adds one pixel of its scale each.
+    stride = STRIDES[tap]
+    assert stride <= reached < stride + (2 * stride - 2)
+
+
+@each_decoder
+def test_a_frozen_encoder_keeps_every_bit_while_the_decoder_learns(build, images, decoder):
+    model = build(decoder, frozen=True)
+    encoder, decoder_state = copy_state(model.encoder), copy_state(model.decoder)
+    take_steps(model, images)
+    assert sum("running_mean" in name for name in encoder) > 50
+    assert sum("num_batches_tracked" in name for name in encoder) > 50
+    assert changed_names(encoder, model.encoder) == set()
+    assert all(p.grad is None and not p.requires_grad for p in model.encoder.parameters())
+    assert changed_names(decoder_state, model.decoder) == set(decoder_state)
+
+
+def test_a_fine_tuned_encoder_learns_weights_and_statistics(build, images):
+    model = build(frozen=False)
+    before = copy_state(model.encoder)
+    take_steps(model, images)
+    assert changed_names(before, model.encoder) == set(before)
+    assert all(p.requires_grad for p in model.encoder.parameters())
+
+
+def test_train_and_eval_reach_all_but_a_frozen_encoder(build):
+    for frozen in (True, False):
+        model = build(frozen=frozen)
+        for mode in (True, False, True):
+            model.train(mode)
+            assert {m.training for m in model.decoder.modules()} == {mode}
+            assert {m.training for m in model.encoder.modules()} == {mode and not frozen}
+
+
+@each_decoder
+def test_the_same_seed_gives_frozen_and_fine_tuned_the_same_start(build, decoder):
+    frozen, finetuned = build(decoder, frozen=True), build(decoder, frozen=False)
+    assert changed_names(copy_state(frozen), finetuned) == set()
+
+
+def test_another_seed_gives_another_decoder_and_the_same_encoder(build):
+    first, other = build(seed=0), build(seed=1)
+    changed = changed_names(copy_state(first), other)
+    assert {name.split(".")[0] for name in changed} == {"decoder"}
+    convolutions = {n for n, p in first.decoder.named_parameters() if p.ndim == 4}
+    assert {f"decoder.{name}" for name in convolutions} <= changed
+
+
+def test_the_encoder_holds_the_given_weights(build, encoder_state):
+    assert changed_names(encoder_state, build().encoder.features) == set()
+
+
+def test_training_leaves_the_given_weights_as_they_are(build, encoder_state, images):
+    before = {name: tensor.clone() for name, tensor in encoder_state.items()}
+    take_steps(build(frozen=False), images)
+    assert all(torch.equal(before[name], encoder_state[name]) for name in before)
+
+
+def test_building_neither_uses_nor_disturbs_the_global_random_state(build):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = copy_state(build())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert changed_names(first, build()) == set()
+
+
+@each_decoder
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_saved_model_comes_back_with_equal_logits(tmp_path, build, images, decoder, frozen):
+    model = build(decoder, frozen=frozen)
+    take_steps(model, images)
+    path = tmp_path / "model.pt"
+    save_model(path, state=model.state_dict(), decoder=decoder, image_size=64, frozen=frozen)
+    loaded, image_size = load_model(path, stage="train_frozen")
+    assert image_size == 64
+    assert not any(m.training for m in loaded.modules())
+    assert loaded.encoder.frozen == frozen
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), model.eval()(images))
+
+
+def test_a_model_s_bytes_depend_neither_on_its_path_nor_on_its_memory_layout(tmp_path, build):
+    first, second = tmp_path / "a.pt", tmp_path / "deep" / "other_name.pt"
+    model = build()
+    settings = {"decoder": "transposed", "image_size": 64, "frozen": True}
+    save_model(first, state=model.state_dict(), **settings)
+    model.to(memory_format=torch.channels_last)
+    save_model(second, state=model.state_dict(), **settings)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def assert_is_no_model(path, message=""):
+    with pytest.raises(DataError) as caught:
+        load_model(path, stage="train_frozen")
+    text = str(caught.value)
+    assert text.startswith(f"{path} is not a model (")
+    assert text.endswith("). Run: dvc repro -f train_frozen")
+    assert len(text.splitlines()) == 1
+    assert message in text
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model\n", b"PK\x03\x04"])
+def test_a_file_of_something_else_is_answered_in_one_line(tmp_path, content):
+    (tmp_path / "model.pt").write_bytes(content)
+    assert_is_no_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state": {}}, torch.zeros(2)])
+def test_a_foreign_torch_file_is_answered_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    assert_is_no_model(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("key", ["state", "decoder", "image_size", "frozen"])
+def test_a_model_file_that_lacks_something_is_answered_in_one_line(tmp_path, build, key):
+    path = tmp_path / "model.pt"
+    save_model(path, state=build().state_dict(), decoder="transposed", image_size=64, frozen=True)
+    content = torch.load(path, weights_only=True)
+    del content[key]
+    torch.save(content, path)
+    assert_is_no_model(path, key)
+
+
+def test_a_cut_off_model_file_is_answered_in_one_line(tmp_path, build):
+    path = tmp_path / "model.pt"
+    state = build("bilinear").state_dict()
+    save_model(path, state=state, decoder="bilinear", image_size=64, frozen=True)
+    path.write_bytes(path.read_bytes()[:100_000])
+    assert_is_no_model(path)
+
+
+def test_weights_of_another_decoder_are_answered_in_one_line(tmp_path, build):
+    path = tmp_path / "model.pt"
+    state = build("bilinear").state_dict()
+    save_model(path, state=state, decoder="transposed", image_size=64, frozen=True)
+    assert_is_no_model(path)
+
+
+def test_a_missing_model_names_the_stage_that_makes_it(tmp_path):
+    path = tmp_path / "model.pt"
+    with pytest.raises(MissingFileError) as caught:
+        load_model(path, stage="train_finetuned")
+    assert str(caught.value) == f"{path} is missing. Run: dvc repro train_finetuned"
+
+
+def test_encoder_weights_come_back_and_missing_ones_name_their_stage(tmp_path, encoder_state):
+    path = tmp_path / "encoder.pth"
+    with pytest.raises(MissingFileError, match="Run: dvc repro download$"):
+        load_encoder_state(path)
+    torch.save(encoder_state, path)
+    loaded = load_encoder_state(path)
+    assert list(loaded) == list(encoder_state)
+    assert all(torch.equal(loaded[name], encoder_state[name]) for name in loaded)
+
+
+def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path):
+    path = tmp_path / "encoder.pth"
+    path.write_bytes(b"not weights\n")
+    with pytest.raises(DataError) as caught:
+        load_encoder_state(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert str(caught.value).endswith("Run: dvc repro -f download")
+    assert len(str(caught.value).splitlines()) == 1

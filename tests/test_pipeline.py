@@ -1,0 +1,225 @@
+"""The real `dvc repro`, end to end, on a handful of phantoms."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from lesionseg.config import RUNS, override, read_yaml
+from lesionseg.files import sha256
+from stages.demo import ROOT, copy_pipeline
+
+PARAMS = {
+    "download.source": "phantom",
+    "download.weights": "none",
+    "download.phantom_num_train": 20,
+    "download.phantom_num_test": 6,
+    "download.phantom_size": 96,
+    "preprocess.image_size": 64,
+    "train.epochs": 4,
+    "train.batch_size": 4,
+    "train.device": "cpu",
+    "train_finetuned.encoder_lr": 0.001,
+    "evaluate.num_resamples": 200,
+}
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def set_params(project: Path, values: dict[str, object]) -> None:
+    path = project / "params.yaml"
+    path.write_text(override(read_yaml(path), values))
+
+
+def dvc(project: Path, *arguments: str) -> str:
+    """Standard output and error of a dvc command that succeeds."""
+    done = subprocess.run(
+        ["dvc", *arguments],
+        cwd=project,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    return re.findall(r"Running stage '(\w+)'", output)
+
+
+def runs_of(project: Path) -> list:
+    client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    return client.search_runs([client.get_experiment_by_name("lesionseg").experiment_id])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A project whose data is ready to train on."""
+    project = tmp_path_factory.mktemp("prepared")
+    copy_pipeline(project)
+    set_params(project, PARAMS)
+    dvc(project, "init", "--no-scm", "--quiet")
+    assert stages_run(dvc(project, "repro", "preprocess")) == ["download", "preprocess"]
+    return project
+
+
+@pytest.fixture(scope="module")
+def project(prepared, tmp_path_factory) -> Path:
+    """A project that has run to its report."""
+    project = tmp_path_factory.mktemp("finished") / "project"
+    shutil.copytree(prepared, project)
+    assert stages_run(dvc(project, "repro")) == [*RUNS, "evaluate", "report"]
+    return project
+
+
+def test_a_second_repro_runs_nothing(project):
+    output = dvc(project, "repro")
+    assert stages_run(output) == []
+    assert "Data and pipelines are up to date." in output
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(prepared, project, tmp_path):
+    killed = tmp_path / "killed"
+    shutil.copytree(prepared, killed)
+    process = subprocess.Popen(
+        ["dvc", "repro", "train_finetuned"], cwd=killed, env=ENVIRONMENT, start_new_session=True
+    )
+    while not list(killed.glob(".checkpoints/train_finetuned-*/checkpoint.pt")):
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "results/train_finetuned/model.pt").exists()
+    output = dvc(killed, "repro", "train_finetuned")
+    assert "goes on after epoch" in output
+    for name in ("model.pt", "history.csv", "metrics.json"):
+        path = f"results/train_finetuned/{name}"
+        assert sha256(killed / path) == sha256(project / path)
+    (run,) = runs_of(killed)
+    assert run.info.status == "FINISHED"
+    history = MlflowClient(f"sqlite:///{killed}/mlruns/mlflow.db").get_metric_history(
+        run.info.run_id, "val/jaccard"
+    )
+    assert {metric.step for metric in history} == {1, 2, 3, 4}
+
+
+def test_only_the_report_runs_again_when_only_its_parameters_change(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    set_params(copy, {"report.title": "Another title"})
+    assert stages_run(dvc(copy, "repro")) == ["report"]
+    assert "Another title" in (copy / "results/report/report.html").read_text()
+
+
+def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
+    runs = {run.info.run_name: run for run in runs_of(project)}
+    assert sorted(runs) == sorted(RUNS)
+    assert len(runs_of(project)) == 2
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.params["train.lr"] == "0.002"
+        assert (
+            float(run.data.params["encoder_lr"])
+            == {"train_frozen": 0, "train_finetuned": 0.001}[name]
+        )
+        expected = json.loads((project / "results/evaluate/metrics.json").read_text())[name]
+        for scope, scores in expected.items():
+            for metric, value in scores.items():
+                assert run.data.metrics[f"{scope}/{metric}"] == pytest.approx(value)
+        tags = run.data.tags
+        assert tags["dvc_stage"] == name
+        assert {"commit", "dvc_experiment", "data_sha256", "device", "version.torch"} <= set(tags)
+        assert tags["model_sha256"] == sha256(project / f"results/{name}/model.pt")
+        artifacts = project / "mlruns/artifacts" / run.info.run_id / "artifacts"
+        names = {path.name for path in artifacts.iterdir()}
+        assert {"model.pt", "history.csv", "metrics.json", "run.json", "curves.png"} <= names
+        assert len(list((artifacts / "overlays").iterdir())) == 3
+
+
+def test_mlflow_has_the_metrics_of_every_epoch(project):
+    client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+    for run in runs_of(project):
+        with (project / f"results/{run.info.run_name}/history.csv").open() as stream:
+            expected = [float(row["val_jaccard"]) for row in csv.DictReader(stream)]
+        history = client.get_metric_history(run.info.run_id, "val/jaccard")
+        assert [metric.value for metric in sorted(history, key=lambda m: m.step)] == expected
+
+
+def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it(project):
+    import torch
+
+    encoder = torch.load(project / "data/raw/encoder.pth", weights_only=True)
+    states = {
+        name: torch.load(project / f"results/{name}/model.pt", weights_only=True)["state"]
+        for name in RUNS
+    }
+    same = {
+        name: all(torch.equal(state[f"encoder.features.{key}"], encoder[key]) for key in encoder)
+        for name, state in states.items()
+    }
+    assert same == {"train_frozen": True, "train_finetuned": False}
+
+
+def test_dvc_shows_metrics_and_plots(project, tmp_path):
+    shown = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]
+    assert "jaccard" in shown["results/evaluate/metrics.json"]["data"]["train_frozen"]["test"]
+    assert "jaccard" in shown["results/train_frozen/metrics.json"]["data"]["val"]
+    dvc(project, "plots", "show", "--out", str(tmp_path / "plots"))
+    page = (tmp_path / "plots/index.html").read_text()
+    assert "val_jaccard" in page
+
+
+def test_the_report_is_there_and_holds_the_measured_difference(project):
+    page = (project / "results/report/report.html").read_text()
+    comparison = json.loads((project / "results/evaluate/comparison.json").read_text())
+    assert f"{comparison['test']['jaccard']['difference']:+.3f}" in page
+
+
+def test_a_mistake_in_a_parameter_stops_before_any_work_with_one_line(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    path = copy / "params.yaml"
+    path.write_text(path.read_text().replace("lr: 0.002", "lr: 1e-4x"))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.train", "train_frozen"],
+        cwd=copy,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: params.yaml: train: lr must be a number above 0, got '1e-4x'\n"
+
+
+def test_a_stage_without_its_input_says_in_one_line_which_stage_to_run(tmp_path):
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    for stage in ("preprocess", "train", "evaluate", "report"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                f"stages.{stage}",
+                *(["train_frozen"] if stage == "train" else []),
+            ],
+            cwd=tmp_path,
+            env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert re.fullmatch(r"error: .* is missing\. Run: dvc repro .*\n", done.stderr), done.stderr

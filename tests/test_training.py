@@ -1,0 +1,528 @@
+"""The training loop: the same bytes every time, also after an interruption."""
+
+import dataclasses
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lesionseg.data.dataset import Split
+from lesionseg.data.phantom import draw_phantom
+from lesionseg.errors import ConfigError, TrainingError
+from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
+from lesionseg.losses import weighted_sum
+from lesionseg.models.segmenter import build_segmenter
+from lesionseg.models.torchvision import mobilenet_v2
+from lesionseg.training import loop
+from lesionseg.training.checkpoints import (
+    checkpoint_dir,
+    delete_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from lesionseg.training.hardware import choose_device, choose_precision
+from lesionseg.training.loop import Recipe, Training, load_batch
+
+CPU = torch.device("cpu")
+AUGMENT = {
+    "horizontal_flip": 0.5,
+    "vertical_flip": 0.5,
+    "rotation_degrees": 60.0,
+    "scale": 0.1,
+    "shift": 0.1,
+    "brightness": 0.1,
+    "contrast": 0.1,
+    "saturation": 0.1,
+}
+RECIPE = Recipe(
+    run="train_frozen",
+    epochs=3,
+    batch_size=4,
+    lr=0.002,
+    encoder_lr=0.0,
+    weight_decay=0.01,
+    warmup_fraction=0.2,
+    seed=0,
+    precision=torch.float32,
+    loss={"bce": 1.0, "dice": 1.0, "iou": 1.0},
+    augment=AUGMENT,
+)
+
+
+def make_split(name: str, num_images: int, size: int) -> Split:
+    first = 1000 if name == "val" else 0
+    drawn = [draw_phantom(size=size, seed=first + i) for i in range(num_images)]
+    images, masks = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
+    return Split(
+        name=name, images=images, masks=masks // 255, ids=tuple(map(str, range(num_images)))
+    )
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {"train": make_split("train", 10, 64), "val": make_split("val", 5, 64)}
+
+
+@pytest.fixture(scope="module")
+def encoder_state():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return mobilenet_v2(weights=None).features.state_dict()
+
+
+@pytest.fixture
+def make_training(splits, encoder_state):
+    """A training of the real network, at its first epoch."""
+
+    def make_training(*, encoder_lr: float = 0.0, **changes) -> Training:
+        model = build_segmenter(
+            encoder_state=encoder_state,
+            decoder="transposed",
+            dropout=0.1,
+            frozen=encoder_lr == 0,
+            seed=0,
+        )
+        recipe = dataclasses.replace(RECIPE, encoder_lr=encoder_lr, **changes)
+        return Training(model=model, **splits, recipe=recipe, device=CPU)
+
+    return make_training
+
+
+class TinySegmenter(torch.nn.Module):
+    """The same parts as a Segmenter, of three small layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Conv2d(3, 4, 1)
+        self.decoder = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(images))
+
+
+@pytest.fixture
+def make_tiny(splits):
+    """A training of a network too small to matter, for what the loop alone decides."""
+
+    def make_tiny(**changes) -> Training:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = TinySegmenter()
+        recipe = dataclasses.replace(RECIPE, **changes)
+        return Training(model=model, **splits, recipe=recipe, device=CPU)
+
+    return make_tiny
+
+
+def assert_same(first, second, name="state"):
+    """The same bits, through dicts, lists and tensors; `seconds` may differ."""
+    assert type(first) is type(second), name
+    if isinstance(first, dict):
+        assert list(first) == list(second), name
+        for key in first.keys() - {"seconds"}:
+            assert_same(first[key], second[key], f"{name}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), name
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{name}[{i}]")
+    elif isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype, name
+        assert torch.equal(first, second), name
+    else:
+        assert first == second, name
+
+
+def record_batches(training: Training) -> list[torch.Tensor]:
+    """The training images the model will have seen, step by step."""
+    batches = []
+
+    def keep(model, inputs):
+        if model.training:
+            batches.append(inputs[0].clone())
+
+    training.model.register_forward_pre_hook(keep)
+    return batches
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_two_equal_trainings_end_in_the_same_bits(make_training, precision):
+    # A CPU may emulate bfloat16, slowly: one epoch of it is enough.
+    epochs = 2 if precision == torch.float32 else 1
+    states = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        training = make_training(encoder_lr=0.001, epochs=epochs, precision=precision)
+        assert len(list(training)) == epochs
+        states.append(training.state_dict())
+    assert_same(*states)
+
+
+def test_another_seed_ends_in_other_weights(make_tiny):
+    weights = []
+    for seed in (0, 1):
+        training = make_tiny(seed=seed)
+        list(training)
+        weights.append(training.model.encoder.weight.detach().clone())
+    assert not torch.equal(*weights) or RECIPE.encoder_lr == 0
+    histories = [dataclasses.asdict(make_and_run(make_tiny, seed)) for seed in (0, 1)]
+    assert histories[0]["train_loss"] != histories[1]["train_loss"]
+
+
+def make_and_run(make_tiny, seed):
+    return list(make_tiny(seed=seed))[-1]
+
+
+@pytest.mark.parametrize("encoder_lr", [0.0, 0.001])
+def test_a_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_one(
+    tmp_path, make_training, encoder_lr
+):
+    whole = make_training(encoder_lr=encoder_lr)
+    assert len(list(whole)) == 3
+
+    killed = make_training(encoder_lr=encoder_lr)
+    next(iter(killed))
+    save_checkpoint(tmp_path / "folder", killed.state_dict())
+    torch.manual_seed(99)
+    resumed = make_training(encoder_lr=encoder_lr)
+    resumed.load_state_dict(load_checkpoint(tmp_path / "folder"))
+    assert [epoch.epoch for epoch in resumed] == [2, 3]
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_finished_training_has_no_epochs_to_come(make_tiny):
+    training = make_tiny()
+    assert [epoch.epoch for epoch in training] == [1, 2, 3]
+    again = make_tiny()
+    again.load_state_dict(training.state_dict())
+    assert list(again) == []
+
+
+def test_frozen_and_fine_tuned_see_identical_batches(make_training):
+    seen = []
+    for encoder_lr in (0.0, 0.001):
+        training = make_training(encoder_lr=encoder_lr, epochs=2)
+        batches = record_batches(training)
+        list(training)
+        seen.append(batches)
+    assert [len(batch) for batch in seen[0]] == [4, 4, 2] * 2
+    assert_same(*seen)
+
+
+def test_a_frozen_encoder_keeps_every_bit_through_a_training(make_training):
+    training = make_training(encoder_lr=0.0, epochs=1, lr=0.1)
+    before = {name: t.clone() for name, t in training.model.encoder.state_dict().items()}
+    decoder = [p.clone() for p in training.model.decoder.parameters()]
+    list(training)
+    assert_same(dict(training.model.encoder.state_dict()), before)
+    assert not any(
+        torch.equal(a, b) for a, b in zip(decoder, training.model.decoder.parameters(), strict=True)
+    )
+
+
+def test_each_epoch_shows_every_image_once_in_another_order(make_tiny):
+    none = dict.fromkeys(AUGMENT, 0.0)
+    training = make_tiny(augment=none, epochs=2)
+    batches = record_batches(training)
+    list(training)
+    images = load_batch(training.train, np.arange(10), CPU)[0]
+    order = [
+        int((images - one).abs().mean((1, 2, 3)).argmin()) for batch in batches for one in batch
+    ]
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
+
+
+def test_views_differ_from_epoch_to_epoch(make_tiny):
+    training = make_tiny(
+        epochs=2, batch_size=10, augment=dict.fromkeys(AUGMENT, 0.0) | {"shift": 0.5}
+    )
+    batches = record_batches(training)
+    list(training)
+    first, second = ({one.numpy().tobytes() for one in batch} for batch in batches)
+    assert not first & second
+
+
+def test_a_batch_is_images_between_0_and_1_and_masks_of_0_and_1(splits):
+    images, masks = load_batch(splits["train"], np.array([3, 1]), CPU)
+    expected = splits["train"].images[3] / 255
+    assert images.dtype == masks.dtype == torch.float32
+    np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-7)
+    np.testing.assert_array_equal(masks[1, 0], splits["train"].masks[1])
+    assert masks.unique().tolist() == [0, 1]
+
+
+def test_the_training_loss_is_the_mean_over_images_not_batches(make_tiny, monkeypatch):
+    losses = iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(Training, "_step", lambda *_: next(losses))
+    epoch = next(iter(make_tiny(epochs=1)))
+    assert epoch.train_loss == pytest.approx((4 * 1 + 4 * 2 + 2 * 6) / 10)
+
+
+def test_an_epoch_s_scores_are_those_of_the_model_it_leaves_behind(make_training):
+    training = make_training(encoder_lr=0.001, epochs=1, batch_size=2)  # val in batches of 4 and 1
+    epoch = next(iter(training))
+    images, masks = load_batch(training.val, np.arange(5), CPU)
+    with torch.inference_mode():
+        logits = training.model.eval()(images)
+    counts = count_pixels((logits.sigmoid() > 0.5).numpy(), masks.bool().numpy())
+    for name, score in mean_scores(score_images(counts)).items():
+        if name != "threshold_jaccard":
+            assert getattr(epoch, f"val_{name}") == pytest.approx(score, abs=1e-3)
+    loss = weighted_sum(logits, masks, weights=RECIPE.loss).mean().item()
+    assert epoch.val_loss == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("jaccards", "best"), [([0.3, 0.5, 0.4], 2), ([0.5, 0.5, 0.2], 1), ([0.0, 0.0, 0.1], 3)]
+)
+def test_the_best_state_is_that_of_the_first_epoch_with_the_highest_val_jaccard(
+    make_tiny, monkeypatch, jaccards, best
+):
+    coming = iter(jaccards)
+    names = ("loss", "dice", "accuracy", "sensitivity", "specificity")
+    others = {f"val_{name}": 0.9 for name in names}
+    monkeypatch.setattr(Training, "_validate", lambda _: {"val_jaccard": next(coming), **others})
+    training, states = make_tiny(lr=0.05), []
+    for _ in training:
+        states.append({name: t.clone() for name, t in training.model.state_dict().items()})
+    assert training.best["epoch"] == best
+    assert training.best["jaccard"] == jaccards[best - 1]
+    assert_same(dict(training.best["state"]), states[best - 1])
+    assert not torch.equal(states[0]["decoder.1.weight"], states[1]["decoder.1.weight"])
+
+
+def learning_rates(training: Training) -> list[list[float]]:
+    """The rates of every step: the decoder's two groups, then the encoder's if it has some."""
+    rates = []
+    training.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+    )
+    list(training)
+    return rates
+
+
+def test_learning_rates_rise_once_to_their_own_peak_and_fall_to_nearly_0(make_tiny):
+    # 10 steps an epoch, 30 in all, of which 6 warm up.
+    rates = learning_rates(make_tiny(batch_size=1, lr=0.002, encoder_lr=0.0005))
+    decoder, encoder = [r[0] for r in rates], [r[2] for r in rates]
+    assert [r[1] for r in rates] == decoder
+    assert [r[3] for r in rates] == encoder
+    assert len(decoder) == 30
+    assert decoder[0] == pytest.approx(0.01 * 0.002)
+    assert decoder[3] == pytest.approx(0.5 * 0.002)
+    assert decoder.index(max(decoder)) == 6
+    assert decoder[6] == pytest.approx(0.002)
+    assert decoder[18] == pytest.approx(0.5 * 0.002)
+    assert 0 < decoder[-1] < 0.01 * 0.002
+    assert all(a < b for a, b in zip(decoder[:6], decoder[1:7], strict=True))
+    assert all(a > b for a, b in zip(decoder[6:-1], decoder[7:], strict=True))
+    assert encoder == pytest.approx([rate / 4 for rate in decoder])
+
+
+def test_without_warm_up_the_first_step_has_the_peak(make_tiny):
+    rates = learning_rates(make_tiny(warmup_fraction=0.0, epochs=1))
+    assert rates[0] == [0.002, 0.002]
+    assert rates[-1][0] < 0.002
+
+
+def test_an_epoch_s_record_names_both_rates(make_tiny):
+    epoch = next(iter(make_tiny(lr=0.002, encoder_lr=0.001)))
+    assert epoch.encoder_lr == pytest.approx(epoch.lr / 2)
+    assert next(iter(make_tiny(encoder_lr=0.0))).encoder_lr == 0.0
+
+
+@pytest.mark.parametrize("encoder_lr", [0.0, 0.001])
+def test_only_convolution_weights_decay_and_each_trained_parameter_is_there_once(
+    make_training, encoder_lr
+):
+    training = make_training(encoder_lr=encoder_lr)
+    groups = training.optimizer.param_groups
+    for group in groups:
+        decays = {p.ndim > 1 for p in group["params"]}
+        assert decays == {group["weight_decay"] > 0}
+        assert group["weight_decay"] in (0.0, 0.01)
+    optimised = [id(p) for group in groups for p in group["params"]]
+    model = training.model
+    trained = model.parameters() if encoder_lr else model.decoder.parameters()
+    assert sorted(optimised) == sorted(id(p) for p in trained)
+    assert all(p.requires_grad for group in groups for p in group["params"])
+
+
+def test_eight_phantoms_are_learnt(encoder_state):
+    split = make_split("train", 8, 64)
+    model = build_segmenter(
+        encoder_state=encoder_state, decoder="transposed", dropout=0.0, frozen=False, seed=0
+    )
+    recipe = dataclasses.replace(
+        RECIPE,
+        epochs=15,
+        batch_size=8,
+        lr=0.01,
+        encoder_lr=0.005,
+        augment=dict.fromkeys(AUGMENT, 0.0),
+    )
+    epochs = list(Training(model=model, train=split, val=split, recipe=recipe, device=CPU))
+    assert epochs[-1].train_loss < 0.5 * epochs[0].train_loss
+    assert epochs[-1].seconds > 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_run_epoch_step_and_the_next_step(
+    make_tiny, monkeypatch, value
+):
+    calls = []
+
+    def fail_at_the_sixth(logits, masks, *, weights):
+        calls.append(1)
+        loss = weighted_sum(logits, masks, weights=weights)
+        return loss * value if len(calls) == 6 else loss
+
+    # 3 steps and 1 batch of val make an epoch: the sixth call is step 2 of epoch 2.
+    monkeypatch.setattr(loop, "weighted_sum", fail_at_the_sixth)
+    training = make_tiny(batch_size=4)
+    with pytest.raises(TrainingError) as caught:
+        list(training)
+    assert str(caught.value) == (
+        f"train_frozen: the loss is {value} in epoch 2, step 2. "
+        "Write a smaller train.lr than 0.002 in params.yaml"
+    )
+    assert len(training.history) == 1
+
+
+def test_weights_that_the_last_step_destroyed_end_in_an_error_and_are_not_kept(make_tiny):
+    training = make_tiny(epochs=1, batch_size=10, warmup_fraction=0.0, lr=math.inf)
+    with pytest.raises(TrainingError, match=r"^train_frozen: .* epoch 1\b.* train\.lr"):
+        list(training)
+    assert training.best["state"] == {}
+
+
+def test_a_checkpoint_comes_back_as_it_went(tmp_path, make_tiny):
+    training = make_tiny(encoder_lr=0.001)
+    next(iter(training))
+    assert load_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, training.state_dict())
+    state = load_checkpoint(tmp_path)
+    assert_same(state["optimizer"], training.optimizer.state_dict())
+    assert_same(dict(state["model"]), dict(training.model.state_dict()))
+    assert state["history"] == training.state_dict()["history"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("num_bytes", [0, 10, 500])
+def test_a_damaged_checkpoint_is_warned_about_and_the_training_starts_afresh(
+    tmp_path, make_tiny, caplog, num_bytes
+):
+    save_checkpoint(tmp_path, make_tiny().state_dict())
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with caplog.at_level(logging.WARNING):
+        assert load_checkpoint(tmp_path) is None
+    [record] = caplog.records
+    assert str(path) in record.getMessage()
+
+
+def test_checkpoints_are_deleted_and_deleting_none_is_no_error(tmp_path):
+    save_checkpoint(tmp_path / "folder", {"a": 1})
+    delete_checkpoints(tmp_path / "folder")
+    assert list(tmp_path.iterdir()) == []
+    delete_checkpoints(tmp_path / "folder")
+
+
+def test_the_checkpoint_s_folder_is_another_for_every_other_training(tmp_path):
+    data, other = tmp_path / "images.npy", tmp_path / "masks.npy"
+    data.write_bytes(b"1")
+    other.write_bytes(b"2")
+
+    def folder(run="train_frozen", inputs=(data, other), **settings):
+        settings = {"train.lr": 0.002, "loss.bce": 1.0, "torch": "2.13"} | settings
+        return checkpoint_dir(tmp_path, run=run, settings=settings, inputs=inputs)
+
+    first = folder()
+    assert first.parent == tmp_path
+    assert first.name.startswith("train_frozen-")
+    changed = [
+        folder("train_finetuned"),
+        folder(**{"train.lr": 0.001}),
+        folder(**{"loss.bce": 0.0}),
+        folder(torch="2.14"),
+        folder(new=1),
+        folder(inputs=(other, data)),
+        folder(inputs=(data,)),
+    ]
+    data.write_bytes(b"3")
+    changed.append(folder())
+    data.write_bytes(b"1")
+    assert folder() == first
+    assert len({first, *changed}) == len(changed) + 1
+
+
+def test_the_checkpoint_s_folder_is_another_for_other_code(tmp_path, monkeypatch):
+    from lesionseg.training import checkpoints
+
+    (tmp_path / "a.py").write_text("1")
+    monkeypatch.setattr(checkpoints, "PACKAGE", tmp_path)
+    first = checkpoint_dir(tmp_path, run="r", settings={}, inputs=[])
+    (tmp_path / "a.py").write_text("2")
+    assert checkpoint_dir(tmp_path, run="r", settings={}, inputs=[]) != first
+
+
+def test_the_checkpoint_s_folder_does_not_depend_on_where_the_inputs_lie(tmp_path):
+    folders = set()
+    for name in ("a", "b"):
+        path = tmp_path / name / "images.npy"
+        path.parent.mkdir()
+        path.write_bytes(b"1")
+        folders.add(checkpoint_dir(tmp_path, run="r", settings={}, inputs=[path]))
+    assert len(folders) == 1
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "expected"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+    ],
+)
+def test_auto_takes_bfloat16_only_where_the_cpu_multiplies_in_it(
+    monkeypatch, avx512_bf16, amx, expected
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("float32", CPU) == torch.float32
+    assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.parametrize("expected", [torch.float32, torch.bfloat16])
+def test_auto_takes_bfloat16_only_where_the_gpu_multiplies_in_it(monkeypatch, expected):
+    def is_supported(including_emulation=True):
+        return including_emulation or expected == torch.bfloat16
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("num_devices", [0, 2])
+def test_auto_takes_cuda_where_there_is_one(monkeypatch, num_devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_devices > 0)
+    assert choose_device("auto").type == ("cuda" if num_devices else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(("name", "num_devices"), [("cuda", 0), ("cuda:99", 0), ("cuda:2", 2)])
+def test_a_device_that_is_not_there_is_answered_in_one_line(monkeypatch, name, num_devices):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_devices)
+    with pytest.raises(ConfigError) as caught:
+        choose_device(name)
+    assert str(caught.value) == (
+        f"params.yaml: train: device is {name}, and torch sees {num_devices} CUDA devices; "
+        "write auto or cpu"
+    )
+
+
+def test_a_device_that_is_there_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
