@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,18 @@ def test_a_file_takes_its_place_only_when_the_block_ends(tmp_path):
     assert names(path.parent) == ["a.txt"]
 
 
-def test_after_an_error_the_old_file_stays_and_nothing_else(tmp_path):
+def fill_and_fail(path: Path, fill: Callable[[Path], object], error: BaseException) -> None:
+    with replacing(path) as temporary:
+        fill(temporary)
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), KeyboardInterrupt()])
+def test_after_an_error_the_old_file_stays_and_nothing_else(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(type(error)):
+        fill_and_fail(path, lambda temporary: temporary.write_text("half"), error)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -66,10 +73,10 @@ def test_after_an_error_the_old_folder_stays_and_nothing_else(tmp_path):
     path = tmp_path / "split"
     path.mkdir()
     (path / "old.txt").write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.mkdir()
-        (temporary / "half.txt").write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fill_and_fail(
+            path, lambda temporary: (temporary / "half").mkdir(parents=True), RuntimeError()
+        )
     assert names(path) == ["old.txt"]
     assert names(tmp_path) == ["split"]
 

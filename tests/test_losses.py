@@ -1,6 +1,7 @@
 """Losses per image: values by hand, empty masks, extreme logits, gradients."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_good_logits_cost_less_than_poor_and_poor_less_than_wrong(loss, batch):
     masks = batch[1][:3]
     right = 2 * masks - 1
     costs = [loss(factor * right, masks) for factor in (5, 1, 0, -1, -5)]
-    for better, worse in zip(costs, costs[1:], strict=False):
+    for better, worse in pairwise(costs):
         assert (better < worse).all()
 
 
@@ -134,7 +135,7 @@ def test_a_single_weight_gives_that_loss_alone_and_computes_no_other(batch, monk
 
     for other in set(LOSSES) - {name}:
         monkeypatch.setitem(LOSSES, other, refuse)
-    weights = {other: 0.0 for other in LOSSES} | {name: 2.0}
+    weights = dict.fromkeys(LOSSES, 0.0) | {name: 2.0}
     torch.testing.assert_close(weighted_sum(*batch, weights=weights), expected)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from lesionseg.errors import ConfigError, MissingFileError
 
 RUNS = ("train_frozen", "train_finetuned")
 SEED_BOUND = 2**32
+_LARGEST = sys.float_info.max
 
 
 def _number(
@@ -73,7 +75,7 @@ class DownloadConfig:
 class PreprocessConfig:
     """The size the network sees, the validation split, the leak check."""
 
-    image_size: int = _number(at_least=32, at_most=1024, multiple_of=32)
+    image_size: int = _number(at_least=64, at_most=1024, multiple_of=32)
     val_fraction: float = _number(above=0, below=1)
     seed: int = _seed()
     near_duplicate_distance: float = _number(at_least=0, at_most=255)
@@ -255,9 +257,9 @@ def _is_text(key: "dataclasses.Field[Any]", value: Any) -> bool:
 
 
 def _is_number(key: "dataclasses.Field[Any]", value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
         return False
-    if key.type is int and not float(value).is_integer():
+    if key.type is int and value % 1:
         return False
     rules = key.metadata
     return bool(
@@ -290,21 +292,27 @@ class _Loader(yaml.SafeLoader):
     """YAML as DVC reads and writes it: `1e-4` is a number, and no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = []
+        for key, _ in node.value:
+            if key.value in seen:
                 raise ConfigError(
-                    f"{Path(self.name).name}: line {node.start_mark.line + 1}: "
-                    f"key {key!r} stands twice; keep one"
+                    f"{Path(self.name).name}: line {key.start_mark.line + 1}: "
+                    f"key {key.value!r} stands twice; keep one"
                 )
+            seen.append(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would take for a number."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -316,7 +324,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8") as stream:
             content = yaml.load(stream, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or bytes that cannot be
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -331,4 +341,4 @@ def override(content: dict[str, Any], values: Mapping[str, Any]) -> str:
     for name, value in values.items():
         section, key = name.split(".")
         content[section][key] = value
-    return yaml.safe_dump(content, sort_keys=False)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)

@@ -65,8 +65,13 @@ def load_encoder_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         MissingFileError: The file is not there.
+        DataError: It cannot be read.
     """
-    state: dict[str, Tensor] = torch.load(require(path, stage="download"), weights_only=True)
+    require(path, stage="download")
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
+        raise DataError(f"{path} holds no weights. Run: dvc repro -f download") from None
     return state
 
 
@@ -75,7 +80,6 @@ def save_model(
 ) -> None:
     """Write `model.pt`: weights, and what it takes to build the network again."""
     content = {
-        "format": 1,
         "decoder": decoder,
         "image_size": image_size,
         "frozen": frozen,
@@ -105,7 +109,8 @@ def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
         encoder = Encoder(state=encoder_state, frozen=content["frozen"])
         model = Segmenter(encoder=encoder, decoder=DECODERS[content["decoder"]](dropout=0.0))
         model.load_state_dict(state)
+        image_size = int(content["image_size"])
     except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a model ({reason}). Run: dvc repro -f {stage}") from None
-    return model.eval(), int(content["image_size"])
+    return model.eval(), image_size

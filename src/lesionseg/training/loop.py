@@ -102,6 +102,11 @@ class Training:
             epoch = len(self.history) + 1
             train_loss = self._train_epoch(epoch)
             scores = self._validate()
+            if not math.isfinite(scores["val_loss"]):  # the last step destroyed the weights
+                raise TrainingError(
+                    f"{self.recipe.run}: val/loss is {scores['val_loss']} after epoch {epoch}. "
+                    f"Write a smaller train.lr than {self.recipe.lr:g} in params.yaml"
+                )
             lrs = [group["lr"] for group in self.optimizer.param_groups]
             record = Epoch(
                 epoch=epoch,

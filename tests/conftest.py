@@ -1,0 +1,6 @@
+"""Shared by all tests: set before anything imports torch."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in stages/__init__.py
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
