@@ -18,6 +18,7 @@ from PIL import Image
 
 from lesionseg import files
 from lesionseg.config import RUNS
+from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.errors import DataError
 from lesionseg.report import figures
 
@@ -162,7 +163,7 @@ def _read_inputs(results_dir: Path, processed_dir: Path) -> Inputs:
             evaluate_dir / "per_image.csv", ("id", "run", "scope", *METRICS), stage="evaluate"
         ),
         masks_dir=evaluate_dir / "masks",
-        splits={name: _read_split(processed_dir / name) for name in ("train", "val", "test")},
+        splits={name: _read_split(processed_dir, name) for name in SPLITS},
         leaks=_read_table(processed_dir / "leaks.csv", _LEAK_COLUMNS, stage="preprocess"),
     )
     _check_training(inputs, results_dir)
@@ -202,24 +203,12 @@ def _read_record(path: Path, keys: Sequence[str], *, stage: str) -> dict[str, An
     return record
 
 
-def _read_split(folder: Path) -> Split:
-    index = _read_table(folder / "index.csv", ("id", "height", "width"), stage="preprocess")
-    images, masks = _read_array(folder / "images.npy"), _read_array(folder / "masks.npy")
-    if not len(index) == len(images) == len(masks):
-        raise DataError(
-            f"{folder} has {len(index)} ids, {len(images)} images and {len(masks)} masks. "
-            "Run: dvc repro -f preprocess"
-        )
-    return Split(index=index, images=images, masks=masks)
-
-
-def _read_array(path: Path) -> NDArray[np.uint8]:
-    files.require(path, stage="preprocess")
-    try:
-        array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is not an array ({error}). Run: dvc repro -f preprocess") from None
-    return array
+def _read_split(processed_dir: Path, name: str) -> Split:
+    arrays = load_split(processed_dir, name)
+    index = _read_table(
+        processed_dir / name / "index.csv", ("id", "height", "width"), stage="preprocess"
+    )
+    return Split(index=index, images=arrays.images, masks=arrays.masks)
 
 
 def _check_training(inputs: Inputs, results_dir: Path) -> None:
