@@ -2,5 +2,5 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in stages/__init__.py
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in stages/__init__.py
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
