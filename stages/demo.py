@@ -29,6 +29,7 @@ PARAMS = {
     "train.epochs": 8,
     "train.batch_size": 8,
     "train_finetuned.encoder_lr": 0.002,
+    "report.title": "Demo: synthetic lesions, encoders from scratch",
 }
 
 

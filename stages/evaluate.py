@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             seed=options.seed,
         )
     write_csv(RESULTS / "evaluate/per_image.csv", rows)
-    write_json(RESULTS / "evaluate/metrics.json", metrics)
+    for name in RUNS:  # a file each, the same keys: side by side in `dvc metrics show`
+        write_json(RESULTS / f"evaluate/{name}.json", metrics[name])
     write_json(RESULTS / "evaluate/comparison.json", comparison)
     for name in RUNS:
         log_results(name, metrics[name], best_first(scores["train_finetuned"]["test"]["jaccard"]))

@@ -145,7 +145,8 @@ def _write_evaluation(folder: Path, rows: list[dict[str, Any]], *, num_images: i
         }
         for run in RUNS
     }
-    _write_json(folder / "metrics.json", metrics)
+    for run in RUNS:
+        _write_json(folder / f"{run}.json", metrics[run])
     comparison: dict[str, Any] = {
         "num_images": num_images,
         "confidence": 0.95,

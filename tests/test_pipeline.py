@@ -137,7 +137,7 @@ def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
             float(run.data.params["encoder_lr"])
             == {"train_frozen": 0, "train_finetuned": 0.001}[name]
         )
-        expected = json.loads((project / "results/evaluate/metrics.json").read_text())[name]
+        expected = json.loads((project / f"results/evaluate/{name}.json").read_text())
         for scope, scores in expected.items():
             for metric, value in scores.items():
                 assert run.data.metrics[f"{scope}/{metric}"] == pytest.approx(value)
@@ -177,7 +177,9 @@ def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it
 
 def test_dvc_shows_metrics_and_plots(project, tmp_path):
     shown = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]
-    assert "jaccard" in shown["results/evaluate/metrics.json"]["data"]["train_frozen"]["test"]
+    columns = [shown[f"results/evaluate/{name}.json"]["data"]["test"].keys() for name in RUNS]
+    assert "jaccard" in columns[0]
+    assert columns[0] == columns[1]
     assert "jaccard" in shown["results/train_frozen/metrics.json"]["data"]["val"]
     dvc(project, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()

@@ -246,7 +246,7 @@ def test_more_examples_than_images_are_all_images(fresh):
         ("results/train_frozen/history.csv", "train_frozen"),
         ("results/train_finetuned/metrics.json", "train_finetuned"),
         ("results/train_finetuned/run.json", "train_finetuned"),
-        ("results/evaluate/metrics.json", "evaluate"),
+        ("results/evaluate/train_frozen.json", "evaluate"),
         ("results/evaluate/comparison.json", "evaluate"),
         ("results/evaluate/per_image.csv", "evaluate"),
         ("results/evaluate/masks/train_frozen/ISIC_0000003_segmentation.png", "evaluate"),
@@ -272,8 +272,8 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
     ("name", "keys", "value", "expected"),
     [
         ("evaluate/comparison.json", ["num_images"], 8, "compares 8 images, the test split has 7"),
-        ("evaluate/metrics.json", [RUNS[0], "test", "dice"], 0.5, "test dice of train_frozen is"),
-        ("evaluate/metrics.json", [RUNS[1], "test"], {}, "has no train_finetuned.test.jaccard"),
+        ("evaluate/train_frozen.json", ["test", "dice"], 0.5, "test dice of train_frozen is"),
+        ("evaluate/train_finetuned.json", ["test"], {}, "has no test.jaccard"),
         ("train_frozen/run.json", ["data_sha256"], "cd", "trained on different data"),
     ],
 )

@@ -30,7 +30,7 @@ def augment(
     its reflection: black corners would tell the network where the image was turned.
 
     Args:
-        images: (N, 3, H, W) float32 in [0, 1].
+        images: (N, 3, H, W) float32 in [0, 1], H = W.
         masks: (N, 1, H, W) float32 in {0, 1}.
         generator: On the CPU, so that every device draws the same views.
         horizontal_flip: Probability of a left-right flip.

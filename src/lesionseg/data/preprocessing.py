@@ -93,7 +93,6 @@ def preprocess(
             _write_split(part_dir / name, decoded, members[name])
         _write_table(part_dir / "leaks.csv", LEAK_COLUMNS, leaks)
         shutil.rmtree(part_dir / "all")
-        shutil.rmtree(out_dir, ignore_errors=True)
     _report(leaks, out_dir)
     counts = {f"num_{name}": len(members[name]) for name in SPLITS}
     return Summary(**counts, leaks=tuple(leaks))

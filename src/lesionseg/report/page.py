@@ -222,9 +222,11 @@ def _check_training(inputs: Inputs, results_dir: Path) -> None:
 
 def _check_evaluation(inputs: Inputs, evaluate_dir: Path) -> None:
     """Refuse files of different ages: all scores on the page must come from the same evaluation."""
-    metrics_path = evaluate_dir / "metrics.json"
-    keys = [f"{run}.{key}" for run in RUNS for key in _SCORE_KEYS]
-    metrics = _read_record(metrics_path, keys, stage="evaluate")
+    metrics_paths = {run: evaluate_dir / f"{run}.json" for run in RUNS}
+    metrics = {
+        run: _read_record(path, _SCORE_KEYS, stage="evaluate")
+        for run, path in metrics_paths.items()
+    }
     num_compared, num_images = inputs.comparison["num_images"], len(inputs.splits["test"].index)
     if num_compared != num_images:
         raise DataError(
@@ -244,7 +246,7 @@ def _check_evaluation(inputs: Inputs, evaluate_dir: Path) -> None:
             others = (inputs.comparison[scope][metric][run], rows[metric].mean())
             if not all(math.isclose(mean, other, abs_tol=_TOLERANCE) for other in others):
                 raise DataError(
-                    f"{metrics_path} is stale: {scope} {metric} of {run} is {mean:.4f}, but "
+                    f"{metrics_paths[run]} is stale: {scope} {metric} of {run} is {mean:.4f}, but "
                     f"{others[0]:.4f} in comparison.json and {others[1]:.4f} in per_image.csv. "
                     "Run: dvc repro -f evaluate"
                 )
