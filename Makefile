@@ -12,7 +12,7 @@ help:
 	@echo "make demo    set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
 	@echo "make test    set up, then lint, format check, types and all tests"
 	@echo "make repro   the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
-	@echo "make ui      the MLflow UI on this project's runs, http://127.0.0.1:5000"
+	@echo "make ui      the MLflow UI on this project's runs, it prints where"
 	@echo "make check   lint, format check and types only"
 	@echo "make format  mend what lint and format can mend"
 	@echo "make clean   remove .venv and the demo; data, results and runs stay"
@@ -34,6 +34,7 @@ repro: setup
 
 ui: setup
 	@mkdir -p mlruns
+	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 
 check: setup
