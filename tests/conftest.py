@@ -2,5 +2,29 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in stages/__init__.py
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for each other on a busy machine make tiny networks take minutes."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def encoder_state():
+    import torch
+
+    from lesionseg.models.torchvision import mobilenet_v2
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return mobilenet_v2(weights=None).features.state_dict()

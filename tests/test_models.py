@@ -14,23 +14,9 @@ from lesionseg.models.segmenter import (
 )
 from lesionseg.models.torchvision import mobilenet_v2
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 each_decoder = pytest.mark.parametrize("decoder", DECODERS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make tiny networks take minutes."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def encoder_state():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return mobilenet_v2(weights=None).features.state_dict()
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.losses import weighted_sum
 from lesionseg.models.segmenter import build_segmenter, save_model
-from lesionseg.models.torchvision import mobilenet_v2
 from lesionseg.training import loop
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
@@ -25,6 +24,8 @@ from lesionseg.training.checkpoints import (
 )
 from lesionseg.training.hardware import choose_device, choose_precision
 from lesionseg.training.loop import Recipe, Training, load_batch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 AUGMENT = {
@@ -61,25 +62,9 @@ def make_split(name: str, num_images: int, size: int) -> Split:
     )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Threads that wait for each other on a busy machine make tiny networks take minutes."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
 @pytest.fixture(scope="module")
 def splits():
     return {"train": make_split("train", 10, 64), "val": make_split("val", 5, 64)}
-
-
-@pytest.fixture(scope="module")
-def encoder_state():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return mobilenet_v2(weights=None).features.state_dict()
 
 
 @pytest.fixture
