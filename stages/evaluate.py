@@ -73,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in RUNS:  # a file each, the same keys: side by side in `dvc metrics show`
         write_json(RESULTS / f"evaluate/{name}.json", metrics[name])
     write_json(RESULTS / "evaluate/comparison.json", comparison)
+    examples = choose_examples(scores["train_finetuned"]["test"]["jaccard"])
     for name in RUNS:
-        log_results(name, metrics[name], best_first(scores["train_finetuned"]["test"]["jaccard"]))
+        log_results(name, metrics[name], examples)
 
 
 def evaluate(
@@ -130,7 +131,7 @@ def _scores(rows: Sequence[Row], name: str, scope: str) -> dict[str, NDArray[np.
     return score_images(np.array([[row[count] for count in COUNTS] for row in chosen]))
 
 
-def best_first(jaccard: NDArray[np.float64]) -> dict[str, int]:
+def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:
     """Positions in the test split of the best, the median and the worst image."""
     order = np.argsort(-jaccard, kind="stable")
     return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}

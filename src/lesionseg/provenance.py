@@ -9,7 +9,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", 
 
 
 def git_commit() -> str:
-    """The commit the code was at, with `-dirty` where files differ; `unknown` without git."""
+    """The commit the code was at, with `-dirty` where files differ; `unknown` without git.
+
+    In a DVC experiment it is the commit that the experiment started from.
+    """
     baseline = os.environ.get("DVC_EXP_BASELINE_REV")
     if baseline:
         return baseline
