@@ -24,6 +24,12 @@ if importlib.util.find_spec("torch") is None:
 from lesionseg.errors import LesionsegError
 
 
+def result_dirs(name: str, seeds: range) -> dict[int, Path]:
+    """Where the training of model `name` with each seed leaves its files; the first is on top."""
+    top = Path("results") / name
+    return {seed: top / f"seeds/{seed}" if number else top for number, seed in enumerate(seeds)}
+
+
 def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; what the user can mend ends in one line and exit status 1.
 

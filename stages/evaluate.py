@@ -1,134 +1,231 @@
 """Score both models on the test split; write results/evaluate/.
 
-At the network's size (`test`) and at each image's own size (`test_own_size`).
+At the network's size (`test`) and at each image's own size (`test_own_size`). Only the curve of
+thresholds is of the validation split: nothing is chosen on test.
 """
 
 import argparse
+import functools
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
+from tqdm.contrib.concurrent import thread_map
 
 from lesionseg import tracking
-from lesionseg.config import RUNS, load_config
-from lesionseg.data.dataset import load_split
-from lesionseg.data.images import read_mask, resize_mask
-from lesionseg.data.manifest import read_manifest
+from lesionseg.config import RUNS, Config, load_config
+from lesionseg.data.dataset import Split, load_split
+from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.errors import DataError
-from lesionseg.evaluation.metrics import COUNTS, count_pixels, mean_scores, score_images
-from lesionseg.evaluation.prediction import predict_split, resize_probabilities
-from lesionseg.evaluation.statistics import compare
+from lesionseg.evaluation.calibration import (
+    expected_calibration_error,
+    reliability,
+    score_thresholds,
+    sum_bins,
+)
+from lesionseg.evaluation.prediction import predict_split
+from lesionseg.evaluation.scoring import METRICS, SCOPES, score_split, scores_by_metric, summarise
+from lesionseg.evaluation.statistics import compare, compare_seeds, mean_interval
+from lesionseg.evaluation.strata import MEASURED_SIZE, group_of, measure_image, summarise_strata
 from lesionseg.files import replacing, sha256, write_csv, write_json
 from lesionseg.models.segmenter import load_model
 from lesionseg.report.figures import draw_curves, draw_overlay
 from lesionseg.training.hardware import choose_device, make_deterministic
-from stages import run
+from stages import result_dirs, run
 
 RAW, PROCESSED, RESULTS = Path("data/raw"), Path("data/processed"), Path("results")
-SCOPES = ("test", "test_own_size")
+OUT = RESULTS / "evaluate"
 _log = logging.getLogger("lesionseg.evaluate")
 
 Row = dict[str, Any]
+Probabilities = list[NDArray[np.float32]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate both models and compare them."""
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args(argv)
     config = load_config(Path("params.yaml"))
-    options = config.evaluate
     make_deterministic()
-    rows: list[Row] = []
-    with replacing(RESULTS / "evaluate/masks") as masks_dir:
+    test, val = load_split(PROCESSED, "test"), load_split(PROCESSED, "val")
+    tables, bins, thresholds = {}, {}, {}
+    with replacing(OUT / "masks") as masks_dir:
         for name in RUNS:
-            rows += evaluate(
-                name,
-                masks_dir=masks_dir / name,
-                threshold=options.threshold,
-                batch_size=options.batch_size,
-                device=config.train.device,
-            )
-    scores = {name: {scope: _scores(rows, name, scope) for scope in SCOPES} for name in RUNS}
-    metrics = {
-        name: {scope: mean_scores(by_metric) for scope, by_metric in by_scope.items()}
-        for name, by_scope in scores.items()
-    }
-    comparison: dict[str, Any] = {
-        "num_images": len(rows) // len(RUNS) // len(SCOPES),
-        "confidence": options.confidence,
-        "num_resamples": options.num_resamples,
-    }
-    for scope in SCOPES:
-        comparison[scope] = compare(
-            *(scores[name][scope] for name in RUNS),
-            confidence=options.confidence,
-            num_resamples=options.num_resamples,
-            seed=options.seed,
-        )
-    write_csv(RESULTS / "evaluate/per_image.csv", rows)
+            probabilities = predict(RESULTS / name, test, config, stage=name)
+            tables[name] = score(probabilities, test, config, out_dir=masks_dir / name)
+            bins[name] = np.sum(list(map(sum_bins, probabilities, test.masks > 0)), axis=0)
+            on_val = predict(RESULTS / name, val, config, stage=name)
+            thresholds[name] = score_thresholds(on_val, val.masks > 0)
+    metrics = {name: summarise_scopes(table) for name, table in tables.items()}
     for name in RUNS:  # a file each, the same keys: side by side in `dvc metrics show`
-        write_json(RESULTS / f"evaluate/{name}.json", metrics[name])
-    write_json(RESULTS / "evaluate/comparison.json", comparison)
-    examples = choose_examples(scores["train_finetuned"]["test"]["jaccard"])
+        metrics[name]["test"]["ece"] = expected_calibration_error(bins[name])
+        write_json(OUT / f"{name}.json", metrics[name])
+    write_csv(OUT / "per_image.csv", per_image_rows(tables))
+    reliabilities = {name: reliability(sums) for name, sums in bins.items()}
+    write_csv(
+        OUT / "calibration.csv",
+        side_by_side(reliabilities, on=["probability_low", "probability_high"]),
+    )
+    write_csv(OUT / "thresholds.csv", side_by_side(thresholds, on=["threshold"]))
+    seeds = seed_rows(metrics, test, config)
+    write_csv(OUT / "seeds.csv", seeds)
+    interval = functools.partial(
+        mean_interval,
+        confidence=config.evaluate.confidence,
+        num_resamples=config.evaluate.num_resamples,
+        seed=config.evaluate.seed,
+    )
+    write_json(OUT / "comparison.json", comparison(tables, seeds, config, interval=interval))
+    attributes = measure(test)
+    jaccards = {name: at(table, "test")["jaccard"].to_numpy() for name, table in tables.items()}
+    write_csv(
+        OUT / "attributes.csv",
+        [
+            row | {f"{name}_jaccard": float(values[number]) for name, values in jaccards.items()}
+            for number, row in enumerate(attributes)
+        ],
+    )
+    write_csv(
+        OUT / "strata.csv",
+        summarise_strata(pd.DataFrame(attributes), jaccards, interval=interval),
+    )
+    examples = choose_examples(jaccards["train_finetuned"])
     for name in RUNS:
-        log_results(name, metrics[name], examples)
+        logged = log_metrics(RESULTS / name, metrics[name])
+        log_figures(name, logged, test, examples=examples)
 
 
-def evaluate(
-    name: str, *, masks_dir: Path, threshold: float, batch_size: int, device: str
-) -> list[Row]:
-    """Rows of per_image.csv for one model; its masks at own size are written to `masks_dir`."""
-    model, image_size = load_model(RESULTS / name / "model.pt", stage=name)
-    split = load_split(PROCESSED, "test")
+def predict(folder: Path, split: Split, config: Config, *, stage: str) -> Probabilities:
+    """The lesion's probability in each image of a split, by the model in `folder`."""
+    model, image_size = load_model(folder / "model.pt", stage=stage)
     if split.images.shape[1] != image_size:
         raise DataError(
-            f"results/{name}/model.pt was trained at {image_size} px, and data/processed is at "
-            f"{split.images.shape[1]} px. Run: dvc repro {name}"
+            f"{folder}/model.pt was trained at {image_size} px, and data/processed is at "
+            f"{split.images.shape[1]} px. Run: dvc repro {stage}"
         )
-    masks = {row.id: RAW / row.mask_path for row in read_manifest(RAW) if row.split == "test"}
-    masks_dir.mkdir(parents=True)
-    predictions = predict_split(
-        model, split, batch_size=batch_size, device=choose_device(device), label=name
+    device = choose_device(config.train.device)
+    batch_size, label = config.evaluate.batch_size, f"{stage} on {split.name}"
+    return list(predict_split(model, split, batch_size=batch_size, device=device, label=label))
+
+
+def score(
+    probabilities: Probabilities, test: Split, config: Config, *, out_dir: Path | None = None
+) -> pd.DataFrame:
+    """Scores of each test image, a row at each of `SCOPES`; masks at own size go to `out_dir`."""
+    return score_split(
+        probabilities,
+        test,
+        mask_paths=[RAW / row.mask_path for row in test_files(test)],
+        threshold=config.evaluate.threshold,
+        surface_tolerance=config.evaluate.surface_tolerance,
+        out_dir=out_dir,
     )
-    rows = []
-    for image_id, truth, probabilities in zip(split.ids, split.masks, predictions, strict=True):
-        own_truth = read_mask(masks[image_id]) > 0
-        own_prediction = resize_probabilities(probabilities, own_truth.shape) > threshold
-        rows.append(_row(image_id, name, "test", probabilities > threshold, truth > 0))
-        rows.append(_row(image_id, name, "test_own_size", own_prediction, own_truth))
-        mask = Image.fromarray(own_prediction.astype(np.uint8) * 255)
-        mask.save(masks_dir / f"{image_id}_segmentation.png")
+
+
+def measure(test: Split) -> list[Row]:
+    """What each test image is like, and the groups it falls into."""
+
+    def measure_one(files: ManifestRow) -> Row:
+        image = read_image(RAW / files.image_path, at_least=MEASURED_SIZE)
+        mask = read_mask(RAW / files.mask_path)
+        measures = measure_image(
+            resize_image(image, size=MEASURED_SIZE), resize_mask(mask, size=MEASURED_SIZE) > 0
+        )
+        known = {key: None if math.isnan(value) else value for key, value in measures.items()}
+        return {"id": files.id, **known, **group_of(measures)}
+
+    rows: list[Row] = thread_map(
+        *(measure_one, test_files(test)), desc="attributes", unit="image", disable=None, leave=False
+    )
     return rows
 
 
-def _row(
-    image_id: str,
-    name: str,
-    scope: str,
-    prediction: NDArray[np.bool_],
-    truth: NDArray[np.bool_],
-) -> Row:
-    counts = count_pixels(prediction[None], truth[None])
-    height, width = truth.shape
+def test_files(test: Split) -> list[ManifestRow]:
+    """The files of the test images, in the split's order."""
+    rows = {row.id: row for row in read_manifest(RAW) if row.split == "test"}
+    return [rows[image_id] for image_id in test.ids]
+
+
+def at(table: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """The rows of one of `SCOPES`."""
+    return table[table["scope"] == scope]
+
+
+def summarise_scopes(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The numbers of <run>.json."""
+    return {scope: summarise(at(table, scope)) for scope in SCOPES}
+
+
+def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
+    """Rows of per_image.csv: those of each model below each other."""
+    return [
+        {"id": row["id"], "run": name} | row
+        for name, table in tables.items()
+        for row in cast("list[Row]", table.to_dict("records"))
+    ]
+
+
+def side_by_side(tables: Mapping[str, Sequence[Row]], *, on: Sequence[str]) -> list[Row]:
+    """The models' rows beside each other: columns `on` once, the others after the run's name."""
+    return [
+        {key: rows[0][key] for key in on}
+        | {
+            f"{name}_{key}": value
+            for name, row in zip(tables, rows, strict=True)
+            for key, value in row.items()
+            if key not in on
+        }
+        for rows in zip(*tables.values(), strict=True)
+    ]
+
+
+def seed_rows(
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]], test: Split, config: Config
+) -> list[Row]:
+    """Rows of seeds.csv: the first seed's means are known, the further seeds' models are scored."""
+    rows = []
+    for name in RUNS:
+        for seed, folder in result_dirs(name, config.seeds()).items():
+            summary = metrics[name]
+            if folder != RESULTS / name:
+                table = score(predict(folder, test, config, stage=name), test, config)
+                summary = summarise_scopes(table)
+                log_metrics(folder, summary)
+            for scope in SCOPES:
+                means = {metric: summary[scope][metric] for metric in METRICS}
+                rows.append({"run": name, "seed": seed, "scope": scope, **means})
+    return rows
+
+
+def comparison(
+    tables: Mapping[str, pd.DataFrame],
+    seeds: Sequence[Row],
+    config: Config,
+    *,
+    interval: Callable[[NDArray[np.float64]], list[float]],
+) -> dict[str, Any]:
+    """The content of comparison.json."""
+    options = config.evaluate
     return {
-        "id": image_id,
-        "run": name,
-        "scope": scope,
-        "height": height,
-        "width": width,
-        **dict(zip(COUNTS, counts[0].tolist(), strict=True)),
-        **{metric: float(values[0]) for metric, values in score_images(counts).items()},
+        "num_images": len(at(tables[RUNS[0]], "test")),
+        "confidence": options.confidence,
+        "num_resamples": options.num_resamples,
+        "threshold": options.threshold,
+        "surface_tolerance": options.surface_tolerance,
+        "models": {name: sha256(RESULTS / name / "model.pt") for name in RUNS},
+        **{
+            scope: compare(
+                *(scores_by_metric(at(tables[name], scope)) for name in RUNS), interval=interval
+            )
+            for scope in SCOPES
+        },
+        "seeds": compare_seeds(pd.DataFrame(seeds)),
     }
-
-
-def _scores(rows: Sequence[Row], name: str, scope: str) -> dict[str, NDArray[np.float64]]:
-    """Scores (N,) by metric from the rows of one model at one size."""
-    chosen = [row for row in rows if row["run"] == name and row["scope"] == scope]
-    return score_images(np.array([[row[count] for count in COUNTS] for row in chosen]))
 
 
 def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:
@@ -137,26 +234,32 @@ def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:
     return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
 
 
-def log_results(name: str, metrics: dict[str, dict[str, float]], examples: dict[str, int]) -> None:
-    """Tell the log, and the model's MLflow run, what the test split says."""
+def log_metrics(folder: Path, metrics: Mapping[str, Mapping[str, float]]) -> tracking.Run:
+    """Tell the log, and the MLflow run of the model in `folder`, what the test split says."""
     _log.info(
         "%s: test jaccard %.3f, dice %.3f; at own size %.3f, %.3f",
-        *(name, metrics["test"]["jaccard"], metrics["test"]["dice"]),
+        *(folder, metrics["test"]["jaccard"], metrics["test"]["dice"]),
         *(metrics["test_own_size"]["jaccard"], metrics["test_own_size"]["dice"]),
     )
-    logged = tracking.find_run(model_sha256=sha256(RESULTS / name / "model.pt"))
+    logged = tracking.find_run(model_sha256=sha256(folder / "model.pt"))
     logged.log_metrics(
         {f"{scope}/{key}": value for scope in SCOPES for key, value in metrics[scope].items()}
     )
+    return logged
+
+
+def log_figures(
+    name: str, logged: tracking.Run, test: Split, *, examples: Mapping[str, int]
+) -> None:
+    """Add the curves and overlays of a few test images to a model's MLflow run."""
     history = pd.read_csv(RESULTS / name / "history.csv")
     logged.log_figure(draw_curves({name: history}), "curves.png")
-    split = load_split(PROCESSED, "test")
     for example, position in examples.items():
-        image, truth = split.images[position], split.masks[position]
-        path = RESULTS / f"evaluate/masks/{name}/{split.ids[position]}_segmentation.png"
+        image, truth = test.images[position], test.masks[position]
+        path = OUT / f"masks/{name}/{test.ids[position]}_segmentation.png"
         prediction = resize_mask(read_mask(path), size=len(image))
         figure = draw_overlay(image, truth, {name: prediction})
-        logged.log_figure(figure, f"overlays/{example}_{split.ids[position]}.png")
+        logged.log_figure(figure, f"overlays/{example}_{test.ids[position]}.png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from lesionseg import provenance, tracking
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import load_split
-from lesionseg.files import project_root, require, sha256, write_csv, write_json
+from lesionseg.files import project_root, read_json, require, sha256, write_csv, write_json
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
@@ -26,7 +26,7 @@ from lesionseg.training.checkpoints import (
 )
 from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
-from stages import run
+from stages import result_dirs, run
 
 PROCESSED, ENCODER = Path("data/processed"), Path("data/raw/encoder.pth")
 INPUTS = [PROCESSED / s / f for s in ("train", "val") for f in ("images.npy", "masks.npy")]
@@ -34,25 +34,40 @@ _log = logging.getLogger("lesionseg.train")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train the model that the command line names."""
+    """Train the model that the command line names, once with each seed."""
     parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
     parser.add_argument("run", choices=RUNS, help="which of the two models")
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
+    make_deterministic()
+    checkpoints = [
+        train_seed(config, name, seed=seed, folder=folder)
+        for seed, folder in result_dirs(name, config.seeds()).items()
+    ]
+    write_csv(Path("results") / name / "seeds/scores.csv", seed_rows(name, config.seeds()))
+    for folder in checkpoints:  # not before: a killed stage starts at its first seed again
+        delete_checkpoints(folder)
+
+
+def train_seed(config: Config, name: str, *, seed: int, folder: Path) -> Path:
+    """Train with one seed, write its results to `folder`; its checkpoints are returned."""
+    if config.train.num_seeds > 1:
+        _log.info("%s with seed %d of %s", name, seed, list(config.seeds()))
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    make_deterministic()
-    training = make_training(config, name, device=device, precision=precision)
+    training = make_training(config, name, seed=seed, device=device, precision=precision)
     params = {
         **config.flat("preprocess", "train", "model", "loss", "augment"),
+        "train.seed": seed,
         "encoder_lr": config.encoder_lr(name),
     }
+    del params["train.num_seeds"]  # of no concern to a single training
     facts = {
         "data_sha256": sha256(require(PROCESSED / "train/index.csv", stage="preprocess")),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
-    folder = checkpoint_dir(
+    checkpoints = checkpoint_dir(
         project_root() / ".checkpoints",
         run=name,
         settings={
@@ -66,15 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     tags = {**provenance.tags(stage=name), **facts}
     tags |= {f"version.{package}": v for package, v in provenance.versions().items()}
-    with tracking.training_run(name, params=params, tags=tags, id_path=folder / "run_id") as logged:
-        train(training, folder, logged)
-        write_results(Path("results") / name, config, training, tags=tags, params=params)
-        log_results(Path("results") / name, training, logged)
-    delete_checkpoints(folder)
+    id_path = checkpoints / "run_id"
+    with tracking.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
+        train(training, checkpoints, logged)
+        write_results(folder, config, training, tags=tags, params=params)
+        log_results(folder, training, logged)
+    return checkpoints
 
 
 def make_training(
-    config: Config, name: str, *, device: torch.device, precision: torch.dtype
+    config: Config, name: str, *, seed: int, device: torch.device, precision: torch.dtype
 ) -> Training:
     """The training of one model, at its first epoch."""
     encoder_lr = config.encoder_lr(name)
@@ -83,7 +99,7 @@ def make_training(
         decoder=config.model.decoder,
         dropout=config.model.dropout,
         frozen=encoder_lr == 0,
-        seed=config.train.seed,
+        seed=seed,
     )
     recipe = Recipe(
         run=name,
@@ -93,7 +109,7 @@ def make_training(
         encoder_lr=encoder_lr,
         weight_decay=config.train.weight_decay,
         warmup_fraction=config.train.warmup_fraction,
-        seed=config.train.seed,
+        seed=seed,
         precision=precision,
         loss=dataclasses.asdict(config.loss),
         augment=dataclasses.asdict(config.augment),
@@ -161,6 +177,7 @@ def write_results(
     write_json(folder / "metrics.json", best_metrics(best))
     details = {
         "run": training.recipe.run,
+        "model_sha256": sha256(folder / "model.pt"),
         **{k: v for k, v in tags.items() if not k.startswith("version.")},
         "seconds": seconds,
         "images_per_second": num_seen / seconds,
@@ -180,6 +197,16 @@ def best_metrics(best: Epoch) -> dict[str, Any]:
         "train": {"loss": best.train_loss},
         "val": {"loss": best.val_loss, **val},
     }
+
+
+def seed_rows(name: str, seeds: range) -> list[dict[str, Any]]:
+    """The best epoch of each seed's training, as rows of seeds/scores.csv."""
+    rows = []
+    for seed, folder in result_dirs(name, seeds).items():
+        metrics = read_json(folder / "metrics.json", stage=name)
+        val = {f"val_{metric}": value for metric, value in metrics["val"].items()}
+        rows.append({"seed": seed, "best_epoch": metrics["best_epoch"], **val})
+    return rows
 
 
 def log_results(folder: Path, training: Training, logged: tracking.Run) -> None:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
+from lesionseg.evaluation.metrics import (
+    count_pixels,
+    failure_rate,
+    mean_scores,
+    pool_scores,
+    score_images,
+)
 
 NAMES = ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity")
 LAST_BATCH = 4
@@ -185,12 +191,32 @@ def column_mean(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 def test_the_wrong_formulas_of_student_projects_give_other_numbers(pairs, scores):
     ours = mean_scores(scores)["jaccard"]
-    pooled = score_images(np.sum([count_pixels(p[None], t[None]) for p, t in pairs], axis=0))
+    pooled = pool_scores(np.concatenate([count_pixels(p[None], t[None]) for p, t in pairs]))
     wrong = {
         "over columns": np.mean([column_mean(p, t) for p, t in pairs]),
         "last batch only": scores["jaccard"][-LAST_BATCH:].mean(),
-        "pooled over images": pooled["jaccard"][0],
+        "pooled over images": pooled["pooled_jaccard"],
     }
     for name, value in wrong.items():
         assert abs(value - ours) > 0.02, name
     assert wrong["over columns"] > ours
+
+
+def test_pooled_scores_are_those_of_all_images_laid_side_by_side():
+    rng = np.random.default_rng(4)
+    predictions, truths = rng.random((2, 6, 8, 9)) < 0.4
+    side_by_side = (np.hstack(list(masks)).ravel() for masks in (predictions, truths))
+    counts = count_pixels(*(masks[None] for masks in side_by_side))
+    expected = {f"pooled_{name}": values[0] for name, values in score_images(counts).items()}
+    del expected["pooled_threshold_jaccard"]
+    assert pool_scores(count_pixels(predictions, truths)) == expected
+
+
+def test_a_large_lesion_weighs_more_in_the_pooled_score_only():
+    counts = np.array([[90, 10, 0, 100], [1, 9, 0, 190]])
+    assert pool_scores(counts)["pooled_jaccard"] == pytest.approx(91 / 110)
+    assert mean_scores(score_images(counts))["jaccard"] == pytest.approx((0.9 + 0.1) / 2)
+
+
+def test_an_image_fails_below_065():
+    assert failure_rate(np.array([0.65, 0.6499, 0.0, 1.0])) == 0.5

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -116,6 +117,53 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(prepared, project,
         run.info.run_id, "val/jaccard"
     )
     assert {metric.step for metric in history} == {1, 2, 3, 4}
+
+
+def test_more_seeds_leave_the_first_model_as_it_is_and_are_kept_apart(prepared, project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    set_params(copy, {"train.num_seeds": 2})
+    dvc(copy, "repro")
+    for name in RUNS:
+        first, second = (copy / f"results/{name}{folder}" for folder in ("", "/seeds/1"))
+        assert sha256(first / "model.pt") == sha256(project / f"results/{name}/model.pt")
+        assert sha256(first / "model.pt") != sha256(second / "model.pt")
+        best = [json.loads((folder / "metrics.json").read_text()) for folder in (first, second)]
+        scores = pd.read_csv(first / "seeds/scores.csv")
+        assert scores["seed"].tolist() == [0, 1]
+        assert scores["val_jaccard"].tolist() == [record["val"]["jaccard"] for record in best]
+    seeds = pd.read_csv(copy / "results/evaluate/seeds.csv")
+    assert len(seeds) == len(RUNS) * 2 * 2
+    with_one, with_two = (
+        json.loads((folder / "results/evaluate/comparison.json").read_text())
+        for folder in (project, copy)
+    )
+    spread = with_two.pop("seeds")
+    assert with_one.pop("seeds") is None
+    assert with_two == with_one
+    means = seeds[seeds["scope"] == "test"].groupby("run")["jaccard"].mean()
+    for name in RUNS:
+        assert spread["test"]["jaccard"][name]["mean"] == pytest.approx(means[name])
+    runs = sorted((run.info.run_name, run.data.params["train.seed"]) for run in runs_of(copy))
+    assert runs == sorted((name, seed) for name in RUNS for seed in ("0", "1"))
+    assert all("test/jaccard" in run.data.metrics for run in runs_of(copy))
+
+
+# The scorer calls pandas in a way that pandas 3.1 deprecates.
+@pytest.mark.filterwarnings("ignore:The inplace keyword in Series.rename:DeprecationWarning")
+@pytest.mark.parametrize("name", RUNS)
+def test_the_official_scorer_reads_the_written_masks_and_agrees(project, tmp_path, name):
+    official = pytest.importorskip(
+        "isic_challenge_scoring.segmentation", reason="the official scorer needs Python < 3.13"
+    )
+    for path in (project / "data/raw/test/masks").iterdir():  # it knows no phantoms
+        shutil.copyfile(path, tmp_path / path.name.replace("PHANTOM", "ISIC"))
+    predictions = project / f"results/evaluate/masks/{name}"
+    score = official.SegmentationScore.from_dir(tmp_path, predictions)
+    ours = json.loads((project / f"results/evaluate/{name}.json").read_text())["test_own_size"]
+    theirs = score.to_dict()["macro_average"]
+    assert len(theirs) == 6
+    assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
 
 
 def test_only_the_report_runs_again_when_only_its_parameters_change(project, tmp_path):

@@ -1,31 +1,37 @@
 """A short training on real dermoscopy and real weights, where they lie beside the checkout."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lesionseg.config import load_config, override, read_yaml
+from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.data.dataset import load_split
-from lesionseg.evaluation.metrics import count_pixels, score_images
 from lesionseg.evaluation.prediction import predict_split
-from stages import download, preprocess
+from lesionseg.files import read_json, write_csv
+from lesionseg.models.segmenter import load_model, save_model
+from stages import download, evaluate, preprocess
 from stages.train import make_training
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
 NUM_IMAGES = {"train": 300, "test": 100}
+LAST_BATCH = 4
+MASKS, MASKS_DIR = Path("data/raw/test/masks"), Path("results/evaluate/masks/train_finetuned")
 
 pytestmark = pytest.mark.skipif(
     not WEIGHTS.exists(), reason="real images and weights are not beside the checkout (../shared)"
 )
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
     """A project of part of the real images, ready to train on."""
+    tmp_path = tmp_path_factory.mktemp("real")
     for split, num_images in NUM_IMAGES.items():
         for kind in ("images", "masks"):
             target = tmp_path / "source" / split / kind
@@ -40,21 +46,98 @@ def project(tmp_path, monkeypatch):
     }
     params = override(read_yaml(Path(__file__).parents[1] / "params.yaml"), values)
     (tmp_path / "params.yaml").write_text(params)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    download.main([])
-    preprocess.main([])
-    return tmp_path
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+        download.main([])
+        preprocess.main([])
+        yield tmp_path
 
 
-def test_a_minute_of_fine_tuning_segments_unseen_real_lesions(project):
+@pytest.fixture(scope="module")
+def trained(project):
+    """The project with one briefly fine-tuned model in the place of both."""
     config = load_config(Path("params.yaml"))
     cpu = torch.device("cpu")
-    training = make_training(config, "train_finetuned", device=cpu, precision=torch.float32)
+    training = make_training(config, "train_finetuned", seed=0, device=cpu, precision=torch.float32)
     history = list(training)
-    assert sum(epoch.seconds for epoch in history) < 90
-    test = load_split(Path("data/processed"), "test")
-    training.model.load_state_dict(training.best["state"])
-    probabilities = predict_split(training.model, test, batch_size=32, device=cpu, label="test")
-    counts = count_pixels(np.stack(list(probabilities)) > 0.5, test.masks > 0)
-    assert score_images(counts)["jaccard"].mean() > 0.78
+    for name in RUNS:
+        save_model(
+            project / f"results/{name}/model.pt",
+            state=training.best["state"],
+            decoder=config.model.decoder,
+            image_size=config.preprocess.image_size,
+            frozen=False,
+        )
+        write_csv(project / f"results/{name}/history.csv", map(dataclasses.asdict, history))
+    evaluate.main([])
+    return project
+
+
+def test_six_epochs_of_fine_tuning_segment_unseen_real_lesions(trained):
+    scores = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")
+    assert scores["test"]["jaccard"] > 0.78
+    assert scores["test_own_size"]["jaccard"] > 0.78
+
+
+def test_the_same_model_twice_shows_no_difference(trained):
+    comparison = read_json(trained / "results/evaluate/comparison.json", stage="evaluate")
+    row = comparison["test"]["jaccard"]
+    assert (row["difference"], row["interval"], row["wilcoxon_p"]) == (0, [0, 0], 1)
+    assert (row["wins"], row["ties"], row["losses"]) == (0, NUM_IMAGES["test"], 0)
+
+
+# The scorer calls pandas in a way that pandas 3.1 deprecates.
+@pytest.mark.filterwarnings("ignore:The inplace keyword in Series.rename:DeprecationWarning")
+@pytest.mark.parametrize("scope", ["test", "test_own_size"])
+def test_the_official_scorer_agrees_on_real_predictions(trained, tmp_path, scope):
+    official = pytest.importorskip(
+        "isic_challenge_scoring.segmentation", reason="the official scorer needs Python < 3.13"
+    )
+    truths, predictions = trained / "data/raw/test/masks", trained / MASKS_DIR
+    if scope == "test":
+        truths, predictions = write_at_network_size(trained, tmp_path)
+    score = official.SegmentationScore.from_dir(truths, predictions)
+    theirs = score.to_dict()["macro_average"]
+    ours = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")[scope]
+    assert len(theirs) == 6
+    assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
+
+
+def write_at_network_size(project, folder):
+    """Truth and predictions at 128 x 128 as PNG files, in two folders."""
+    test = load_split(project / "data/processed", "test")
+    model, _ = load_model(project / "results/train_finetuned/model.pt", stage="train_finetuned")
+    probabilities = predict_split(
+        model, test, batch_size=32, device=torch.device("cpu"), label="test"
+    )
+    truths, predictions = folder / "truths", folder / "predictions"
+    truths.mkdir()
+    predictions.mkdir()
+    for image_id, truth, probability in zip(test.ids, test.masks, probabilities, strict=True):
+        Image.fromarray(truth * np.uint8(255)).save(truths / f"{image_id}.png")
+        mask = (probability > 0.5) * np.uint8(255)
+        Image.fromarray(mask).save(predictions / f"{image_id}.png")
+    return truths, predictions
+
+
+def test_the_wrong_formulas_give_other_numbers_on_real_predictions(trained):
+    scores = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")
+    per_image, columns = [], []
+    for path in (trained / MASKS_DIR).iterdir():
+        name = path.name.replace("_segmentation", "")
+        prediction, truth = (
+            np.asarray(Image.open(mask)) > 128 for mask in (path, trained / MASKS / name)
+        )
+        tp, union = (prediction & truth).sum(0), (prediction | truth).sum(0)
+        per_image.append(tp.sum() / union.sum())
+        columns.append(np.where(union > 0, tp / np.maximum(union, 1), 1.0).mean())
+    ours = scores["test_own_size"]["jaccard"]
+    assert np.mean(per_image) == pytest.approx(ours)
+    wrong = {
+        "over columns": np.mean(columns),
+        "last batch only": np.mean(per_image[-LAST_BATCH:]),
+        "pooled over images": scores["test_own_size"]["pooled_jaccard"],
+    }
+    for name, value in wrong.items():
+        assert abs(value - ours) > 1e-3, name

@@ -91,6 +91,7 @@ class TrainConfig:
     weight_decay: float = _number(at_least=0)
     warmup_fraction: float = _number(at_least=0, below=1)
     seed: int = _seed()
+    num_seeds: int = _number(at_least=1)
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
     precision: str = _choice("auto", "float32", "bfloat16")
 
@@ -149,6 +150,7 @@ class EvaluateConfig:
     """How the test split is scored."""
 
     threshold: float = _number(above=0, below=1)
+    surface_tolerance: float = _number(above=0, at_most=100)
     batch_size: int = _number(at_least=1)
     confidence: float = _number(above=0, below=1)
     num_resamples: int = _number(at_least=100)
@@ -184,6 +186,10 @@ class Config:
             "train_frozen": self.train_frozen.encoder_lr,
             "train_finetuned": self.train_finetuned.encoder_lr,
         }[run]
+
+    def seeds(self) -> range:
+        """The seeds that each model is trained with; the first one's model is the one shown."""
+        return range(self.train.seed, self.train.seed + self.train.num_seeds)
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections as `{"train.lr": 0.002, ...}`."""

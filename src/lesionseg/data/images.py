@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,11 @@ FOREGROUND_ABOVE = 128  # the rule of the ISIC challenge and its scorer
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-def read_image(path: Path, *, at_least: int | None = None) -> NDArray[np.uint8]:
+def read_image(path: Path | BinaryIO, *, at_least: int | None = None) -> NDArray[np.uint8]:
     """The pixels of an image file as a viewer shows them: turned by EXIF, on white if transparent.
 
     Args:
-        path: Any format and colour space that Pillow reads.
+        path: Any format and colour space that Pillow reads; or a stream of its bytes.
         at_least: Height and width in pixels that the caller will resize to. A JPEG is then decoded
             at 1/2, 1/4 or 1/8 scale, as long as both sides keep twice this: most of its inverse
             cosine transforms are left out, and what remains is still above the Nyquist rate.
@@ -95,7 +96,7 @@ def resize_mask(mask: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path | BinaryIO) -> Iterator[Image.Image]:
     """An open image; any damage found in the block is a `DataError`."""
     try:
         with Image.open(path) as image:
@@ -103,12 +104,12 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except DAMAGE as error:
         reason = "file not found" if isinstance(error, FileNotFoundError) else _reason(error, path)
         raise DataError(
-            f"{path} cannot be read as an image ({reason}). "
+            f"{path if isinstance(path, Path) else 'this'} cannot be read as an image ({reason}). "
             "Replace the file; what belongs to data/raw comes back with: dvc repro -f download"
         ) from error
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path | BinaryIO) -> str:
     """The first line of Pillow's message; it says the path again, in its own way."""
     if isinstance(error, UnidentifiedImageError):
         return "unknown or damaged format"

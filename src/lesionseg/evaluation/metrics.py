@@ -1,8 +1,9 @@
 """Pixel counts of each image, then scores of each image, then their mean: the challenge's way.
 
 Never the other way round: pooling pixels over images, or averaging over image columns or batches,
-gives other and mostly flattering numbers. Where a score's denominator is 0 (nothing to find, or
-nothing predicted, and rightly so) it is 1.0, as in the official scorer.
+gives other and mostly flattering numbers; the pooled ones are called `pooled_*`. Where a score's
+denominator is 0 (nothing to find, or nothing predicted, and rightly so) it is 1.0, as in the
+official scorer.
 """
 
 from collections.abc import Mapping
@@ -47,8 +48,8 @@ def score_images(counts: Counts) -> dict[str, Scores]:
     jaccard = _ratio(tp, tp + fp + fn)
     return {
         "jaccard": jaccard,
-        "threshold_jaccard": np.where(jaccard >= JACCARD_THRESHOLD, jaccard, 0.0),
         "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+        "threshold_jaccard": np.where(jaccard >= JACCARD_THRESHOLD, jaccard, 0.0),
         "accuracy": _ratio(tp + tn, tp + fp + fn + tn),
         "sensitivity": _ratio(tp, tp + fn),
         "specificity": _ratio(tn, tn + fp),
@@ -58,6 +59,21 @@ def score_images(counts: Counts) -> dict[str, Scores]:
 def mean_scores(scores: Mapping[str, Scores]) -> dict[str, float]:
     """The mean over images of each score."""
     return {name: float(values.mean()) for name, values in scores.items()}
+
+
+def pool_scores(counts: Counts) -> dict[str, float]:
+    """Scores of the pixels of all images added up, as `pooled_jaccard` and so on.
+
+    A large lesion, or a large image, weighs more than a small one: not the challenge's numbers.
+    """
+    scores = score_images(counts.sum(axis=0, keepdims=True))
+    del scores["threshold_jaccard"]  # a rule for single images
+    return {f"pooled_{name}": float(values[0]) for name, values in scores.items()}
+
+
+def failure_rate(jaccard: Scores) -> float:
+    """The share of images whose jaccard is below 0.65, which the challenge counts as failed."""
+    return float(np.mean(jaccard < JACCARD_THRESHOLD))
 
 
 def _ratio(numerator: Counts, denominator: Counts) -> Scores:

@@ -1,0 +1,82 @@
+"""Whether probabilities mean what they say, and which threshold on them would do best."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.evaluation.metrics import count_pixels, score_images
+
+NUM_BINS = 15  # as usual since Guo et al. 2017, arXiv:1706.04599
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+Sums = NDArray[np.float64]
+
+
+def sum_bins(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> Sums:
+    """Pixels of one image by their probability, in `NUM_BINS` bins of equal width.
+
+    Args:
+        probabilities: (H, W) float32 in [0, 1].
+        truth: (H, W) bool, True where lesion is.
+
+    Returns:
+        (NUM_BINS, 3) float64: pixels, sum of their probabilities, pixels that are lesion. Those
+        of many images add up.
+    """
+    bins = np.minimum((probabilities * NUM_BINS).astype(np.int64), NUM_BINS - 1).ravel()
+    return np.stack(
+        [
+            np.bincount(bins, weights, minlength=NUM_BINS)
+            for weights in (None, probabilities.ravel(), truth.ravel())
+        ],
+        axis=1,
+    ).astype(np.float64)
+
+
+def reliability(sums: Sums) -> list[dict[str, float | None]]:
+    """For each bin its pixels, their mean probability, and the share of them that is lesion.
+
+    Returns:
+        `probability_low`, `probability_high` (the bin), `num_pixels`, and `probability` and
+        `lesion_fraction`, which are None where the bin is empty.
+    """
+    return [
+        {
+            "probability_low": number / NUM_BINS,
+            "probability_high": (number + 1) / NUM_BINS,
+            "num_pixels": int(num_pixels),
+            "probability": total / num_pixels if num_pixels else None,
+            "lesion_fraction": num_lesion / num_pixels if num_pixels else None,
+        }
+        for number, (num_pixels, total, num_lesion) in enumerate(sums.tolist())
+    ]
+
+
+def expected_calibration_error(sums: Sums) -> float:
+    """Mean distance of a pixel's probability from the share of lesion at such probabilities.
+
+    In [0, 1]; 0 is perfect. Over the pixels of all images together, weighted by the bins' pixels
+    (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602), for the probability of lesion.
+    """
+    num_pixels, total, num_lesion = sums.T
+    return float(np.abs(total - num_lesion).sum() / num_pixels.sum())
+
+
+def score_thresholds(
+    probabilities: Sequence[NDArray[np.float32]], truths: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    """The mean jaccard and dice over images at each of `THRESHOLDS`.
+
+    Args:
+        probabilities: N arrays (H, W) float32 in [0, 1].
+        truths: (N, H, W) bool.
+    """
+    rows = []
+    for threshold in THRESHOLDS:
+        predictions = np.stack([image > threshold for image in probabilities])
+        scores = score_images(count_pixels(predictions, truths))
+        means = {metric: float(scores[metric].mean()) for metric in ("jaccard", "dice")}
+        rows.append({"threshold": threshold, **means})
+    return rows

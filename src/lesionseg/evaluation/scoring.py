@@ -1,0 +1,124 @@
+"""All scores of predicted masks, and the numbers that sum up a table of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm.contrib.concurrent import thread_map
+
+from lesionseg.data.dataset import Split
+from lesionseg.data.images import read_mask
+from lesionseg.evaluation.boundaries import boundary_scores
+from lesionseg.evaluation.metrics import (
+    COUNTS,
+    Scores,
+    count_pixels,
+    failure_rate,
+    pool_scores,
+    score_images,
+)
+from lesionseg.evaluation.prediction import resize_probabilities
+
+SCOPES = ("test", "test_own_size")
+METRICS = (
+    *("jaccard", "dice", "threshold_jaccard", "accuracy", "sensitivity", "specificity"),
+    *("hd95", "nsd"),
+)
+
+
+def score_split(
+    probabilities: Sequence[NDArray[np.float32]],
+    split: Split,
+    *,
+    mask_paths: Sequence[Path],
+    threshold: float,
+    surface_tolerance: float,
+    out_dir: Path | None = None,
+) -> pd.DataFrame:
+    """Scores of a model on every image, a row for each image and each of `SCOPES`.
+
+    At own size the probabilities are interpolated, then cut at the threshold; the truth is the
+    mask's file itself, never resized.
+
+    Args:
+        probabilities: N arrays (H, W) float32 in [0, 1], one for each image of the split.
+        split: The split at the network's size.
+        mask_paths: The masks at own size, in the split's order.
+        threshold: A pixel is lesion above it, in (0, 1).
+        surface_tolerance: Of `nsd`, in percent of the image's diagonal.
+        out_dir: Where the predictions at own size go, as the challenge wants them: 8-bit PNG,
+            0 and 255, `<id>_segmentation.png`.
+    """
+    if out_dir:
+        out_dir.mkdir(parents=True)
+
+    def score(
+        image_id: str, truth: NDArray[np.uint8], probability: NDArray[np.float32], mask_path: Path
+    ) -> list[dict[str, Any]]:
+        own_truth = read_mask(mask_path) > 0
+        own_prediction = resize_probabilities(probability, own_truth.shape) > threshold
+        if out_dir:
+            mask = Image.fromarray(own_prediction.astype(np.uint8) * 255)
+            mask.save(out_dir / f"{image_id}_segmentation.png")
+        masks = {
+            "test": (probability > threshold, truth > 0),
+            "test_own_size": (own_prediction, own_truth),
+        }
+        return [
+            {"id": image_id, "scope": scope}
+            | score_mask(*masks[scope], surface_tolerance=surface_tolerance)
+            for scope in SCOPES
+        ]
+
+    pairs = thread_map(
+        *(score, split.ids, split.masks, probabilities, mask_paths),
+        total=len(split.ids),
+        desc="scores",
+        unit="image",
+        disable=None,
+        leave=False,
+    )
+    return pd.DataFrame([row for pair in pairs for row in pair])
+
+
+def score_mask(
+    prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, surface_tolerance: float
+) -> dict[str, Any]:
+    """Size, pixel counts and `METRICS` of one image.
+
+    Args:
+        prediction: (H, W) bool, True where lesion is predicted.
+        truth: (H, W) bool, True where lesion is.
+        surface_tolerance: Of `nsd`, in percent of the image's diagonal.
+    """
+    height, width = truth.shape
+    counts = count_pixels(prediction[None], truth[None])
+    return {
+        "height": height,
+        "width": width,
+        **dict(zip(COUNTS, counts[0].tolist(), strict=True)),
+        **{metric: float(values[0]) for metric, values in score_images(counts).items()},
+        **boundary_scores(prediction, truth, tolerance=surface_tolerance),
+    }
+
+
+def scores_by_metric(rows: pd.DataFrame) -> dict[str, Scores]:
+    """The column (N,) of each of `METRICS`."""
+    return {metric: rows[metric].to_numpy(np.float64) for metric in METRICS}
+
+
+def summarise(rows: pd.DataFrame) -> dict[str, float]:
+    """The mean over images of each of `METRICS`, the failure rate, and the pooled scores.
+
+    Args:
+        rows: A row of `score_mask` for each image of one model at one size.
+    """
+    return {
+        **{metric: float(rows[metric].mean()) for metric in METRICS},
+        "failure_rate": failure_rate(rows["jaccard"].to_numpy(np.float64)),
+        **pool_scores(rows[list(COUNTS)].to_numpy(np.int64)),
+    }
