@@ -13,12 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write results/report/ from results/ and data/processed/."""
+    """Write results/report/ from results/, data/processed/ and the test images in data/raw/."""
     argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args(argv)
     config = load_config(Path("params.yaml")).report
     path = write_report(
         results_dir=Path("results"),
         processed_dir=Path("data/processed"),
+        raw_dir=Path("data/raw"),
         report_dir=Path("results/report"),
         title=config.title,
         num_examples=config.num_examples,

@@ -12,7 +12,17 @@ from PIL import Image
 
 RUNS = ("train_frozen", "train_finetuned")
 SCOPES = ("test", "test_own_size")
-METRICS = ("jaccard", "threshold_jaccard", "dice", "accuracy", "sensitivity", "specificity")
+OVERLAPS = ("jaccard", "dice", "threshold_jaccard", "accuracy", "sensitivity", "specificity")
+METRICS = (*OVERLAPS, "hd95", "nsd")
+POOLED = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
+STRATA = {
+    "size": ("small", "medium", "large"),
+    "border": ("free", "touching"),
+    "contrast_level": ("low", "medium", "high"),
+    "hair": ("little", "some"),
+    "skin_tone": ("light", "unknown"),
+}
+MODELS = {"train_frozen": "12" * 32, "train_finetuned": "34" * 32}
 LEAK_COLUMNS = ("id", "split", "other_id", "other_split", "kind", "distance", "action")
 
 
@@ -22,21 +32,23 @@ def write_report_inputs(
     ids: Sequence[str] = tuple(f"ISIC_{number:07d}" for number in range(7)),
     images: NDArray[np.uint8] | None = None,
     masks: NDArray[np.uint8] | None = None,
-    own_size: tuple[int, int] = (48, 64),
+    own_size: tuple[int, int] = (60, 80),
     leaks: Sequence[Mapping[str, Any]] = (),
+    num_seeds: int = 3,
 ) -> None:
-    """Consistent `results/` and `data/processed/` under `root`: scores of made-up masks."""
+    """Consistent `results/` and `data/` under `root`: scores of made-up masks."""
     if images is None or masks is None:
-        images, masks = _phantoms(len(ids), size=32)
+        images, masks = _phantoms(len(ids), size=64)
     for split in ("train", "val", "test"):
         _write_split(root / "data/processed" / split, ids, images, masks, own_size)
     _write_csv(root / "data/processed/leaks.csv", leaks, columns=LEAK_COLUMNS)
+    _write_raw(root / "data/raw", ids, images, masks, own_size)
     for run in RUNS:
         _write_training(root / "results" / run, run)
     rows = []
     for run in RUNS:
         for number, (name, mask) in enumerate(zip(ids, masks, strict=True)):
-            shift = (3 + number % 4 if run == "train_frozen" else 1 + number % 3) * len(mask) // 64
+            shift = (2 + number % 4 if run == "train_frozen" else 1 + number % 3) * len(mask) // 64
             prediction = np.roll(mask, (shift, shift), axis=(0, 1))
             large = _resize(prediction, own_size)
             path = root / "results/evaluate/masks" / run / f"{name}_segmentation.png"
@@ -46,7 +58,9 @@ def write_report_inputs(
             rows.append({**base, "scope": "test", **_scores(prediction, mask)})
             truth = _resize(mask, own_size)
             rows.append({**base, "scope": "test_own_size", **_scores(large, truth)})
-    _write_evaluation(root / "results/evaluate", rows, num_images=len(ids))
+    _write_evaluation(root / "results/evaluate", rows, ids=ids, num_seeds=num_seeds)
+    _write_attributes(root / "results/evaluate", rows, ids, masks)
+    _write_calibration(root / "results/evaluate", num_pixels=masks.size)
 
 
 def _phantoms(num_images: int, *, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -72,11 +86,13 @@ def _scores(prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> dict[str
         "fn": fn,
         "tn": tn,
         "jaccard": jaccard,
-        "threshold_jaccard": jaccard if jaccard >= 0.65 else 0.0,
         "dice": 2 * tp / (2 * tp + fp + fn),
+        "threshold_jaccard": jaccard if jaccard >= 0.65 else 0.0,
         "accuracy": (tp + tn) / truth.size,
         "sensitivity": tp / (tp + fn),
         "specificity": tn / (tn + fp),
+        "hd95": 20 * (1 - jaccard),
+        "nsd": jaccard**2,
     }
 
 
@@ -92,6 +108,28 @@ def _write_split(
     np.save(folder / "masks.npy", masks)
     index = [{"id": name, "height": own_size[0], "width": own_size[1]} for name in ids]
     _write_csv(folder / "index.csv", index, columns=("id", "height", "width"))
+
+
+def _write_raw(
+    folder: Path,
+    ids: Sequence[str],
+    images: NDArray[np.uint8],
+    masks: NDArray[np.uint8],
+    own_size: tuple[int, int],
+) -> None:
+    """Test images as `download` leaves them; files are numbered, so that ids may be anything."""
+    rows = []
+    for kind in ("images", "masks"):
+        (folder / "test" / kind).mkdir(parents=True)
+    for number, (name, image, mask) in enumerate(zip(ids, images, masks, strict=True)):
+        paths = {"image": f"test/images/{number}.png", "mask": f"test/masks/{number}.png"}
+        Image.fromarray(image).resize(own_size[::-1]).save(folder / paths["image"])
+        Image.fromarray(255 * _resize(mask, own_size)).save(folder / paths["mask"])
+        row = {"id": name, "split": "test", "height": own_size[0], "width": own_size[1]}
+        for kind, path in paths.items():
+            row |= {f"{kind}_path": path, f"{kind}_sha256": "cd" * 32}
+        rows.append(row)
+    _write_csv(folder / "manifest.csv", rows, columns=tuple(rows[0]))
 
 
 def _write_training(folder: Path, run: str) -> None:
@@ -124,6 +162,7 @@ def _write_training(folder: Path, run: str) -> None:
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "dvc_experiment": "shaky-clam",
         "data_sha256": "ab" * 32,
+        "model_sha256": MODELS[run],
         "device": "cpu",
         "precision": "bfloat16",
         "seconds": 71.5 if run == "train_frozen" else 141.2,
@@ -136,37 +175,146 @@ def _write_training(folder: Path, run: str) -> None:
     _write_json(folder / "run.json", provenance)
 
 
-def _write_evaluation(folder: Path, rows: list[dict[str, Any]], *, num_images: int) -> None:
+def _write_evaluation(
+    folder: Path, rows: list[dict[str, Any]], *, ids: Sequence[str], num_seeds: int
+) -> None:
     _write_csv(folder / "per_image.csv", rows, columns=tuple(rows[0]))
-    metrics = {
-        run: {
-            scope: {metric: float(_values(rows, run, scope, metric).mean()) for metric in METRICS}
-            for scope in SCOPES
-        }
-        for run in RUNS
-    }
+    means = {run: {scope: _summarise(rows, run, scope) for scope in SCOPES} for run in RUNS}
     for run in RUNS:
-        _write_json(folder / f"{run}.json", metrics[run])
+        means[run]["test"]["ece"] = 0.03 if run == "train_frozen" else 0.02
+        _write_json(folder / f"{run}.json", means[run])
+    seeds = [
+        {"run": run, "seed": seed, "scope": scope}
+        | {metric: means[run][scope][metric] + 0.002 * seed for metric in METRICS}
+        for run in RUNS
+        for seed in range(num_seeds)
+        for scope in SCOPES
+    ]
+    _write_csv(folder / "seeds.csv", seeds, columns=tuple(seeds[0]))
     comparison: dict[str, Any] = {
-        "num_images": num_images,
-        "confidence": 0.95,
-        "num_resamples": 1000,
+        **{"num_images": len(ids), "confidence": 0.95, "num_resamples": 1000},
+        **{"threshold": 0.5, "surface_tolerance": 1.0, "models": MODELS},
+        "seeds": _compare_seeds(means, num_seeds) if num_seeds > 1 else None,
     }
     for scope in SCOPES:
         comparison[scope] = {metric: _compare(rows, scope, metric) for metric in METRICS}
     _write_json(folder / "comparison.json", comparison)
 
 
+def _summarise(rows: list[dict[str, Any]], run: str, scope: str) -> dict[str, float]:
+    means = {metric: float(_values(rows, run, scope, metric).mean()) for metric in METRICS}
+    failure_rate = float((_values(rows, run, scope, "jaccard") < 0.65).mean())
+    return {**means, "failure_rate": failure_rate, **{f"pooled_{m}": means[m] for m in POOLED}}
+
+
 def _compare(rows: list[dict[str, Any]], scope: str, metric: str) -> dict[str, Any]:
     frozen, finetuned = (_values(rows, run, scope, metric) for run in RUNS)
     differences = finetuned - frozen
-    resamples = np.random.default_rng(0).choice(differences, (1000, len(differences))).mean(axis=1)
+    gains = -differences if metric == "hd95" else differences
     return {
         "train_frozen": float(frozen.mean()),
+        "train_frozen_interval": _interval(frozen),
         "train_finetuned": float(finetuned.mean()),
+        "train_finetuned_interval": _interval(finetuned),
         "difference": float(differences.mean()),
-        "interval": np.quantile(resamples, [0.025, 0.975]).tolist(),
+        "interval": _interval(differences),
+        "wilcoxon_p": 0.0123,
+        "rank_biserial": 0.45,
+        "wins": int((gains > 0).sum()),
+        "ties": int((gains == 0).sum()),
+        "losses": int((gains < 0).sum()),
     }
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    resamples = np.random.default_rng(0).choice(values, (1000, len(values))).mean(axis=1)
+    return np.quantile(resamples, [0.025, 0.975]).tolist()
+
+
+def _compare_seeds(means: Mapping[str, Any], num_seeds: int) -> dict[str, Any]:
+    """Summary of seeds that raise every score of both models by 0.002 each."""
+    shift, sd = 0.001 * (num_seeds - 1), float(0.002 * np.std(range(num_seeds), ddof=1))
+
+    def compare(scope: str, metric: str) -> dict[str, Any]:
+        frozen, finetuned = (means[run][scope][metric] for run in RUNS)
+        is_better = finetuned < frozen if metric == "hd95" else finetuned > frozen
+        return {
+            "train_frozen": {"mean": frozen + shift, "sd": sd},
+            "train_finetuned": {"mean": finetuned + shift, "sd": sd},
+            "difference": {
+                **{"mean": finetuned - frozen, "sd": 0.0},
+                "num_better": num_seeds if is_better else 0,
+            },
+        }
+
+    compared = {scope: {metric: compare(scope, metric) for metric in METRICS} for scope in SCOPES}
+    return {"num_seeds": num_seeds, **compared}
+
+
+def _write_attributes(
+    folder: Path, rows: list[dict[str, Any]], ids: Sequence[str], masks: NDArray[np.uint8]
+) -> None:
+    """Images are dealt to the groups of each stratum in turn."""
+    attributes = [
+        {"id": name, "lesion_fraction": float(masks[number].mean()), "border_fraction": 0.0}
+        | {"contrast": 20.0 + number, "hair_fraction": 0.01, "ita": "" if number % 2 else 45.0}
+        | {stratum: groups[number % len(groups)] for stratum, groups in STRATA.items()}
+        for number, name in enumerate(ids)
+    ]
+    _write_csv(folder / "attributes.csv", attributes, columns=tuple(attributes[0]))
+    frozen, finetuned = (_values(rows, run, "test", "jaccard") for run in RUNS)
+    members = {("all", "all"): np.ones(len(ids), bool)} | {
+        (stratum, group): np.arange(len(ids)) % len(groups) == number
+        for stratum, groups in STRATA.items()
+        for number, group in enumerate(groups)
+    }
+    strata = [
+        _summarise_group(stratum, group, frozen[inside], finetuned[inside])
+        for (stratum, group), inside in members.items()
+        if inside.any()
+    ]
+    _write_csv(folder / "strata.csv", strata, columns=tuple(strata[0]))
+
+
+def _summarise_group(
+    stratum: str, group: str, frozen: NDArray[np.float64], finetuned: NDArray[np.float64]
+) -> dict[str, Any]:
+    low, high = _interval(finetuned - frozen) if len(frozen) > 1 else ("", "")
+    return {
+        **{"stratum": stratum, "group": group, "num_images": len(frozen)},
+        "train_frozen_jaccard": frozen.mean(),
+        "train_frozen_failure_rate": (frozen < 0.65).mean(),
+        "train_finetuned_jaccard": finetuned.mean(),
+        "train_finetuned_failure_rate": (finetuned < 0.65).mean(),
+        "difference": (finetuned - frozen).mean(),
+        **{"difference_low": low, "difference_high": high},
+    }
+
+
+def _write_calibration(folder: Path, *, num_pixels: int) -> None:
+    """Two bins of 15 hold all pixels; the frozen model's best threshold is 0.4."""
+    bins = []
+    for number in range(15):
+        num = {0: num_pixels // 2, 14: num_pixels - num_pixels // 2}.get(number, 0)
+        edges = {"probability_low": number / 15, "probability_high": (number + 1) / 15}
+        content = {"num_pixels": num, "probability": "", "lesion_fraction": ""}
+        if num:
+            content |= {"probability": (number + 0.5) / 15, "lesion_fraction": number / 14}
+        bins.append(edges | {f"{run}_{name}": content[name] for run in RUNS for name in content})
+    _write_csv(folder / "calibration.csv", bins, columns=tuple(bins[0]))
+    thresholds = [
+        {"threshold": round(0.05 * number, 2)}
+        | {
+            f"{run}_jaccard": 0.8 - abs(number - best) / 50
+            for run, best in zip(RUNS, (8, 10), strict=True)
+        }
+        | {
+            f"{run}_dice": 0.9 - abs(number - best) / 50
+            for run, best in zip(RUNS, (8, 10), strict=True)
+        }
+        for number in range(1, 20)
+    ]
+    _write_csv(folder / "thresholds.csv", thresholds, columns=tuple(thresholds[0]))
 
 
 def _values(rows: list[dict[str, Any]], run: str, scope: str, metric: str) -> NDArray[np.float64]:

@@ -1,3 +1,6 @@
+import base64
+import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -7,14 +10,18 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from skimage.measure import approximate_polygon
 
 from lesionseg.errors import DataError, MissingFileError
-from lesionseg.report import figures
-from lesionseg.report.page import answer, write_report
+from lesionseg.evaluation import scoring
+from lesionseg.report import figures, terms
+from lesionseg.report.contours import find_outlines, simplify, svg_path
+from lesionseg.report.page import answer, answer_of_seeds, write_report
 from stages import report
-from tests.report_inputs import METRICS, RUNS, SCOPES, write_report_inputs
+from tests.report_inputs import METRICS, POOLED, RUNS, SCOPES, STRATA, write_report_inputs
 
-VOID = {"meta", "link", "br", "img", "hr"}
+VOID = {"meta", "link", "br", "img", "hr", "input"}
 LEAK = {
     "id": "ISIC_0000001",
     "split": "train",
@@ -30,6 +37,7 @@ def write_page(root: Path, *, title: str = "Which is better?", num_examples: int
     path = write_report(
         results_dir=root / "results",
         processed_dir=root / "data/processed",
+        raw_dir=root / "data/raw",
         report_dir=root / "results/report",
         title=title,
         num_examples=num_examples,
@@ -44,6 +52,18 @@ def edit_json(path: Path, *keys: str, value: object) -> None:
         inner = inner[key]
     inner[keys[-1]] = value
     path.write_text(json.dumps(content))
+
+
+FIGURES = {
+    *("differences", "scatter", "samples", "strata", "reliability", "thresholds", "seeds"),
+    *("curves_loss", "curves_jaccard", "curves_dice"),
+}
+
+
+def edit_csv(path: Path, column: str, value: object, *, row: int = 0) -> None:
+    table = pd.read_csv(path, dtype=object, keep_default_na=False)
+    table.loc[row, column] = value
+    table.to_csv(path, index=False)
 
 
 class Page(HTMLParser):
@@ -139,17 +159,38 @@ def test_the_answer_follows_the_interval(means, interval, expected):
     assert answer(comparison) == expected
 
 
+def test_the_answer_over_seeds_is_a_sentence_of_its_own():
+    seeds = {"num_seeds": 5, "test": {"jaccard": {}}}
+    seeds["test"]["jaccard"]["difference"] = {"mean": 0.0123, "sd": 0.0041, "num_better": 4}
+    assert answer_of_seeds({"seeds": seeds}) == (
+        "Over 5 training seeds the difference is +0.012 on average (standard deviation 0.004), "
+        "and fine-tuning is better in 4 of 5."
+    )
+
+
+def test_the_answer_of_a_single_training_says_that_it_is_one():
+    assert answer_of_seeds({"seeds": None}).startswith("Each model was trained once")
+
+
 def test_the_page_opens_with_title_and_answer(root, html):
     comparison = json.loads((root / "results/evaluate/comparison.json").read_text())
-    assert html.index("Which is better?</h1>") < html.index(answer(comparison)) < html.index("<svg")
+    places = ["Which is better?</h1>", answer(comparison), answer_of_seeds(comparison), "<svg"]
+    body = html[html.index("<body>") :]
+    assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
 
 
 def test_the_page_links_to_nothing_outside_itself(html):
     links = Page(html).links
     assert links
     assert all(link.startswith(("#", "data:image/")) for link in links)
-    assert "<script" not in html
-    assert not re.search(r"@import|url\((?!#)", html)
+    assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org)", html)
+
+
+def test_only_the_page_s_own_script_may_run(html):
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert html.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; script-src 'sha256-{digest}'; style-src" in html
 
 
 def test_every_element_is_closed_in_order(html):
@@ -168,15 +209,112 @@ def test_no_placeholder_is_left(html):
     assert not re.search(r"{{|}}|{%|%}|\bNone\b(?! found)|\bnan\b|Undefined", html)
 
 
-def test_every_score_is_on_the_page(root, html):
+def cells_of(html: str) -> str:
+    """All table cells as one text, single spaces between their words."""
+    cells = re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", html, re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", " ".join(cells)).split())
+
+
+def test_every_score_is_on_the_page_with_its_interval_and_test(root, html):
     comparison = json.loads((root / "results/evaluate/comparison.json").read_text())
-    cells = " ".join(re.findall(r"<t[hd][^>]*>([^<]*)", html))
+    cells = cells_of(html)
     for scope in SCOPES:
         for metric in METRICS:
             result = comparison[scope][metric]
-            low, high = (f"{bound:+.3f}" for bound in result["interval"])
-            scores = " ".join(f"{result[run]:.3f}" for run in RUNS)
-            assert f"{metric} {scores} {result['difference']:+.3f} {low} to {high}" in cells
+            digits = 2 if metric == "hd95" else 3
+            low, high = (f"{bound:+.{digits}f}" for bound in result["interval"])
+            parts = [f"{result['difference']:+.{digits}f} {low} to {high} 0.012 +0.45"]
+            for run in RUNS:
+                mean, *interval = (
+                    f"{value:.{digits}f}" for value in (result[run], *result[f"{run}_interval"])
+                )
+                parts.append(f"{mean} {' to '.join(interval)}")
+            assert all(part in cells for part in parts), (scope, metric)
+            assert f"{result['wins']} / {result['ties']} / {result['losses']}" in cells
+
+
+def test_pooled_scores_are_kept_apart_from_means(root, html):
+    assert "Pooled over pixels, not the challenge's number</h3>" in html.replace("&#39;", "'")
+    scores = {run: json.loads((root / f"results/evaluate/{run}.json").read_text()) for run in RUNS}
+    for metric in POOLED:
+        values = [f"{scores[r][s][f'pooled_{metric}']:.3f}" for s in SCOPES for r in RUNS]
+        assert f"pooled {metric} {' '.join(values)}" in cells_of(html)
+
+
+def test_failures_are_counted(root, html):
+    table = pd.read_csv(root / "results/evaluate/per_image.csv").query("scope == 'test'")
+    for run in RUNS:
+        num = (table.loc[table["run"] == run, "jaccard"] < 0.65).sum()
+        assert f"{100 * num / 7:.1f} % {num} of 7" in cells_of(html)
+
+
+def test_the_words_are_those_of_the_evaluation():
+    assert tuple(terms.METRICS) == scoring.METRICS
+    assert tuple(terms.SCOPES) == scoring.SCOPES
+
+
+def test_seeds_have_a_section_where_there_are_several(root, html):
+    seeds = json.loads((root / "results/evaluate/comparison.json").read_text())["seeds"]
+    mean, sd = seeds["test"]["dice"]["train_frozen"].values()
+    assert f"{mean:.3f} ± {sd:.3f}" in cells_of(html)
+    assert 'id="seeds"' in html
+    assert (root / "results/report/figures/seeds.svg").exists()
+
+
+def test_a_single_seed_has_no_section(tmp_path):
+    write_report_inputs(tmp_path, num_seeds=1)
+    html = write_page(tmp_path)
+    assert "Training seeds" not in html
+    assert "Each model was trained once" in html
+    assert not (tmp_path / "results/report/figures/seeds.svg").exists()
+
+
+def test_every_group_is_in_the_table_and_a_small_one_is_marked(html):
+    cells = cells_of(html)
+    for groups in STRATA.values():
+        assert all(f"{group} few images" in cells for group in groups)
+    assert "all few images" in cells  # seven images are few as well
+    assert "rough estimate of skin tone, not a clinical label" in html
+
+
+def test_a_group_of_one_image_has_no_interval(tmp_path):
+    write_report_inputs(tmp_path, ids=("a", "b"))
+    assert "no interval" in write_page(tmp_path)
+
+
+def test_calibration_and_the_thresholds_that_val_prefers_are_told(html):
+    text = " ".join(re.sub(r"<[^>]*>", " ", html[html.index('id="calibration"') :]).split())
+    assert "0.030 frozen , 0.020 fine-tuned" in text
+    assert "chosen on val, never on test" in text
+    assert "Val prefers 0.4 for the frozen model and 0.5 for the fine-tuned model" in text
+
+
+def test_each_test_image_is_one_point_and_one_card(root, html):
+    ids = pd.read_csv(root / "data/processed/test/index.csv")["id"].tolist()
+    points = re.findall(r'<g class="point"[^>]*data-id="([^"]*)"', html)
+    cards = re.findall(r'<figure class="case" data-id="([^"]*)"', html)
+    assert sorted(points) == sorted(cards) == ids
+
+
+def test_points_stand_where_their_scores_are(root, html):
+    table = pd.read_csv(root / "results/evaluate/per_image.csv").query("scope == 'test'")
+    scores = table.pivot(index="id", columns="run", values="jaccard")
+    pattern = r'data-id="([^"]*)" transform="translate\(([\d.]+) ([\d.]+)\)"'
+    places = {name: (float(x), 400 - float(y)) for name, x, y in re.findall(pattern, html)}
+    for axis, run in enumerate(RUNS):
+        expected = np.array([scores.loc[name, run] for name in places])
+        got = np.array([place[axis] for place in places.values()])
+        slope, offset = np.polyfit(expected, got, 1)
+        assert got == pytest.approx(slope * expected + offset, abs=0.11)
+        assert slope + offset == pytest.approx(400, abs=0.2)  # 1 is the end of the axis
+
+
+def test_photographs_keep_their_shape_and_are_small(html):
+    card = html[html.index('<figure class="case"') :]
+    pattern = r'<image href="data:image/jpeg;base64,([^"]+)" width="(\d+)" height="(\d+)"'
+    uri = re.search(pattern, card)
+    image = Image.open(io.BytesIO(base64.b64decode(uri[1])))
+    assert image.size == (int(uri[2]), int(uri[3])) == (256, 192)
 
 
 def test_provenance_and_parameters_are_on_the_page(html):
@@ -196,7 +334,7 @@ def test_examples_are_ranked_by_the_finetuned_jaccard(root, html):
     per_image = pd.read_csv(root / "results/evaluate/per_image.csv")
     chosen = per_image[(per_image["run"] == RUNS[1]) & (per_image["scope"] == "test")]
     ranked = chosen.sort_values(["jaccard", "id"], ascending=[False, True])["id"].tolist()
-    shown = re.findall(r"<figcaption>(ISIC_\d+)<br>", html)
+    shown = re.findall(r'class="case" data-id="([^"]*)"', html[: html.index('id="rest"')])
     assert shown == [*ranked[:2], *ranked[2:4], ranked[-1], ranked[-2]]
 
 
@@ -213,13 +351,13 @@ def test_leaks_are_listed(tmp_path):
 
 
 def test_titles_ids_and_parameters_are_escaped(tmp_path):
-    hostile = "<script>alert('&')<b>"
-    write_report_inputs(tmp_path, ids=(hostile.replace("/", ""), "007", "NA"))
+    hostile = "<script>alert('&\"')<b>"
+    write_report_inputs(tmp_path, ids=(hostile, "007", "NA"))
     edit_json(tmp_path / "results/train_frozen/run.json", "params", hostile, value=hostile)
     html = write_page(tmp_path, title=hostile)
     assert hostile not in html
     assert Page(html).texts.count(hostile) >= 3
-    assert {"007", "NA"} <= set(re.findall(r"<figcaption>(\w+)<br>", html))
+    assert {"007", "NA"} <= set(re.findall(r"<figcaption><b>(\w+)</b>", html))
 
 
 def test_the_same_inputs_give_the_same_bytes(fresh):
@@ -228,16 +366,20 @@ def test_the_same_inputs_give_the_same_bytes(fresh):
     first = {path: path.read_bytes() for path in folder.rglob("*.*")}
     write_page(fresh)
     assert first == {path: path.read_bytes() for path in folder.rglob("*.*")}
-    assert len(first) == 1 + 7 + 3
+    assert len(first) == 1 + len(FIGURES) + 3
 
 
 def test_figures_lie_beside_the_page_as_svg(root, html):
-    for path in (root / "results/report/figures").iterdir():
+    paths = list((root / "results/report/figures").iterdir())
+    assert {path.stem for path in paths} > FIGURES
+    for path in paths:
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_more_examples_than_images_are_all_images(fresh):
-    assert write_page(fresh, num_examples=24).count("<br>") == 3 * 7
+def test_more_examples_than_images_are_all_images_once(fresh):
+    html = write_page(fresh, num_examples=24)
+    assert html[: html.index('id="rest"')].count('class="case"') == 7
+    assert "All, best first</h3>" in html
 
 
 @pytest.mark.parametrize(
@@ -250,6 +392,14 @@ def test_more_examples_than_images_are_all_images(fresh):
         ("results/evaluate/comparison.json", "evaluate"),
         ("results/evaluate/per_image.csv", "evaluate"),
         ("results/evaluate/masks/train_frozen/ISIC_0000003_segmentation.png", "evaluate"),
+        ("results/evaluate/attributes.csv", "evaluate"),
+        ("results/evaluate/strata.csv", "evaluate"),
+        ("results/evaluate/calibration.csv", "evaluate"),
+        ("results/evaluate/thresholds.csv", "evaluate"),
+        ("results/evaluate/seeds.csv", "evaluate"),
+        ("data/raw/manifest.csv", "download"),
+        ("data/raw/test/images/3.png", "download"),
+        ("data/raw/test/masks/3.png", "download"),
         ("data/processed/test/images.npy", "preprocess"),
         ("data/processed/leaks.csv", "preprocess"),
     ],
@@ -263,7 +413,7 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
         write_page(fresh, num_examples=2)
     assert str(missing.value) == f"{fresh / name} is missing. Run: dvc repro {stage}"
     assert str(broken.value).startswith(str(fresh / name))
-    assert str(broken.value).endswith(f". Run: dvc repro -f {stage}")
+    assert str(broken.value).endswith(f" dvc repro -f {stage}")
     assert "\n" not in str(broken.value)
     assert not (fresh / "results/report").exists()
 
@@ -272,8 +422,21 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
     ("name", "keys", "value", "expected"),
     [
         ("evaluate/comparison.json", ["num_images"], 8, "compares 8 images, the test split has 7"),
+        ("evaluate/comparison.json", ["seeds"], None, "it compares 1 seeds, seeds.csv has 3"),
         ("evaluate/train_frozen.json", ["test", "dice"], 0.5, "test dice of train_frozen is"),
+        (
+            *("evaluate/train_frozen.json", ["test", "failure_rate"], 0.9),
+            "test failure_rate of train_frozen is 0.9000",
+        ),
         ("evaluate/train_finetuned.json", ["test"], {}, "has no test.jaccard"),
+        (
+            *("evaluate/comparison.json", ["test", "nsd", "interval"], [0.1, None]),
+            "test.nsd.interval must be two numbers [low, high], got [0.1, None]",
+        ),
+        (
+            *("evaluate/train_frozen.json", ["test", "ece"], "small"),
+            "test.ece must be a number, got 'small'",
+        ),
         ("train_frozen/run.json", ["data_sha256"], "cd", "trained on different data"),
     ],
 )
@@ -281,6 +444,63 @@ def test_files_of_different_ages_are_refused(fresh, name, keys, value, expected)
     edit_json(fresh / "results" / name, *keys, value=value)
     with pytest.raises(DataError, match=re.escape(expected)):
         write_page(fresh)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "expected"),
+    [
+        ("attributes.csv", "id", "other", "its ids are not those of the test split, in order"),
+        (
+            "attributes.csv",
+            "size",
+            "medium",
+            "strata.csv is stale: size small has 3 images, 2 in attributes.csv",
+        ),
+        ("attributes.csv", "hair", "lots", "('hair', 'lots') is in one only"),
+        ("strata.csv", "train_frozen_jaccard", 0.5, "train_frozen in all all is 0.5000, but"),
+        ("calibration.csv", "train_frozen_num_pixels", 1, "pixels for train_frozen, the test"),
+        ("seeds.csv", "nsd", 0.25, "test nsd of train_frozen is 0.2500 in its first seed"),
+        ("seeds.csv", "seed", 7, "the seeds of train_frozen in test are not those"),
+        ("seeds.csv", "nsd", "high", "nsd in line 2 must be a number, got 'high'"),
+        ("thresholds.csv", "threshold", "", "threshold in line 2 must be a number, got nothing"),
+        ("strata.csv", "group", "", "group in line 2 must be text, got nothing"),
+    ],
+)
+def test_tables_of_different_ages_are_refused(fresh, name, column, value, expected):
+    edit_csv(fresh / "results/evaluate" / name, column, value)
+    with pytest.raises(DataError, match=re.escape(expected)) as caught:
+        write_page(fresh)
+    assert str(caught.value).startswith(str(fresh / "results/evaluate"))
+    assert str(caught.value).endswith("Run: dvc repro -f evaluate")
+
+
+def test_scores_of_a_model_that_was_trained_again_are_refused(fresh):
+    edit_json(fresh / "results/train_frozen/run.json", "model_sha256", value="99" * 32)
+    with pytest.raises(DataError, match=r"about the model of train_frozen .* dvc repro evaluate$"):
+        write_page(fresh)
+
+
+def test_a_test_image_that_the_manifest_does_not_know_is_refused(fresh):
+    path = fresh / "data/raw/manifest.csv"
+    path.write_text(path.read_text().replace("ISIC_0000003", "ISIC_0000033"))
+    with pytest.raises(DataError, match="has no test image ISIC_0000003, which the test split has"):
+        write_page(fresh)
+
+
+def test_a_prediction_of_another_size_than_its_image_is_refused(fresh):
+    path = fresh / "results/evaluate/masks/train_frozen/ISIC_0000003_segmentation.png"
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(path)
+    expected = "must be 60 x 80 pixels as its image is (height x width), got 10 x 12. Run: dvc"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        write_page(fresh)
+
+
+def test_an_empty_prediction_is_said_in_words(fresh):
+    path = fresh / "results/evaluate/masks/train_frozen/ISIC_0000003_segmentation.png"
+    Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
+    html = write_page(fresh)
+    assert html.count("<em>frozen: no lesion found</em>") == 1
+    assert html.count("no lesion in the truth") == 0
 
 
 def test_scores_of_other_images_are_refused(fresh):
@@ -305,6 +525,53 @@ def test_the_stage_writes_the_page_that_params_describe(fresh, monkeypatch):
     monkeypatch.chdir(fresh)
     report.main([])
     assert "<h1>Frozen or fine-tuned?" in Path("results/report/report.html").read_text()
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_outlines_lie_on_the_edge_of_their_pixels(scale):
+    mask = np.zeros((10, 10))
+    mask[2:6, 3:8] = 1
+    (outline,) = find_outlines(mask.repeat(scale, axis=0).repeat(scale, axis=1), tolerance=0.25)
+    rows, columns = outline.T / scale
+    assert (rows.min(), rows.max()) == pytest.approx((2, 6))
+    assert (columns.min(), columns.max()) == pytest.approx((3, 8))
+
+
+def test_a_mask_of_the_whole_image_is_outlined_along_its_edge_and_an_empty_one_not():
+    (outline,) = find_outlines(np.ones((10, 12)), tolerance=0.25)
+    assert (outline.min(axis=0).tolist(), outline.max(axis=0).tolist()) == ([0, 0], [10, 12])
+    assert find_outlines(np.zeros((10, 12)), tolerance=0.5) == []
+
+
+def test_a_line_keeps_the_corners_that_scikit_image_keeps():
+    angles = np.linspace(0, 2 * np.pi, 300)
+    radii = 50 + np.random.default_rng(0).normal(0, 1, 300)
+    points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+    points[-1] = points[0]
+    for tolerance in (0.5, 2.0, 10.0):
+        expected = approximate_polygon(points, tolerance)
+        assert simplify(points, tolerance=tolerance).tolist() == expected.tolist()
+
+
+def test_a_hole_has_an_outline_of_its_own():
+    mask = np.ones((20, 20))
+    mask[5:10, 5:10] = 0
+    assert len(find_outlines(mask, tolerance=0.5)) == 2
+
+
+def test_a_path_has_columns_before_rows_and_is_closed():
+    outlines = [np.array([[1, 2.04], [3.5, 4], [1, 2.04]]), np.array([[0, 0.0], [1, 1], [0, 0]])]
+    assert svg_path(outlines) == "M2 1L4 3.5ZM0 0L1 1Z"
+    assert svg_path([]) == ""
+
+
+def test_the_outline_of_the_truth_encloses_as_much_as_its_mask(root, html):
+    area = np.asarray(Image.open(root / "data/raw/test/masks/3.png")).astype(bool).mean()
+    card = html[html.index('<figure class="case" data-id="ISIC_0000003"') :]
+    path = re.search(r'class="contour truth">.*? d="M([^Z]*)Z"', card)[1]
+    x, y = np.array([corner.split() for corner in path.split("L")], float).T
+    enclosed = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2 / (256 * 192)
+    assert enclosed == pytest.approx(area, rel=0.03)
 
 
 def overlay_of(mask):

@@ -1,7 +1,6 @@
-"""Figures of scores, images and masks: arrays and tables in, a matplotlib `Figure` out, no files.
+"""Figures of scores: tables in, a matplotlib `Figure` out, no files; and figures as SVG text.
 
-Each run has one hue, from the palette of Okabe and Ito (2008) that colour-blind people tell apart,
-and one line style, so that a print without colour can be read as well.
+Their look (`style`) and the figures of photographs (`overlays`) can be had from here as well.
 """
 
 import base64
@@ -11,53 +10,56 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
+from matplotlib.ticker import EngFormatter, PercentFormatter
 from PIL import Image
-from skimage.measure import approximate_polygon, find_contours
 
-RUN_LABELS = {"train_frozen": "frozen", "train_finetuned": "fine-tuned"}
-RUN_COLORS = {"train_frozen": "#d55e00", "train_finetuned": "#0072b2"}
-RUN_BRIGHT_COLORS = {"train_frozen": "#e69f00", "train_finetuned": "#56b4e9"}  # on photographs
-RUN_STYLES: Mapping[str, Any] = {"train_frozen": "--", "train_finetuned": "-"}
-INK = "#1f2328"  # text, ticks and grid
-PAPER = "#fefefe"  # background; with INK, a page may replace both for its dark mode
-TRUTH = "#ffffff"
-CASING = "#000000"  # a rim around contours, seen on any skin
+from lesionseg.report.overlays import draw_overlay, draw_samples
+from lesionseg.report.style import (
+    CASING,
+    INK,
+    PAPER,
+    RUN_BRIGHT_COLORS,
+    RUN_COLORS,
+    RUN_FILLS,
+    RUN_LABELS,
+    RUN_MARKERS,
+    RUN_STYLES,
+    TRUTH,
+    styled,
+)
+from lesionseg.report.terms import STRATA
 
-_STYLE: Any = {  # Any: rc_context wants its own literal types
-    "axes.axisbelow": True,
-    "axes.edgecolor": INK,
-    "axes.facecolor": PAPER,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "figure.dpi": 100,
-    "figure.facecolor": PAPER,
-    "font.size": 10,
-    "grid.alpha": 0.12,
-    "grid.color": INK,
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-_styled = matplotlib.rc_context(_STYLE)
-_IMAGE_SIDE = 2.56  # inches; at 100 dpi an image has 256 pixels a side in the figure
+__all__ = [
+    "CASING",
+    "INK",
+    "PAPER",
+    "RUN_BRIGHT_COLORS",
+    "RUN_COLORS",
+    "RUN_FILLS",
+    "RUN_LABELS",
+    "RUN_MARKERS",
+    "RUN_STYLES",
+    "TRUTH",
+    "draw_curves",
+    "draw_differences",
+    "draw_overlay",
+    "draw_reliability",
+    "draw_samples",
+    "draw_scatter",
+    "draw_seeds",
+    "draw_strata",
+    "draw_thresholds",
+    "render_svg",
+]
+
+_OTHER_SCALE = ("hd95",)  # in percent of the diagonal, and lower is better
 
 
-@_styled
+@styled
 def draw_curves(
     histories: Mapping[str, pd.DataFrame],
     *,
@@ -100,17 +102,18 @@ def _curve_legend(histories: Mapping[str, pd.DataFrame], *, quantity: str) -> li
     return [*lines, best]
 
 
-@_styled
+@styled
 def draw_differences(comparison: Mapping[str, Any], *, labels: Mapping[str, str]) -> Figure:
     """Fine-tuned minus frozen with its interval for each metric; right of 0, fine-tuned is better.
 
     Args:
-        comparison: `{scope: {metric: {"difference": d, "interval": [low, high]}}}`.
+        comparison: `{scope: {metric: {"difference": d, "interval": [low, high]}}}`. hd95 is left
+            out: its scale is another, and its better side the left.
         labels: The scopes to draw and their names in the legend.
     """
     figure = Figure(figsize=(4.9, 4), layout="constrained")
     axes = figure.subplots()
-    metrics = list(comparison[next(iter(labels))])
+    metrics = [name for name in comparison[next(iter(labels))] if name not in _OTHER_SCALE]
     for number, (scope, marker) in enumerate(zip(labels, "osD^", strict=False)):
         for row, metric in enumerate(metrics):
             place = row + 0.28 * (number - (len(labels) - 1) / 2)
@@ -139,7 +142,7 @@ def _draw_interval(axes: Axes, result: Mapping[str, Any], *, place: float, marke
     axes.plot(result["difference"], place, color=color, marker=marker, markersize=6)
 
 
-@_styled
+@styled
 def draw_scatter(per_image: pd.DataFrame, *, scope: str = "test") -> Figure:
     """The jaccard of both models for each image; above the diagonal, fine-tuned is better.
 
@@ -182,101 +185,156 @@ def _draw_points(axes: Axes, scores: pd.DataFrame, *, color: str, label: str) ->
     )
 
 
-@_styled
-def draw_overlay(
-    image: NDArray[np.uint8],
-    truth: NDArray[Any],
-    predictions: dict[str, NDArray[Any]],
-    *,
-    legend: bool = True,
-) -> Figure:
-    """An image with the outlines of its mask and of the predictions.
+@styled
+def draw_reliability(calibration: pd.DataFrame) -> Figure:
+    """Share of lesion pixels against their mean probability; on the diagonal, both agree.
+
+    Above the diagonal a model is less sure of lesion than it could be, below it too sure. The panel
+    underneath counts the pixels of each bin, on a logarithmic scale. Empty bins are left out.
 
     Args:
-        image: (H, W, 3) uint8.
-        truth: (h, w) in [0, 1], of any size; it is stretched over the image.
-        predictions: For each run its mask, like `truth`.
-        legend: Whether to explain the colours under the image.
+        calibration: A row for each bin: `probability_low` and `probability_high`, and for each run
+            `<run>_num_pixels`, `<run>_probability` and `<run>_lesion_fraction`.
     """
-    figure = Figure(figsize=(_IMAGE_SIDE, _IMAGE_SIDE + (0.35 if legend else 0)))
-    share = _IMAGE_SIDE / figure.get_figheight()
-    axes = figure.add_axes((0, 1 - share, 1, share))
-    axes.imshow(image, aspect="auto")
-    axes.set_axis_off()
-    size = image.shape[:2]
-    _draw_contours(axes, truth, size=size, color=TRUTH, linestyle="-", linewidth=2.2)
-    for run, mask in reversed(predictions.items()):  # the frozen one's dashes come on top
-        color = RUN_BRIGHT_COLORS[run]
-        _draw_contours(axes, mask, size=size, color=color, linestyle=RUN_STYLES[run])
-    if legend:
-        figure.legend(handles=_overlay_legend(predictions), loc="lower center", ncols=3, fontsize=8)
+    figure = Figure(figsize=(4.8, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.4, 1])
+    edges = [*calibration["probability_low"], calibration["probability_high"].iloc[-1]]
+    for run in RUN_LABELS:
+        num_pixels = calibration[f"{run}_num_pixels"]
+        filled = calibration[num_pixels > 0]
+        upper.plot(filled[f"{run}_probability"], filled[f"{run}_lesion_fraction"], **_look(run))
+        color, style = RUN_COLORS[run], RUN_STYLES[run]
+        counts = num_pixels.where(num_pixels > 0)  # a logarithm of 0 has no place
+        lower.stairs(counts, edges, baseline=None, color=color, linestyle=style, linewidth=1.5)
+    upper.plot([0, 1], [0, 1], color=INK, linewidth=1, alpha=0.5, zorder=1, label="calibrated")
+    lower.set_yscale("log")
+    lower.yaxis.set_major_formatter(EngFormatter(sep=""))
+    lower.set(ylabel="pixels", xlabel="probability of lesion")
+    upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that is lesion")
+    upper.legend(loc="upper left", fontsize=8.5)
     return figure
 
 
-def _draw_contours(
-    axes: Axes,
-    mask: NDArray[Any],
-    *,
-    size: tuple[int, ...],
-    color: str,
-    linestyle: str,
-    linewidth: float = 1.6,
-) -> None:
-    padded = np.pad(mask.astype(float), 1)  # closes the outline of a lesion at the border
-    rim = withStroke(linewidth=linewidth + 1.2, foreground=CASING)
-    for contour in find_contours(padded, 0.5):
-        outline = approximate_polygon(contour, 0.25)
-        rows, columns = ((outline - 0.5) / mask.shape * size - 0.5).T
-        axes.plot(
-            columns,
-            rows,
-            color=color,
-            linestyle=linestyle,
-            linewidth=linewidth,
-            path_effects=[rim],
-        )
-
-
-def _overlay_legend(predictions: Mapping[str, Any]) -> list[Line2D]:
-    rim = [withStroke(linewidth=2.8, foreground=CASING)]
-    truth = Line2D([], [], color=TRUTH, linewidth=1.6, path_effects=rim, label="truth")
-    runs = [
-        Line2D(
-            [],
-            [],
-            color=RUN_BRIGHT_COLORS[run],
-            linestyle=RUN_STYLES[run],
-            linewidth=1.6,
-            path_effects=rim,
-            label=RUN_LABELS[run],
-        )
-        for run in predictions
-    ]
-    return [truth, *runs]
-
-
-@_styled
-def draw_samples(
-    images: NDArray[np.uint8], masks: NDArray[np.uint8], *, num_columns: int = 4
-) -> Figure:
-    """Images in rows of `num_columns`, each with its mask below.
+@styled
+def draw_thresholds(thresholds: pd.DataFrame, *, chosen: float) -> Figure:
+    """Mean jaccard and dice over the val images against the threshold, each model's best marked.
 
     Args:
-        images: (N, H, W, 3) uint8.
-        masks: (N, H, W) uint8 in {0, 1}.
-        num_columns: Images in a row.
+        thresholds: `threshold`, and for each run `<run>_jaccard` and `<run>_dice`.
+        chosen: The threshold that all other scores use.
     """
-    num_columns = min(num_columns, len(images))
-    num_rows = -(-len(images) // num_columns)
-    figure = Figure(figsize=(1.7 * num_columns, 3.4 * num_rows), layout="constrained")
-    panels = figure.subplots(2 * num_rows, num_columns, squeeze=False)
-    for axes in panels.flat:
-        axes.set_axis_off()
-    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        row, column = divmod(number, num_columns)
-        panels[2 * row, column].imshow(image)
-        panels[2 * row + 1, column].imshow(mask, cmap="gray", vmin=0, vmax=1)
+    figure = Figure(figsize=(7.4, 3.1), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("jaccard", "dice"), strict=True):
+        axes.axvline(chosen, color=INK, linewidth=1, linestyle=":", label=f"used: {chosen:g}")
+        for run in RUN_LABELS:
+            values = thresholds[f"{run}_{metric}"]
+            best = int(values.to_numpy().argmax())
+            label = f"{RUN_LABELS[run]}, best at {thresholds['threshold'].iloc[best]:g}"
+            look = {**_look(run), "label": label, "markevery": [best], "markersize": 7}
+            axes.plot(thresholds["threshold"], values, **look)
+        axes.set(title=f"val/{metric}", xlabel="threshold", xlim=(0, 1))
+        legend = axes.legend(loc="lower center", fontsize=8.5, frameon=True, edgecolor="none")
+        legend.get_frame().set(facecolor=PAPER, alpha=0.9)
     return figure
+
+
+@styled
+def draw_strata(strata: pd.DataFrame) -> Figure:
+    """Mean jaccard and failure rate of both models in each group of test images.
+
+    Args:
+        strata: A row for each group: `stratum`, `group` and `num_images`, and for each run
+            `<run>_jaccard` and `<run>_failure_rate`, in [0, 1].
+    """
+    places, labels = _strata_rows(strata)
+    height = 0.23 * (places[-1] + 1) + 0.9
+    figure = Figure(figsize=(7, height), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    for axes, name in zip(panels, ("jaccard", "failure_rate"), strict=True):
+        _draw_dumbbells(axes, strata, places=places, name=name)
+        axes.set_title("mean jaccard" if name == "jaccard" else "failure rate")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    ticks = panels[0].set_yticks(list(labels), list(labels.values()))
+    for tick, place in zip(ticks, labels, strict=True):
+        tick.label1.set_fontweight("normal" if place in places else "bold")
+    panels[0].set_ylim(places[-1] + 0.7, -0.7)
+    panels[1].xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    right = panels[1].get_xlim()[1]
+    panels[1].set_xlim(-0.05 * right, right)  # room for marks at 0, but no rates below it
+    handles = panels[0].get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8.5)
+    return figure
+
+
+def _strata_rows(strata: pd.DataFrame) -> tuple[list[int], dict[int, str]]:
+    """The place of each group from the top, and the text at each place, strata's names included."""
+    places: list[int] = []
+    labels: dict[int, str] = {}
+    previous = "all"  # needs no heading
+    for row in strata.to_dict("records"):
+        stratum, group = str(row["stratum"]), str(row["group"])
+        if stratum != previous:
+            labels[len(labels)] = STRATA[stratum][0] if stratum in STRATA else stratum
+            previous = stratum
+        places.append(len(labels))
+        name = "all images" if stratum == "all" else group
+        labels[len(labels)] = f"{name} (n = {row['num_images']})"
+    return places, labels
+
+
+def _draw_dumbbells(axes: Axes, table: pd.DataFrame, *, places: Sequence[int], name: str) -> None:
+    """For each row two marks and the line between them; where they meet, one lies in the other."""
+    frozen, finetuned = (table[f"{run}_{name}"] for run in RUN_LABELS)
+    axes.hlines(places, frozen, finetuned, color=INK, linewidth=2, alpha=0.3)
+    for run, values, size in zip(RUN_LABELS, (frozen, finetuned), (8, 4.5), strict=True):
+        axes.plot(values, places, **{**_look(run), "linestyle": "", "markersize": size})
+
+
+@styled
+def draw_seeds(seeds: pd.DataFrame, *, metric: str = "jaccard") -> Figure:
+    """The mean over test images of each training seed, both models of a seed joined by a line.
+
+    Beside them, with more than one seed, stand their mean and standard deviation (over seeds,
+    N - 1), also as text.
+
+    Args:
+        seeds: Columns `run`, `seed`, `scope` and `metric`.
+        metric: Which of the metrics to draw.
+    """
+    rows = seeds[seeds["scope"] == "test"]
+    means = rows.pivot(index="seed", columns="run", values=metric)[list(RUN_LABELS)]
+    figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for values in means.to_numpy():
+        axes.plot([0, 1], values, color=INK, linewidth=1, alpha=0.35)
+    labels = []
+    for place, (run, label) in enumerate(RUN_LABELS.items()):
+        look = {**_look(run), "linestyle": ""}
+        axes.plot([place] * len(means), means[run], **look)
+        labels.append(label)
+        if len(means) > 1:
+            mean, sd = float(means[run].mean()), float(means[run].std())
+            beside = place + (0.2 if place else -0.2)
+            axes.errorbar(beside, mean, yerr=sd, **{**look, "markersize": 8, "capsize": 4})
+            labels[-1] += f"\n{mean:.3f} ± {sd:.3f}"
+    axes.set_xticks([0, 1], labels)
+    axes.grid(visible=False, axis="x")
+    axes.ticklabel_format(axis="y", useOffset=False)  # seeds may differ in the fourth digit only
+    axes.set(xlim=(-0.5, 1.5), title=f"test/{metric}")
+    return figure
+
+
+def _look(run: str) -> dict[str, Any]:
+    """How a run's curve and marks look, and its name in a legend."""
+    return {
+        "color": RUN_COLORS[run],
+        "linestyle": RUN_STYLES[run],
+        "marker": RUN_MARKERS[run],
+        "markerfacecolor": RUN_FILLS[run],
+        "markersize": 5.5,
+        "label": RUN_LABELS[run],
+    }
 
 
 def render_svg(figure: Figure) -> str:

@@ -1,10 +1,10 @@
 """The report: one HTML file that needs nothing else, from the files of the other stages."""
 
-import itertools
-import math
+import base64
+import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +13,17 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 
 from lesionseg import files
 from lesionseg.config import RUNS
-from lesionseg.data.dataset import SPLITS, load_split
-from lesionseg.errors import DataError
-from lesionseg.report import figures
+from lesionseg.report import figures, terms
+from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
+from lesionseg.report.inputs import Inputs, Split, read_inputs
+from lesionseg.report.scatter import SIDE, place_points
 
-SCOPES = {
-    "test": "Scored at the size the network sees, the same for all images.",
-    "test_own_size": "Scored at each image's own size, as in the challenge.",
-}
-METRICS = {
-    "jaccard": "Shared area over joint area, TP / (TP + FP + FN); also called IoU.",
-    "dice": "2 TP / (2 TP + FP + FN), which is 2 jaccard / (1 + jaccard) in each image.",
-    "threshold_jaccard": "The jaccard, counted as 0 in an image below 0.65; it punishes failures.",
-    "accuracy": "Share of all pixels that are right; high wherever lesions are small.",
-    "sensitivity": "Share of the lesion's pixels that were found, TP / (TP + FN).",
-    "specificity": "Share of the skin's pixels that were left alone, TN / (TN + FP).",
-}
-_HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_jaccard", "val_dice")
-_VAL_SCORES = ("loss", "jaccard", "dice", "accuracy", "sensitivity", "specificity")
-_METRICS_KEYS = ("best_epoch", *(f"val.{name}" for name in _VAL_SCORES))
-_SCORE_KEYS = tuple(f"{scope}.{metric}" for scope in SCOPES for metric in METRICS)
-_COMPARISON_KEYS = (
-    *("num_images", "confidence", "num_resamples"),
-    *(f"{key}.{part}" for key in _SCORE_KEYS for part in (*RUNS, "difference", "interval")),
-)
-_RUN_KEYS = (
-    *("commit", "dvc_experiment", "data_sha256", "device", "precision", "seconds"),
-    *("images_per_second", "num_parameters", "num_trained_parameters", "versions", "params"),
-)
-_LEAK_COLUMNS = ("id", "split", "other_id", "other_split", "kind", "distance", "action")
+_TRAINING_SCORES = ("loss", "jaccard", "dice", "accuracy", "sensitivity", "specificity")
+_LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
-_TOLERANCE = 1e-4  # between means that were rounded in different files
-_MASK_SIDE = 256  # pixels of a predicted mask from which its outline is drawn
 _PAGE_COLORS = {
     figures.INK: "currentColor",
     figures.PAPER: "var(--card)",
@@ -58,52 +32,21 @@ _PAGE_COLORS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One split of the data.
-
-    Attributes:
-        index: Columns `id`, `height`, `width`, a row for each image.
-        images: (N, H, W, 3) uint8.
-        masks: (N, H, W) uint8 in {0, 1}.
-    """
-
-    index: pd.DataFrame
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """All that the page tells. Dictionaries by run have the keys `RUNS`."""
-
-    histories: dict[str, pd.DataFrame]
-    metrics: dict[str, dict[str, Any]]
-    runs: dict[str, dict[str, Any]]
-    comparison: dict[str, Any]
-    per_image: pd.DataFrame
-    masks_dir: Path
-    splits: dict[str, Split]
-    leaks: pd.DataFrame
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """A test image among the best, the median or the worst."""
-
-    figure: str
-    id: str
-    jaccard: dict[str, float]
-
-
 def write_report(
-    *, results_dir: Path, processed_dir: Path, report_dir: Path, title: str, num_examples: int
+    *,
+    results_dir: Path,
+    processed_dir: Path,
+    raw_dir: Path,
+    report_dir: Path,
+    title: str,
+    num_examples: int,
 ) -> Path:
     """The page that was written, `report_dir/report.html`, with its figures beside it as SVG.
 
     Args:
         results_dir: Holds `train_frozen/`, `train_finetuned/` and `evaluate/`.
         processed_dir: Holds `train/`, `val/`, `test/` and `leaks.csv`.
+        raw_dir: Holds `manifest.csv` and the test images that it lists.
         report_dir: Replaced as a whole, or left as it was.
         title: The page's first line.
         num_examples: Images in each row of examples.
@@ -112,11 +55,12 @@ def write_report(
         MissingFileError: An input is not there; the message names the stage to run.
         DataError: An input is broken, or was made from other files than the rest.
     """
-    inputs = _read_inputs(results_dir, processed_dir)
-    examples = _choose_examples(inputs.per_image, num_examples)
-    drawn = _draw_figures(inputs, examples, num_examples)
+    inputs = read_inputs(results_dir=results_dir, processed_dir=processed_dir, raw_dir=raw_dir)
+    cases = read_cases(inputs)
+    rows = choose_rows(cases, num_examples=num_examples)
+    drawn = _draw_figures(inputs, rows, num_examples)
     svgs = {name: figures.render_svg(figure) for name, figure in drawn.items()}
-    html = _render(inputs, examples, svgs, title=title)
+    html = _render(inputs, cases, rows, svgs, title=title, num_examples=num_examples)
     with files.replacing(report_dir) as temporary:
         (temporary / "figures").mkdir(parents=True)
         for name, svg in svgs.items():
@@ -142,197 +86,69 @@ def answer(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _read_inputs(results_dir: Path, processed_dir: Path) -> Inputs:
-    evaluate_dir = results_dir / "evaluate"
-    inputs = Inputs(
-        histories={
-            run: _read_table(results_dir / run / "history.csv", _HISTORY_COLUMNS, stage=run)
-            for run in RUNS
-        },
-        metrics={
-            run: _read_record(results_dir / run / "metrics.json", _METRICS_KEYS, stage=run)
-            for run in RUNS
-        },
-        runs={
-            run: _read_record(results_dir / run / "run.json", _RUN_KEYS, stage=run) for run in RUNS
-        },
-        comparison=_read_record(
-            evaluate_dir / "comparison.json", _COMPARISON_KEYS, stage="evaluate"
-        ),
-        per_image=_read_table(
-            evaluate_dir / "per_image.csv", ("id", "run", "scope", *METRICS), stage="evaluate"
-        ),
-        masks_dir=evaluate_dir / "masks",
-        splits={name: _read_split(processed_dir, name) for name in SPLITS},
-        leaks=_read_table(processed_dir / "leaks.csv", _LEAK_COLUMNS, stage="preprocess"),
+def answer_of_seeds(comparison: Mapping[str, Any]) -> str:
+    """One sentence: what other trainings say, as far as there were any."""
+    seeds = comparison["seeds"]
+    if seeds is None:
+        return "Each model was trained once, so how much another training would differ is unknown."
+    difference = seeds["test"]["jaccard"]["difference"]
+    return (
+        f"Over {seeds['num_seeds']} training seeds the difference is "
+        f"{_signed(difference['mean'])} on average (standard deviation {difference['sd']:.3f}), "
+        f"and fine-tuning is better in {difference['num_better']} of {seeds['num_seeds']}."
     )
-    _check_training(inputs, results_dir)
-    _check_evaluation(inputs, evaluate_dir)
-    return inputs
-
-
-def _read_table(path: Path, columns: Sequence[str], *, stage: str) -> pd.DataFrame:
-    """A CSV file's rows; ids stay text, whatever they look like."""
-    files.require(path, stage=stage)
-    try:
-        table = pd.read_csv(
-            path,
-            dtype=dict.fromkeys(("id", "other_id"), "str"),
-            keep_default_na=False,
-            na_values=[""],
-        )
-    except ValueError as error:
-        raise DataError(
-            f"{path} is not CSV ({str(error).splitlines()[0]}). Run: dvc repro -f {stage}"
-        ) from None
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]}. Run: dvc repro -f {stage}")
-    return table
-
-
-def _read_record(path: Path, keys: Sequence[str], *, stage: str) -> dict[str, Any]:
-    """A JSON file's object, which holds `keys`: `val.loss` is `{"val": {"loss": ...}}`."""
-    record = files.read_json(path, stage=stage)
-    for key in keys:
-        value: Any = record
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                raise DataError(f"{path} has no {key}. Run: dvc repro -f {stage}")
-            value = value[part]
-    return record
-
-
-def _read_split(processed_dir: Path, name: str) -> Split:
-    arrays = load_split(processed_dir, name)
-    index = _read_table(
-        processed_dir / name / "index.csv", ("id", "height", "width"), stage="preprocess"
-    )
-    return Split(index=index, images=arrays.images, masks=arrays.masks)
-
-
-def _check_training(inputs: Inputs, results_dir: Path) -> None:
-    hashes = [record["data_sha256"] for record in inputs.runs.values()]
-    if len(set(hashes)) > 1:
-        raise DataError(
-            f"{results_dir}/*/run.json: the models were trained on different data, data_sha256 is "
-            f"{_text(hashes[0])} and {_text(hashes[1])}. Run: dvc repro {' '.join(RUNS)}"
-        )
-
-
-def _check_evaluation(inputs: Inputs, evaluate_dir: Path) -> None:
-    """Refuse files of different ages: all scores on the page must come from the same evaluation."""
-    metrics_paths = {run: evaluate_dir / f"{run}.json" for run in RUNS}
-    metrics = {
-        run: _read_record(path, _SCORE_KEYS, stage="evaluate")
-        for run, path in metrics_paths.items()
-    }
-    num_compared, num_images = inputs.comparison["num_images"], len(inputs.splits["test"].index)
-    if num_compared != num_images:
-        raise DataError(
-            f"{evaluate_dir / 'comparison.json'} is stale: it compares {num_compared} images, "
-            f"the test split has {num_images}. Run: dvc repro -f evaluate"
-        )
-    for run, scope in itertools.product(RUNS, SCOPES):
-        table = inputs.per_image
-        rows = table[(table["run"] == run) & (table["scope"] == scope)]
-        if sorted(rows["id"]) != sorted(inputs.splits["test"].index["id"]):
-            raise DataError(
-                f"{evaluate_dir / 'per_image.csv'} is stale: the ids of {run} in {scope} are not "
-                "those of the test split. Run: dvc repro -f evaluate"
-            )
-        for metric in METRICS:
-            mean = metrics[run][scope][metric]
-            others = (inputs.comparison[scope][metric][run], rows[metric].mean())
-            if not all(math.isclose(mean, other, abs_tol=_TOLERANCE) for other in others):
-                raise DataError(
-                    f"{metrics_paths[run]} is stale: {scope} {metric} of {run} is {mean:.4f}, but "
-                    f"{others[0]:.4f} in comparison.json and {others[1]:.4f} in per_image.csv. "
-                    "Run: dvc repro -f evaluate"
-                )
-
-
-def _choose_examples(per_image: pd.DataFrame, num_examples: int) -> dict[str, list[Example]]:
-    """Images of the best, median and worst jaccard of the fine-tuned model; equal ones by id."""
-    scores = per_image[per_image["scope"] == "test"].pivot(
-        index="id", columns="run", values="jaccard"
-    )
-    ranked = scores.reset_index().sort_values(["train_finetuned", "id"], ascending=[False, True])
-    num = min(num_examples, len(ranked))
-    middle = (len(ranked) - num) // 2
-    rows = {
-        "best": ranked[:num],
-        "median": ranked[middle : middle + num],
-        "worst": ranked[::-1][:num],
-    }
-    return {
-        name: [
-            Example(
-                figure=f"{name}_{number}",
-                id=str(row["id"]),
-                jaccard={run: float(row[run]) for run in RUNS},
-            )
-            for number, row in enumerate(chosen.to_dict("records"), start=1)
-        ]
-        for name, chosen in rows.items()
-    }
 
 
 def _draw_figures(
-    inputs: Inputs, examples: Mapping[str, Sequence[Example]], num_examples: int
+    inputs: Inputs, rows: Mapping[str, Sequence[Case]], num_examples: int
 ) -> dict[str, Figure]:
     """Every figure under the name of its file."""
     train = inputs.splits["train"]
     spread = np.linspace(0, len(train.index) - 1, min(num_examples, len(train.index))).astype(int)
     drawn = {
         "differences": figures.draw_differences(
-            {
-                scope: {metric: inputs.comparison[scope][metric] for metric in METRICS}
-                for scope in SCOPES
-            },
+            {scope: inputs.comparison[scope] for scope in terms.SCOPES},
             labels={"test": "test", "test_own_size": "test, own size"},
         ),
         "scatter": figures.draw_scatter(inputs.per_image),
         "samples": figures.draw_samples(train.images[spread], train.masks[spread]),
-        "lead": _draw_example(
-            inputs, examples["median"][len(examples["median"]) // 2], legend=True
+        "strata": figures.draw_strata(inputs.strata),
+        "reliability": figures.draw_reliability(inputs.calibration),
+        "thresholds": figures.draw_thresholds(
+            inputs.thresholds, chosen=inputs.comparison["threshold"]
         ),
     }
+    if inputs.comparison["seeds"]:
+        drawn["seeds"] = figures.draw_seeds(inputs.seeds)
     for quantity in ("loss", "jaccard", "dice"):
         drawn[f"curves_{quantity}"] = figures.draw_curves(inputs.histories, quantities=[quantity])
-    for row in examples.values():
-        drawn.update({example.figure: _draw_example(inputs, example) for example in row})
+    for name, row in rows.items():
+        for number, case in enumerate(row, start=1):
+            drawn[f"{name}_{number}"] = _draw_overlay(inputs, case)
     return drawn
 
 
-def _draw_example(inputs: Inputs, example: Example, *, legend: bool = False) -> Figure:
-    test = inputs.splits["test"]
-    position = int(np.flatnonzero(test.index["id"] == example.id)[0])
-    predictions = {
-        run: _read_mask(inputs.masks_dir / run / f"{example.id}_segmentation.png") for run in RUNS
-    }
+def _draw_overlay(inputs: Inputs, case: Case) -> Figure:
+    """The case as the network sees it, for papers; the page draws its own."""
+    test, row = inputs.splits["test"], inputs.test_rows[case.id]
+    position = int(np.flatnonzero(test.index["id"] == case.id)[0])
+    paths = {run: inputs.masks_dir / run / f"{case.id}_segmentation.png" for run in RUNS}
+    size = (row.height, row.width)
     return figures.draw_overlay(
-        test.images[position], test.masks[position], predictions, legend=legend
+        test.images[position],
+        test.masks[position],
+        {run: read_prediction(path, size=size) for run, path in paths.items()},
     )
-
-
-def _read_mask(path: Path) -> NDArray[np.float64]:
-    """A predicted mask in [0, 1], made small: outlines of millions of pixels help nobody."""
-    files.require(path, stage="evaluate")
-    try:
-        with Image.open(path) as mask:
-            small = mask.convert("L").resize((_MASK_SIDE, _MASK_SIDE), Image.Resampling.BOX)
-    except OSError as error:
-        raise DataError(f"{path} is not an image ({error}). Run: dvc repro -f evaluate") from None
-    return np.asarray(small) / 255
 
 
 def _render(
     inputs: Inputs,
-    examples: Mapping[str, Sequence[Example]],
+    cases: Sequence[Case],
+    rows: Mapping[str, Sequence[Case]],
     svgs: Mapping[str, str],
     *,
     title: str,
+    num_examples: int,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lesionseg.report", "."),
@@ -341,35 +157,55 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["signed"] = _signed
+    environment.filters |= {
+        **{"signed": _signed, "effect_size": _effect_size},
+        **{"p_value": _p_value, "percent": _percent},
+    }
+    script = _read_asset("page.js")
+    comparison, scatter = inputs.comparison, place_points(cases)
     return environment.get_template("page.html").render(
+        # The words of the page and the files inlined into it.
         title=title,
-        answer=answer(inputs.comparison),
-        comparison=inputs.comparison,
-        confidence=f"{100 * inputs.comparison['confidence']:g} %",
+        style=Markup(_read_asset("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         labels=figures.RUN_LABELS,
-        legend=[
-            ("truth", figures.TRUTH, False),
-            *(
-                (figures.RUN_LABELS[run], figures.RUN_BRIGHT_COLORS[run], run == "train_frozen")
-                for run in RUNS
-            ),
-        ],
+        outlines={"truth": "truth", **figures.RUN_LABELS},
+        terms=terms,
         runs=RUNS,
-        scopes=SCOPES,
-        metrics=METRICS,
-        examples=examples,
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
+        # The answer and the comparison.
+        answer=answer(comparison),
+        answer_of_seeds=answer_of_seeds(comparison),
+        comparison=comparison,
+        scores=inputs.scores,
+        confidence=f"{100 * comparison['confidence']:g} %",
+        first_seed=int(inputs.seeds["seed"].iloc[0]),
         training=_training_rows(inputs),
+        # Single images.
+        cases=cases,
+        rows=rows,
+        middle=_middle(cases),
+        num_examples=num_examples,
+        scatter=scatter,
+        scatter_side=SIDE,
+        # Groups of images and thresholds.
+        strata=_strata_rows(inputs.strata),
+        best_thresholds={run: _best_threshold(inputs.thresholds, run) for run in RUNS},
+        # Data and provenance.
         splits=_split_rows(inputs.splits),
         image_size=inputs.splits["test"].images.shape[1:3],
-        leaks=inputs.leaks[list(_LEAK_COLUMNS)].head(_MAX_LEAKS).round(2).to_dict("records"),
+        leaks=inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
         num_leaks=len(inputs.leaks),
         parameters=_parameter_rows(inputs.runs),
         provenance=_provenance_rows(inputs.runs),
         experiment=inputs.runs["train_finetuned"]["dvc_experiment"],
         commit=inputs.runs["train_finetuned"]["commit"],
     )
+
+
+def _read_asset(name: str) -> str:
+    return resources.files("lesionseg.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _inline(name: str, svg: str) -> Markup:
@@ -381,6 +217,28 @@ def _inline(name: str, svg: str) -> Markup:
     return Markup(element)  # drawn here: matplotlib escapes all text in it
 
 
+def _middle(cases: Sequence[Case]) -> Case:
+    """The case whose fine-tuned jaccard is the median."""
+    ranked = sorted(cases, key=lambda case: (-case.scores["jaccard"]["train_finetuned"], case.id))
+    return ranked[len(ranked) // 2]
+
+
+def _strata_rows(strata: pd.DataFrame) -> dict[str, list[dict[Hashable, Any]]]:
+    """Rows of strata.csv by stratum, NaN as None."""
+    rows = strata.astype(object).where(strata.notna(), None)
+    return {
+        str(stratum): group.to_dict("records")
+        for stratum, group in rows.groupby("stratum", sort=False)
+    }
+
+
+def _best_threshold(thresholds: pd.DataFrame, run: str) -> float:
+    """The lowest threshold with the best mean jaccard on val."""
+    return float(
+        thresholds["threshold"].iloc[int(thresholds[f"{run}_jaccard"].to_numpy().argmax())]
+    )
+
+
 def _training_rows(inputs: Inputs) -> list[tuple[str, list[str]]]:
     """Label and a value for each run."""
     metrics, runs = inputs.metrics.values(), inputs.runs.values()
@@ -388,7 +246,7 @@ def _training_rows(inputs: Inputs) -> list[tuple[str, list[str]]]:
         ("Best epoch, by val/jaccard", [str(record["best_epoch"]) for record in metrics]),
         *(
             (f"val/{name}", [f"{record['val'][name]:.3f}" for record in metrics])
-            for name in _VAL_SCORES
+            for name in _TRAINING_SCORES
         ),
         ("Parameters", [f"{record['num_parameters']:,}" for record in runs]),
         ("... of them trained", [f"{record['num_trained_parameters']:,}" for record in runs]),
@@ -402,8 +260,8 @@ def _split_rows(splits: Mapping[str, Split]) -> list[dict[str, Any]]:
         {
             "name": name,
             "num_images": len(split.index),
-            "heights": f"{split.index['height'].min()} to {split.index['height'].max()}",
-            "widths": f"{split.index['width'].min()} to {split.index['width'].max()}",
+            "heights": _range(split.index["height"]),
+            "widths": _range(split.index["width"]),
             "lesion": f"{100 * float(np.mean(split.masks)):.1f} %",
         }
         for name, split in splits.items()
@@ -424,6 +282,7 @@ def _provenance_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, l
         "commit": "Commit",
         "dvc_experiment": "DVC experiment",
         "data_sha256": "SHA-256 of the data",
+        "model_sha256": "SHA-256 of the model",
         "device": "Device",
         "precision": "Precision",
     }
@@ -440,9 +299,28 @@ def _text(value: object) -> str:
     return "–" if value in (None, "") else str(value)
 
 
-def _signed(value: float) -> str:
-    """Three decimals with sign, or one digit where those would read as 0."""
-    return f"{value:+.3f}" if value == 0 or abs(value) >= 0.0005 else f"{value:+.1g}"
+def _range(values: "pd.Series[Any]") -> str:
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def _signed(value: float, num_decimals: int = 3) -> str:
+    """A number with its sign, and with one digit where its decimals would read as 0."""
+    if value == 0 or abs(value) >= 0.5 * 10**-num_decimals:
+        return f"{value:+.{num_decimals}f}"
+    return f"{value:+.1g}"
+
+
+def _effect_size(value: float) -> str:
+    return f"{value:+z.2f}"
+
+
+def _p_value(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,46 @@
+"""What all figures share: a look for each run, and the colours of text and background.
+
+Each run has one hue, from the palette of Okabe and Ito (2008) that colour-blind people tell apart,
+and one line style and marker, so that a print without colour can be read as well.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+
+RUN_LABELS = {"train_frozen": "frozen", "train_finetuned": "fine-tuned"}
+RUN_COLORS = {"train_frozen": "#d55e00", "train_finetuned": "#0072b2"}
+RUN_BRIGHT_COLORS = {"train_frozen": "#e69f00", "train_finetuned": "#56b4e9"}  # on photographs
+RUN_STYLES: Mapping[str, Any] = {"train_frozen": "--", "train_finetuned": "-"}
+RUN_MARKERS = {"train_frozen": "s", "train_finetuned": "o"}
+INK = "#1f2328"  # text, ticks and grid
+PAPER = "#fefefe"  # background; with INK, a page may replace both for its dark mode
+RUN_FILLS = {"train_frozen": PAPER, "train_finetuned": RUN_COLORS["train_finetuned"]}
+TRUTH = "#ffffff"
+CASING = "#000000"  # a rim around contours, seen on any skin
+
+_STYLE: Any = {  # Any: rc_context wants its own literal types
+    "axes.axisbelow": True,
+    "axes.edgecolor": INK,
+    "axes.facecolor": PAPER,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.dpi": 100,
+    "figure.facecolor": PAPER,
+    "font.size": 10,
+    "grid.alpha": 0.12,
+    "grid.color": INK,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+styled = matplotlib.rc_context(_STYLE)  # decorates what makes figures
