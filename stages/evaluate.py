@@ -17,7 +17,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
-from lesionseg import tracking
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Split, load_split
 from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
@@ -35,7 +34,7 @@ from lesionseg.evaluation.statistics import compare, compare_seeds, mean_interva
 from lesionseg.evaluation.strata import MEASURED_SIZE, group_of, measure_image, summarise_strata
 from lesionseg.files import replacing, sha256, write_csv, write_json
 from lesionseg.models.segmenter import load_model
-from lesionseg.report.figures import draw_curves, draw_overlay
+from lesionseg.replay import complete_evaluation
 from lesionseg.training.hardware import choose_device, make_deterministic
 from stages import result_dirs, run
 
@@ -94,10 +93,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         OUT / "strata.csv",
         summarise_strata(pd.DataFrame(attributes), jaccards, interval=interval),
     )
-    examples = choose_examples(jaccards["train_finetuned"])
+    complete_evaluation(RESULTS, PROCESSED, redraw=True)
     for name in RUNS:
-        logged = log_metrics(RESULTS / name, metrics[name])
-        log_figures(name, logged, test, examples=examples)
+        _log.info(
+            "%s: test jaccard %.3f, dice %.3f; at own size %.3f, %.3f",
+            *(name, metrics[name]["test"]["jaccard"], metrics[name]["test"]["dice"]),
+            *(metrics[name]["test_own_size"][key] for key in ("jaccard", "dice")),
+        )
 
 
 def predict(folder: Path, split: Split, config: Config, *, stage: str) -> Probabilities:
@@ -195,7 +197,6 @@ def seed_rows(
             if folder != RESULTS / name:
                 table = score(predict(folder, test, config, stage=name), test, config)
                 summary = summarise_scopes(table)
-                log_metrics(folder, summary)
             for scope in SCOPES:
                 means = {metric: summary[scope][metric] for metric in METRICS}
                 rows.append({"run": name, "seed": seed, "scope": scope, **means})
@@ -226,40 +227,6 @@ def comparison(
         },
         "seeds": compare_seeds(pd.DataFrame(seeds)),
     }
-
-
-def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:
-    """Positions in the test split of the best, the median and the worst image."""
-    order = np.argsort(-jaccard, kind="stable")
-    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-
-
-def log_metrics(folder: Path, metrics: Mapping[str, Mapping[str, float]]) -> tracking.Run:
-    """Tell the log, and the MLflow run of the model in `folder`, what the test split says."""
-    _log.info(
-        "%s: test jaccard %.3f, dice %.3f; at own size %.3f, %.3f",
-        *(folder, metrics["test"]["jaccard"], metrics["test"]["dice"]),
-        *(metrics["test_own_size"]["jaccard"], metrics["test_own_size"]["dice"]),
-    )
-    logged = tracking.find_run(model_sha256=sha256(folder / "model.pt"))
-    logged.log_metrics(
-        {f"{scope}/{key}": value for scope in SCOPES for key, value in metrics[scope].items()}
-    )
-    return logged
-
-
-def log_figures(
-    name: str, logged: tracking.Run, test: Split, *, examples: Mapping[str, int]
-) -> None:
-    """Add the curves and overlays of a few test images to a model's MLflow run."""
-    history = pd.read_csv(RESULTS / name / "history.csv")
-    logged.log_figure(draw_curves({name: history}), "curves.png")
-    for example, position in examples.items():
-        image, truth = test.images[position], test.masks[position]
-        path = OUT / f"masks/{name}/{test.ids[position]}_segmentation.png"
-        prediction = resize_mask(read_mask(path), size=len(image))
-        figure = draw_overlay(image, truth, {name: prediction})
-        logged.log_figure(figure, f"overlays/{example}_{test.ids[position]}.png")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import load_config
+from lesionseg.replay import attach_report
 from lesionseg.report.page import write_report
 from stages import run
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         title=config.title,
         num_examples=config.num_examples,
     )
+    attach_report(Path("results"))
     logger.info("wrote %s", path)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lesionseg.files import project_root, read_json, require, sha256, write_csv,
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
+    claimed,
     delete_checkpoints,
     load_checkpoint,
     save_checkpoint,
@@ -40,16 +42,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
     make_deterministic()
-    checkpoints = [
-        train_seed(config, name, seed=seed, folder=folder)
-        for seed, folder in result_dirs(name, config.seeds()).items()
-    ]
-    write_csv(Path("results") / name / "seeds/scores.csv", seed_rows(name, config.seeds()))
-    for folder in checkpoints:  # not before: a killed stage starts at its first seed again
-        delete_checkpoints(folder)
+    with ExitStack() as claims:
+        checkpoints = [
+            train_seed(config, name, seed=seed, folder=folder, claims=claims)
+            for seed, folder in result_dirs(name, config.seeds()).items()
+        ]
+        write_csv(Path("results") / name / "seeds/scores.csv", seed_rows(name, config.seeds()))
+        for folder in checkpoints:  # not before: a killed stage starts at its first seed again
+            delete_checkpoints(folder)
 
 
-def train_seed(config: Config, name: str, *, seed: int, folder: Path) -> Path:
+def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: ExitStack) -> Path:
     """Train with one seed, write its results to `folder`; its checkpoints are returned."""
     if config.train.num_seeds > 1:
         _log.info("%s with seed %d of %s", name, seed, list(config.seeds()))
@@ -60,6 +63,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path) -> Path:
         **config.flat("preprocess", "train", "model", "loss", "augment"),
         "train.seed": seed,
         "encoder_lr": config.encoder_lr(name),
+        "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
     }
     del params["train.num_seeds"]  # of no concern to a single training
     facts = {
@@ -67,7 +71,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path) -> Path:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
-    checkpoints = checkpoint_dir(
+    unclaimed = checkpoint_dir(
         project_root() / ".checkpoints",
         run=name,
         settings={
@@ -79,13 +83,13 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path) -> Path:
         },
         inputs=[*INPUTS, ENCODER],
     )
-    tags = {**provenance.tags(stage=name), **facts}
-    tags |= {f"version.{package}": v for package, v in provenance.versions().items()}
+    checkpoints = claims.enter_context(claimed(unclaimed))
+    tags = {**provenance.tags(stage=name), **facts, "training_key": checkpoints.name}
     id_path = checkpoints / "run_id"
     with tracking.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
         train(training, checkpoints, logged)
         write_results(folder, config, training, tags=tags, params=params)
-        log_results(folder, training, logged)
+    tracking.complete_training(folder, name=name)
     return checkpoints
 
 
@@ -118,6 +122,11 @@ def make_training(
     return Training(model=model, **splits, recipe=recipe, device=device)
 
 
+def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
+    """Add one epoch's metrics to the MLflow run."""
+    logged.log_metrics(tracking.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
+
+
 def train(training: Training, folder: Path, logged: tracking.Run) -> None:
     """Run the epochs still to come, each saved before it is reported."""
     checkpoint = load_checkpoint(folder)
@@ -140,16 +149,6 @@ def train(training: Training, folder: Path, logged: tracking.Run) -> None:
             *(epoch.val_loss, epoch.val_jaccard, epoch.val_dice, epoch.seconds),
             pace * (training.recipe.epochs - epoch.epoch) / 60,
         )
-
-
-def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
-    """Add one epoch's metrics to the MLflow run, `train_loss` as `train/loss`."""
-    values = dataclasses.asdict(epoch)
-    step = values.pop("epoch")
-    prefixed = {
-        key: key.replace("_", "/", 1) for key in values if key.startswith(("train_", "val_"))
-    }
-    logged.log_metrics({prefixed.get(key, key): value for key, value in values.items()}, step=step)
 
 
 def write_results(
@@ -178,7 +177,7 @@ def write_results(
     details = {
         "run": training.recipe.run,
         "model_sha256": sha256(folder / "model.pt"),
-        **{k: v for k, v in tags.items() if not k.startswith("version.")},
+        **tags,
         "seconds": seconds,
         "images_per_second": num_seen / seconds,
         "num_parameters": sum(p.numel() for p in parameters),
@@ -207,16 +206,6 @@ def seed_rows(name: str, seeds: range) -> list[dict[str, Any]]:
         val = {f"val_{metric}": value for metric, value in metrics["val"].items()}
         rows.append({"seed": seed, "best_epoch": metrics["best_epoch"], **val})
     return rows
-
-
-def log_results(folder: Path, training: Training, logged: tracking.Run) -> None:
-    """Add the finished training's files and best metrics to its MLflow run."""
-    best = training.history[training.best["epoch"] - 1]
-    scores = {f"best/val_{name}": getattr(best, f"val_{name}") for name in VAL_METRICS}
-    logged.log_metrics({"best/epoch": best.epoch, **scores}, step=best.epoch)
-    logged.set_tags({"model_sha256": sha256(folder / "model.pt")})
-    for name in ("model.pt", "history.csv", "metrics.json", "run.json"):
-        logged.log_file(folder / name)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,8 @@ def _write_training(folder: Path, run: str) -> None:
     _write_json(folder / "metrics.json", metrics)
     provenance = {
         "run": run,
+        "dvc_stage": run,
+        "training_key": f"{run}-0123456789abcdef",
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "dvc_experiment": "shaky-clam",
         "data_sha256": "ab" * 32,

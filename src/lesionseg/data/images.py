@@ -14,7 +14,10 @@ from lesionseg.errors import DataError
 
 FOREGROUND_ABOVE = 128  # the rule of the ISIC challenge and its scorer
 # What Pillow raises for a damaged file, by its place of damage.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError),
+    *(struct.error, Image.DecompressionBombError),
+)
 
 
 def read_image(path: Path | BinaryIO, *, at_least: int | None = None) -> NDArray[np.uint8]:

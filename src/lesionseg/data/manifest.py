@@ -129,8 +129,8 @@ def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             width, height = image.size
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, Image.DecompressionBombError) as error:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         name = path.relative_to(raw_dir).as_posix()
         raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error
     return (width, height) if is_turned else (height, width)

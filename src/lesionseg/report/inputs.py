@@ -24,8 +24,8 @@ _KINDS = {float: "a number", str: "text", dict: "an object", list: "two numbers 
 _VAL_SCORES = ("loss", "jaccard", "dice", "accuracy", "sensitivity", "specificity")
 _TRAINING: Schema = dict.fromkeys(["best_epoch", *(f"val.{name}" for name in _VAL_SCORES)], float)
 _RUN: Schema = {
-    **dict.fromkeys(["commit", "dvc_experiment", "data_sha256", "model_sha256"], str),
-    **dict.fromkeys(["device", "precision"], str),
+    **dict.fromkeys(["commit", "dvc_experiment", "training_key", "device", "precision"], str),
+    **dict.fromkeys(["data_sha256", "model_sha256"], str),
     **dict.fromkeys(["seconds", "images_per_second"], float),
     **dict.fromkeys(["num_parameters", "num_trained_parameters"], float),
     **dict.fromkeys(["versions", "params"], dict),

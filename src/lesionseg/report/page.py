@@ -283,6 +283,7 @@ def _provenance_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, l
         "dvc_experiment": "DVC experiment",
         "data_sha256": "SHA-256 of the data",
         "model_sha256": "SHA-256 of the model",
+        "training_key": "MLflow run, by its tag training_key",
         "device": "Device",
         "precision": "Precision",
     }

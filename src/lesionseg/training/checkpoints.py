@@ -8,12 +8,15 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from lesionseg.files import sha256, write_bytes
 
@@ -41,6 +44,26 @@ def checkpoint_dir(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return root / f"{run}-{key[:16]}"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """The folder, or one of its own while another process trains the very same.
+
+    Experiments that differ in model 2 only train an equal model 1, perhaps at once: each is a
+    training, and an MLflow run, of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield folder.with_name(f"{folder.name}-{os.getpid()}")
+        return
+    try:
+        yield folder
+    finally:
+        lock.release()
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:

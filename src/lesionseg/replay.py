@@ -1,0 +1,153 @@
+"""Results on disk, brought into MLflow: all at once by `lesionseg replay`, or by the stages.
+
+After a server was away, or for results that came from DVC's cache or from a colleague. What a run
+has already is left alone, so that any number of replays gives the same runs.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lesionseg.config import RUNS
+from lesionseg.data.dataset import Split, load_split
+from lesionseg.data.images import read_mask, resize_mask
+from lesionseg.errors import LesionsegError, MissingFileError
+from lesionseg.files import read_json, require, sha256
+from lesionseg.report.figures import draw_curves, draw_overlay
+from lesionseg.tracking import Run, complete_training, find_run
+
+SCOPES = ("test", "test_own_size")
+_log = logging.getLogger(__name__)
+
+
+def replay(results_dir: Path, processed_dir: Path) -> int:
+    """The number of trainings whose MLflow runs are now complete.
+
+    Raises:
+        MissingFileError: There is no training's result.
+        DataError: A file is damaged.
+        LesionsegError: MLflow was not available.
+    """
+    runs = [complete_training(folder, name=name) for name, folder in training_folders(results_dir)]
+    if not runs:
+        raise MissingFileError(f"{results_dir} holds no training. Run: dvc repro, or dvc pull")
+    if (results_dir / "evaluate/comparison.json").exists():
+        runs += complete_evaluation(results_dir, processed_dir)
+    attach_report(results_dir)
+    if any(run.is_lost for run in runs):
+        raise LesionsegError("not all is in MLflow. Run again when its server is there")
+    return len({run.run_id for run in runs})
+
+
+def training_folders(results_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Stage and folder of every training whose results are there, all seeds."""
+    for name in RUNS:
+        for folder in (results_dir / name, *sorted((results_dir / name / "seeds").glob("*"))):
+            if (folder / "run.json").exists():
+                yield name, folder
+
+
+def complete_evaluation(
+    results_dir: Path, processed_dir: Path, *, redraw: bool = False
+) -> list[Run]:
+    """The runs of the evaluated models, with what the test split and the report say of them.
+
+    Args:
+        results_dir: Holds the trainings and `evaluate/`.
+        processed_dir: Holds the test split.
+        redraw: Whether figures that a run has already are drawn again.
+    """
+    evaluate_dir = results_dir / "evaluate"
+    comparison = read_json(evaluate_dir / "comparison.json", stage="evaluate")
+    test = load_split(processed_dir, "test")
+    runs = []
+    for name in RUNS:
+        run = _find(results_dir / name, name=name)
+        metrics = read_json(evaluate_dir / f"{name}.json", stage="evaluate")
+        run.log_summary(test_metrics(name, metrics, comparison))
+        if redraw or not {"curves.png", "overlays"} <= run.artifacts():
+            _log_figures(run, name, results_dir, test)
+        runs.append(run)
+    return runs + _complete_seeds(results_dir)
+
+
+def attach_report(results_dir: Path) -> None:
+    """Add the report, where there is one, to the runs of both models."""
+    report = results_dir / "report/report.html"
+    if not report.exists():
+        return
+    digest = sha256(report)
+    for name in RUNS:
+        model_sha256 = sha256(require(results_dir / name / "model.pt", stage=name))
+        run = find_run(model_sha256=model_sha256, quiet=True)
+        if run.tag("report_sha256") != digest:
+            run.log_file(report)
+            run.set_tags({"report_sha256": digest})
+
+
+def test_metrics(
+    name: str, metrics: Mapping[str, Mapping[str, float]], comparison: Mapping[str, Any]
+) -> dict[str, float]:
+    """A model's numbers on test under MLflow's names.
+
+    `test/jaccard`, its interval `test/jaccard_low` and `_high`; for the fine-tuned model also
+    `difference/test/jaccard`, what it has more than the frozen one, with its interval.
+    """
+    logged = {f"{scope}/{key}": value for scope in SCOPES for key, value in metrics[scope].items()}
+    for scope in SCOPES:
+        for metric, result in comparison[scope].items():
+            logged |= _with_interval(f"{scope}/{metric}", result[name], result[f"{name}_interval"])
+            if name == "train_finetuned":
+                label = f"difference/{scope}/{metric}"
+                logged |= _with_interval(label, result["difference"], result["interval"])
+    return logged
+
+
+def _with_interval(label: str, value: float, interval: list[float]) -> dict[str, float]:
+    return {label: value, f"{label}_low": interval[0], f"{label}_high": interval[1]}
+
+
+def _complete_seeds(results_dir: Path) -> list[Run]:
+    """The runs of the further seeds, with their means on test."""
+    seeds = pd.read_csv(require(results_dir / "evaluate/seeds.csv", stage="evaluate"))
+    runs = []
+    for name, folder in training_folders(results_dir):
+        if folder.parent.name != "seeds":
+            continue
+        run = _find(folder, name=name)
+        rows = seeds[(seeds["run"] == name) & (seeds["seed"] == int(folder.name))]
+        for row in rows.drop(columns=["run", "seed"]).to_dict("records"):
+            scope = row.pop("scope")
+            run.log_summary({f"{scope}/{metric}": value for metric, value in row.items()})
+        runs.append(run)
+    return runs
+
+
+def _find(folder: Path, *, name: str) -> Run:
+    return find_run(model_sha256=sha256(require(folder / "model.pt", stage=name)))
+
+
+def _log_figures(run: Run, name: str, results_dir: Path, test: Split) -> None:
+    """Add the training's curves, and three test images with their outlines."""
+    history = pd.read_csv(require(results_dir / name / "history.csv", stage=name))
+    run.log_figure(draw_curves({name: history}), "curves.png")
+    per_image = pd.read_csv(require(results_dir / "evaluate/per_image.csv", stage="evaluate"))
+    finetuned = per_image[(per_image["run"] == RUNS[1]) & (per_image["scope"] == "test")]
+    for example, position in choose_examples(finetuned["jaccard"].to_numpy()).items():
+        image, truth = test.images[position], test.masks[position]
+        file_name = f"{test.ids[position]}_segmentation.png"
+        path = require(results_dir / "evaluate/masks" / name / file_name, stage="evaluate")
+        prediction = resize_mask(read_mask(path), size=len(image))
+        figure = draw_overlay(image, truth, {name: prediction})
+        run.log_figure(figure, f"overlays/{example}_{test.ids[position]}.png")
+
+
+def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:
+    """Positions in the test split of the best, the median and the worst image."""
+    order = np.argsort(-jaccard, kind="stable")
+    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}

@@ -1,0 +1,167 @@
+"""Results on disk become MLflow runs: whole, once, and again after a server was away."""
+
+import json
+import shutil
+import socket
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+from lesionseg import tracking
+from lesionseg.errors import DataError, LesionsegError, MissingFileError
+from lesionseg.files import sha256
+from lesionseg.replay import replay
+from tests.report_inputs import RUNS, write_report_inputs
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with all results and no MLflow runs."""
+    write_report_inputs(tmp_path)
+    for run in RUNS:
+        folder = tmp_path / "results" / run
+        (folder / "model.pt").write_bytes(run.encode())
+        edit_json(folder / "run.json", model_sha256=sha256(folder / "model.pt"))
+    report = tmp_path / "results/report/report.html"
+    report.parent.mkdir()
+    report.write_text("<!doctype html>")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def bring(project):
+    return replay(project / "results", project / "data/processed")
+
+
+def client_of(project):
+    return MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+
+
+def runs_of(project):
+    client = client_of(project)
+    experiment = client.get_experiment_by_name("lesionseg")
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def contents(project):
+    """All that a user sees of the runs, but for times."""
+    client = client_of(project)
+    return {
+        name: {
+            "params": run.data.params,
+            "metrics": {
+                key: sorted(
+                    (value.step, value.value)
+                    for value in client.get_metric_history(run.info.run_id, key)
+                )
+                for key in run.data.metrics
+            },
+            "tags": {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")},
+            "artifacts": sorted(
+                file.path
+                for folder in (None, "overlays")
+                for file in client.list_artifacts(run.info.run_id, folder)
+            ),
+            "datasets": [entry.dataset.digest for entry in run.inputs.dataset_inputs],
+            "status": run.info.status,
+        }
+        for name, run in runs_of(project).items()
+    }
+
+
+def test_every_training_becomes_one_finished_run_with_its_whole_history(project):
+    assert bring(project) == 2
+    for name in RUNS:
+        history = pd.read_csv(project / f"results/{name}/history.csv")
+        found = contents(project)[name]
+        assert found["status"] == "FINISHED"
+        assert found["metrics"]["val/jaccard"] == list(
+            zip(history["epoch"], history["val_jaccard"], strict=True)
+        )
+        assert found["params"]["train.lr"] == "0.002"
+        assert found["datasets"] == [("ab" * 32)[:36]]
+        assert {"model.pt", "history.csv", "metrics.json", "run.json", "report.html"} <= set(
+            found["artifacts"]
+        )
+        assert {"curves.png", "overlays"} <= set(found["artifacts"])
+        assert len(found["artifacts"]) == 7 + 3
+
+
+def test_test_metrics_come_with_their_intervals_and_the_difference_with_the_finetuned_run(project):
+    bring(project)
+    comparison = json.loads((project / "results/evaluate/comparison.json").read_text())
+    result = comparison["test"]["jaccard"]
+    frozen, finetuned = (contents(project)[name]["metrics"] for name in RUNS)
+    assert frozen["test/jaccard"] == [(0, result["train_frozen"])]
+    assert frozen["test/jaccard_low"] == [(0, result["train_frozen_interval"][0])]
+    assert finetuned["difference/test/jaccard"] == [(0, result["difference"])]
+    assert finetuned["difference/test/jaccard_high"] == [(0, result["interval"][1])]
+    assert "difference/test/jaccard" not in frozen
+
+
+def test_a_second_replay_changes_nothing(project):
+    bring(project)
+    before = contents(project)
+    assert bring(project) == 2
+    assert contents(project) == before
+
+
+def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, monkeypatch):
+    other = project / "other"
+    shutil.copytree(project / "results", other / "results")
+    shutil.copytree(project / "data", other / "data")
+    bring(project)
+    complete = contents(project)
+    project = other
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    record = json.loads((project / "results/train_frozen/run.json").read_text())
+    tags = {"training_key": record["training_key"]}
+    history = pd.read_csv(project / "results/train_frozen/history.csv")
+    with tracking.training_run("train_frozen", params={}, tags=tags, id_path=project / "id") as run:
+        for row in history.head(3).to_dict("records"):
+            run.log_metrics(tracking.epoch_metrics(row), step=row["epoch"])
+    assert bring(project) == 2
+    now = contents(project)
+    for found in (now, complete):
+        found["train_frozen"]["metrics"] = {
+            key: values
+            for key, values in found["train_frozen"]["metrics"].items()
+            if not key.startswith("system/")
+        }
+    assert now == complete
+
+
+def test_the_same_training_in_two_experiments_is_two_runs(project):
+    bring(project)
+    edit_json(project / "results/train_frozen/run.json", training_key="train_frozen-other")
+    assert bring(project) == 2
+    client = client_of(project)
+    experiment = client.get_experiment_by_name("lesionseg")
+    assert len(client.search_runs([experiment.experiment_id])) == 3
+
+
+def test_without_a_server_a_replay_fails_in_one_line_and_the_files_stay(project, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(LesionsegError, match="Run again when its server is there"):
+            bring(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert bring(project) == 2
+
+
+def test_without_results_the_next_step_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match="holds no training"):
+        replay(tmp_path / "results", tmp_path / "data/processed")
+
+
+def test_a_damaged_record_is_named_with_the_stage_to_run(project):
+    (project / "results/train_frozen/run.json").write_text("{}")
+    with pytest.raises(DataError, match=r"run.json has no .*Run: dvc repro -f train_frozen"):
+        bring(project)
