@@ -1,0 +1,284 @@
+"""The command `lesionseg`: its arguments, its errors in one line, its exit status.
+
+Only what parsing needs is imported here; each command imports what it needs when it runs.
+"""
+
+import argparse
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from lesionseg.errors import ConfigError, LesionsegError, MissingFileError
+
+if TYPE_CHECKING:
+    from lesionseg.inference.outputs import Summary
+    from lesionseg.inference.pipeline import Skipped
+    from lesionseg.inference.sources import Source
+
+DEFAULT_MODEL = "results/train_finetuned/model.pt"
+NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+PREDICT = """Mark the lesion in images of any size: for each a mask at its own size.
+
+PATH is an image, or a folder to search through all its levels for files ending in
+{suffixes}
+Hidden files are left out. Upright by EXIF; grey, 16-bit, CMYK and transparent images are fine; of
+several frames the first is taken."""
+OUTPUTS = """Written to DIR, in the folders in which the images lie; other files there stay:
+  ID_segmentation.png    the mask, 8-bit, 0 and 255
+  ID_overlay.jpg         with --overlay: the image with the mask's outline, at most 1024 px a side
+  ID_probability.png     with --probability: 16-bit; grey level / 65535 is the probability
+  ID_contours.geojson    with --contours geojson: a polygon for each region, holes cut out, with its
+                         area in pixels; x and y in pixels from the upper left corner, y downwards
+  ID_contours.csv        with --contours csv: the same corners as rows: region, ring (0 is the
+                         outline, others are holes), x, y
+  summary.csv            a row for each image of this call: size, lesion pixels and fraction,
+                         regions, mean probability, whether the lesion touches the border
+ID is the file's name without its ending, or with it where two images differ in nothing else.
+Exit status: 0; 1 if anything failed, files that cannot be read being named at the end and all
+others done; 2 for wrong arguments."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with the mistake in one line, the usage being a call away."""
+        self.exit(MISUSED, f"error: {message}. Run: {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; the exit status.
+
+    `LESIONSEG_DEBUG=1` shows tracebacks.
+    """
+    try:
+        arguments = _make_parser().parse_args(argv)
+        status: int = arguments.run(arguments)
+    except (LesionsegError, OSError) as error:
+        if os.environ.get("LESIONSEG_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted. What is written is whole; run the same command again\n")
+        return INTERRUPTED
+    return status
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lesionseg", description="Skin-lesion segmentation.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_predict(commands)
+    _add_replay(commands)
+    return parser
+
+
+def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="bring the results on disk into MLflow",
+        description="Bring the trainings, scores and report in results/ into MLflow, as a finished "
+        "pipeline leaves them: after a server was away, or when results came from DVC's cache or "
+        "a colleague. What is there already stays; run it as often as you like.",
+    )
+    parser.set_defaults(run=_replay)
+
+
+def _replay(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
+    from lesionseg.replay import replay
+
+    num_runs = replay(Path("results"), Path("data/processed"))
+    sys.stdout.write(f"{num_runs} runs in MLflow have all that results/ holds\n")
+    return OK
+
+
+def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.inference.sources import SUFFIXES
+
+    parser = commands.add_parser(
+        "predict",
+        help="masks of images of any size",
+        description=PREDICT.format(suffixes=" ".join(SUFFIXES)),
+        epilog=OUTPUTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image or folder")
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        default=0.5,
+        metavar="P",
+        help="a pixel is lesion above this probability, in (0, 1) (default: %(default)s)",
+    )
+    parser.add_argument("--overlay", action="store_true", help="write overlays")
+    parser.add_argument("--probability", action="store_true", help="write probabilities")
+    parser.add_argument("--contours", choices=["geojson", "csv"], help="write contours")
+    parser.add_argument(
+        "--batch-size",
+        type=_batch_size,
+        default=32,  # that of `evaluate`, so that even the rounding of its sums is the same
+        metavar="N",
+        help="images in a forward pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto takes CUDA where there is one; or cpu, cuda, cuda:1 (default: %(default)s)",
+    )
+    parser.set_defaults(run=_predict)
+
+
+def _threshold(text: str) -> float:
+    value = _number(float, text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got '{text}'")
+    return value
+
+
+def _batch_size(text: str) -> int:
+    value = _number(int, text)
+    if not value >= 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got '{text}'")
+    return int(value)
+
+
+def _number(kind: Callable[[str], float], text: str) -> float:
+    """The number a text says, NaN if none."""
+    try:
+        return kind(text)
+    except ValueError:
+        return math.nan
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:1, got '{text}'")
+    return text
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    """Predict on all images; the exit status."""
+    # What can be wrong without torch comes first: it takes seconds to load.
+    from lesionseg.inference.sources import find_images
+
+    found = find_images(arguments.paths, out_dir=arguments.out)
+    model_path = _find_model(arguments.model)
+    # As in stages/__init__.py; libgomp reads it when torch loads it.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    from dataclasses import asdict
+
+    from lesionseg.files import write_csv
+
+    summaries, skipped = _predict_all(found.sources, model_path, arguments)
+    if summaries:
+        write_csv(arguments.out / "summary.csv", map(asdict, summaries))
+        sys.stdout.write(_table(summaries, arguments.out))
+    if found.num_left_out:
+        sys.stderr.write(f"not images by their names, left out: {found.num_left_out}\n")
+    if skipped:
+        lines = [f"error: {len(skipped)} of {len(found.sources)} files could not be read:"]
+        lines += [f"  {item.reason}" for item in skipped]
+        sys.stderr.write("\n".join(lines) + "\n")
+    return FAILED if skipped else OK
+
+
+def _find_model(text: str) -> Path:
+    """The file of the model that `--model` names.
+
+    Raises:
+        MissingFileError: It is not there.
+    """
+    if text.startswith("models:/"):
+        from lesionseg.registry import download_model
+
+        return download_model(text)
+    path = Path(text)
+    if not path.exists():
+        raise MissingFileError(
+            f"{path} is missing. Run: dvc repro {_stage_of(path)}, or name another with --model"
+        )
+    return path
+
+
+def _stage_of(path: Path) -> str:
+    """The stage that makes a model's file."""
+    return "train_frozen" if "train_frozen" in path.parts else "train_finetuned"
+
+
+def _predict_all(
+    sources: "Sequence[Source]", model_path: Path, arguments: argparse.Namespace
+) -> "tuple[list[Summary], list[Skipped]]":
+    """Write the outputs of all images."""
+    import contextlib
+    import warnings
+
+    from PIL.Image import DecompressionBombWarning
+    from tqdm import tqdm
+
+    from lesionseg.inference.outputs import Outputs, Summary
+    from lesionseg.inference.pipeline import Skipped, predict_files
+    from lesionseg.inference.predictor import Predictor
+    from lesionseg.training.hardware import make_deterministic
+
+    outputs = Outputs(
+        out_dir=arguments.out,
+        threshold=arguments.threshold,
+        overlay=arguments.overlay,
+        probability=arguments.probability,
+        contours=arguments.contours,
+    )
+    outputs.prepare(sources)
+    make_deterministic()
+    device, stage = arguments.device, _stage_of(model_path)
+    try:
+        predictor = Predictor.load(model_path, device=device, stage=stage)
+    except ConfigError:
+        raise ConfigError(f"--device {device} is not there. Write auto or cpu") from None
+    outcomes = predict_files(sources, predictor, outputs, batch_size=arguments.batch_size)
+    with warnings.catch_warnings(), contextlib.closing(outcomes):
+        # Pillow's remarks do not name the file. A photograph above 89 megapixels is no attack;
+        # above 179 it is refused, by an error.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("ignore", DecompressionBombWarning)
+        done = list(tqdm(outcomes, "predict", len(sources), unit="image", disable=None))
+    return (
+        [outcome for outcome in done if isinstance(outcome, Summary)],
+        [outcome for outcome in done if isinstance(outcome, Skipped)],
+    )
+
+
+def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
+    """The first rows for the eye, and where all of them are."""
+    shown = summaries[:NUM_SHOWN]
+    width = max(len("file"), *(len(row.file) for row in shown))
+    lines = [f"{'file':{width}}  {'height x width':>14}  {'lesion':>7}  {'regions':>7}"]
+    for row in shown:
+        size = f"{row.height} x {row.width}"
+        lines.append(
+            f"{row.file:{width}}  {size:>14}  {row.lesion_fraction:>7.1%}  {row.num_regions:>7}"
+            + ("  touches the border" if row.touches_border else "")
+        )
+    if len(summaries) > len(shown):
+        lines.append(f"... and {len(summaries) - len(shown)} more")
+    num_empty = sum(row.lesion_pixels == 0 for row in summaries)
+    empty = f", {num_empty} of them empty," if num_empty else ""
+    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {out_dir}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,157 @@
+"""What is written for an image: its mask, and on demand an overlay, probabilities and contours."""
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from lesionseg.errors import DataError
+from lesionseg.files import replacing, write_bytes
+from lesionseg.inference.overlay import draw_overlay
+from lesionseg.inference.regions import count_regions, find_regions, to_csv, to_geojson
+from lesionseg.inference.sources import Source
+
+PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A row of summary.csv.
+
+    Attributes:
+        file: The image's file.
+        height: Of the image in pixels, as a viewer shows it.
+        width: Likewise.
+        lesion_pixels: Pixels of the mask.
+        lesion_fraction: Their share of the image, in [0, 1].
+        num_regions: Pieces of the mask whose pixels hang together by their sides.
+        mean_probability: Over the pixels of the mask; None without any.
+        touches_border: Whether the mask reaches the edge of the image, and the lesion perhaps on.
+    """
+
+    file: str
+    height: int
+    width: int
+    lesion_pixels: int
+    lesion_fraction: float
+    num_regions: int
+    mean_probability: float | None
+    touches_border: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What to write, and where to.
+
+    Attributes:
+        out_dir: The folder of all outputs.
+        threshold: A pixel is lesion above this probability, in (0, 1).
+        overlay: Whether to write the image with the mask's outlines.
+        probability: Whether to write the probabilities.
+        contours: `geojson`, `csv` or None for no contours.
+    """
+
+    out_dir: Path
+    threshold: float = 0.5
+    overlay: bool = False
+    probability: bool = False
+    contours: str | None = None
+
+    def paths(self, source: Source) -> dict[str, Path]:
+        """What is written for an image, by the name of the output."""
+        endings = {
+            "mask": "segmentation.png",
+            **({"overlay": "overlay.jpg"} if self.overlay else {}),
+            **({"probability": "probability.png"} if self.probability else {}),
+            **({"contours": f"contours.{self.contours}"} if self.contours else {}),
+        }
+        return {name: self.out_dir / f"{source.id}_{ending}" for name, ending in endings.items()}
+
+    def prepare(self, sources: Sequence[Source]) -> None:
+        """Make the folder of all outputs.
+
+        Raises:
+            DataError: It cannot be written to, or an output would replace one of the images.
+        """
+        images = {source.path.resolve() for source in sources}
+        for source in sources:
+            for path in self.paths(source).values():
+                if path.resolve() in images:
+                    raise DataError(
+                        f"{path} is an image to predict on, and would be replaced by the output "
+                        f"for {source.path}. Choose another folder with --out"
+                    )
+        try:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.out_dir, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise DataError(
+                f"{self.out_dir} cannot be written to ({error.strerror}). "
+                "Choose another folder with --out"
+            ) from error
+
+    def write(self, source: Source, probability: NDArray[np.float32]) -> Summary:
+        """What the mask of an image is like, all its outputs being written.
+
+        Args:
+            source: The image.
+            probability: (H, W) float32 in [0, 1] at the image's own size.
+
+        Raises:
+            DataError: The image cannot be read once more for its overlay.
+            OSError: A file cannot be written.
+        """
+        mask = probability > self.threshold
+        size = mask.shape
+        paths = self.paths(source)
+        # As `evaluate` writes it, and as the ISIC challenge wants it.
+        _save(Image.fromarray(mask.astype(np.uint8) * 255), paths["mask"])
+        if self.probability:
+            levels = np.rint(probability * PROBABILITY_LEVELS).astype(np.uint16)
+            _save(Image.fromarray(levels), paths["probability"], compress_level=1)
+        if self.overlay or self.contours:
+            regions = find_regions(mask)
+        if self.overlay:
+            _save(draw_overlay(source.path, regions, size=size), paths["overlay"], quality=90)
+        if self.contours == "geojson":
+            write_bytes(paths["contours"], to_geojson(regions, name=source.name, size=size))
+        if self.contours == "csv":
+            write_bytes(paths["contours"], to_csv(regions))
+        return summarise(mask, probability, name=source.name)
+
+
+def summarise(mask: NDArray[np.bool_], probability: NDArray[np.float32], *, name: str) -> Summary:
+    """The numbers of a mask.
+
+    Args:
+        mask: (H, W) bool.
+        probability: (H, W) float32 in [0, 1].
+        name: Of the image's file.
+    """
+    height, width = mask.shape
+    lesion_pixels = int(mask.sum())
+    mean = float(probability[mask].mean(dtype=np.float64)) if lesion_pixels else None
+    return Summary(
+        file=name,
+        height=height,
+        width=width,
+        lesion_pixels=lesion_pixels,
+        lesion_fraction=round(lesion_pixels / mask.size, 6),
+        num_regions=count_regions(mask),
+        mean_probability=mean if mean is None else round(mean, 4),
+        touches_border=bool(mask[[0, -1]].any() or mask[:, [0, -1]].any()),
+    )
+
+
+def _save(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image whole or not at all, in the format that the path's ending says."""
+    kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+    with replacing(path) as temporary:
+        image.save(temporary, format=kind, **options)

@@ -1,0 +1,51 @@
+"""A photograph with the outlines of what was predicted."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from skimage.measure import approximate_polygon
+
+from lesionseg.data.images import read_image
+from lesionseg.inference.regions import Region
+
+LONGER_SIDE = 1024  # pixels an overlay has at most
+_COLOR = "#56b4e9"  # bright on skin; Okabe and Ito (2008), as in the report
+_CASING = "#000000"  # a rim around the outline, seen on any skin
+_LINE_WIDTH = (2, 0.004)  # pixels, and as a share of the longer side: the larger of the two
+_TOLERANCE = 0.5  # pixels from the outline to what is drawn
+_RIM_WIDTH = 1  # pixels
+_SAMPLES = 2  # drawn at twice the size, for smooth lines
+
+
+def draw_overlay(path: Path, regions: Sequence[Region], *, size: tuple[int, int]) -> Image.Image:
+    """The image at `LONGER_SIDE` or its own size, whichever is smaller, with outlines on it.
+
+    Args:
+        path: The image.
+        regions: Of the predicted mask.
+        size: (H, W) of the image in pixels, to which the regions' coordinates belong.
+
+    Raises:
+        DataError: The image cannot be read.
+    """
+    height, width = size
+    scale = min(1.0, LONGER_SIDE / max(height, width))
+    shown = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image = Image.fromarray(read_image(path, at_least=LONGER_SIDE // 2)).resize(
+        (shown[0] * _SAMPLES, shown[1] * _SAMPLES), Image.Resampling.BILINEAR
+    )
+    canvas = ImageDraw.Draw(image)
+    factors = np.array(image.size) / (width, height)
+    outlines = [
+        # Steps of pixels that are hardly seen here would take most of the time.
+        (approximate_polygon(ring * factors, _TOLERANCE * _SAMPLES) - 0.5).ravel().tolist()
+        for region in regions
+        for ring in region.rings
+    ]
+    line_width = max(_LINE_WIDTH[0], round(_LINE_WIDTH[1] * max(shown)))
+    for color, drawn in ((_CASING, line_width + 2 * _RIM_WIDTH), (_COLOR, line_width)):
+        for outline in outlines:
+            canvas.line(outline, fill=color, width=drawn * _SAMPLES, joint="curve")
+    return image.resize(shown, Image.Resampling.BOX)

@@ -1,0 +1,116 @@
+"""A trained model that predicts: images of any size in, probabilities of their own size out.
+
+It knows no command line and no server; both are built on it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lesionseg.data.images import resize_image
+from lesionseg.errors import DataError, LesionsegError
+from lesionseg.evaluation.prediction import resize_probabilities
+from lesionseg.inference.decoding import Decoded, decode
+from lesionseg.models.segmenter import Segmenter, load_model
+from lesionseg.training.hardware import choose_device
+
+BATCH_SIZE = 32
+
+
+class Predictor:
+    """A segmenter in evaluation mode on its device, in float32 as in the stage `evaluate`."""
+
+    def __init__(self, model: Segmenter, *, image_size: int, device: torch.device) -> None:
+        self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._device = device
+        self.image_size = image_size
+
+    @classmethod
+    def load(
+        cls, path: Path, *, device: str = "auto", stage: str = "train_finetuned"
+    ) -> "Predictor":
+        """The model in a `model.pt`.
+
+        Args:
+            path: The file.
+            device: `auto` takes CUDA where there is one; or cpu, cuda, cuda:1.
+            stage: The stage that makes the file, named in errors.
+
+        Raises:
+            MissingFileError: The file is not there.
+            DataError: It is not a model of this program.
+            ConfigError: The device is not there.
+        """
+        chosen = choose_device(device)
+        model, image_size = load_model(path, stage=stage)
+        return cls(model, image_size=image_size, device=chosen)
+
+    def predict(
+        self, images: Sequence[NDArray[np.uint8]], *, batch_size: int = BATCH_SIZE
+    ) -> list[NDArray[np.float32]]:
+        """The lesion's probability in each pixel of each image, (H, W) float32 in [0, 1].
+
+        Args:
+            images: (H, W, 3) uint8 RGB in [0, 255], each of its own size.
+            batch_size: Images in a forward pass.
+
+        Raises:
+            DataError: An image has another shape or type.
+        """
+        for number, image in enumerate(images):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+                raise DataError(
+                    f"image {number} must be (height, width, 3) uint8, "
+                    f"got {image.shape} {image.dtype}"
+                )
+        decoded = [
+            Decoded(pixels=resize_image(image, size=self.image_size), size=image.shape[:2])
+            for image in images
+        ]
+        return self._predict(decoded, batch_size)
+
+    def predict_encoded(
+        self, images: Sequence[Path | bytes], *, batch_size: int = BATCH_SIZE
+    ) -> list[NDArray[np.float32]]:
+        """Like `predict`, of image files or their contents, prepared as in the stage `evaluate`.
+
+        A large JPEG is decoded at reduced scale, which is faster, and not quite what `predict`
+        makes of all its pixels.
+
+        Raises:
+            DataError: One of them cannot be read.
+        """
+        decoded = [decode(image, image_size=self.image_size) for image in images]
+        return self._predict(decoded, batch_size)
+
+    def _predict(self, decoded: Sequence[Decoded], batch_size: int) -> list[NDArray[np.float32]]:
+        maps = []
+        for start in range(0, len(decoded), batch_size):
+            batch = decoded[start : start + batch_size]
+            small = self.forward(np.stack([image.pixels for image in batch]))
+            maps += [resize_probabilities(p, d.size) for p, d in zip(small, batch, strict=True)]
+        return maps
+
+    @torch.inference_mode()
+    def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities (N, S, S) float32 in [0, 1] at the network's size, in one forward pass.
+
+        Args:
+            pixels: (N, S, S, 3) uint8 RGB in [0, 255], S being `image_size`.
+
+        Raises:
+            LesionsegError: The device has too little memory for so many images at once.
+        """
+        try:
+            images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255
+            logits = self._model(images.contiguous(memory_format=torch.channels_last))
+        except torch.OutOfMemoryError:
+            raise LesionsegError(
+                f"{self._device} has no memory for {len(pixels)} images of {self.image_size} "
+                "pixels at once; use a smaller batch size"
+            ) from None
+        probabilities: NDArray[np.float32] = logits.sigmoid()[:, 0].cpu().numpy()
+        return probabilities
