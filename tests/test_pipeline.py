@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +20,7 @@ from mlflow import MlflowClient
 from lesionseg.config import RUNS, override, read_yaml
 from lesionseg.files import sha256
 from stages.demo import ROOT, copy_pipeline
+from tests.mlflow_contents import client_of, contents
 
 PARAMS = {
     "download.source": "phantom",
@@ -197,6 +200,95 @@ def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
         names = {path.name for path in artifacts.iterdir()}
         assert {"model.pt", "history.csv", "metrics.json", "run.json", "curves.png"} <= names
         assert len(list((artifacts / "overlays").iterdir())) == 3
+
+
+def test_a_replay_of_the_files_gives_the_runs_that_the_pipeline_gave(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy, ignore=shutil.ignore_patterns("mlruns"))
+    replay(copy)
+    expected = contents(client_of(project))
+    assert contents(client_of(copy)) == expected
+    replay(copy)
+    assert contents(client_of(copy)) == expected
+
+
+def test_a_server_that_dies_during_training_costs_nothing(prepared, project, tmp_path):
+    copy, store = tmp_path / "copy", tmp_path / "store"
+    shutil.copytree(prepared, copy)
+    store.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    server = start_server(store, uri)
+    training = subprocess.Popen(
+        ["dvc", "repro", "train_frozen"],
+        cwd=copy,
+        env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(copy.glob(".checkpoints/train_frozen-*/checkpoint.pt")):
+        assert training.poll() is None, "the training ended before its server did"
+        time.sleep(0.01)
+    stop(server)
+    _, messages = training.communicate()
+    assert training.returncode == 0, messages
+    assert messages.count("MLflow is not available") in (1, 2)  # during the training, at its end
+    path = "results/train_frozen/model.pt"
+    assert sha256(copy / path) == sha256(project / path)
+    server = start_server(store, uri)
+    try:
+        replay(copy, MLFLOW_TRACKING_URI=uri)
+        found = contents(MlflowClient(uri))["train_frozen"]
+    finally:
+        stop(server)
+    expected = contents(client_of(project))["train_frozen"]
+    history = {key: values for key, values in expected["metrics"].items() if "val/" in key}
+    assert {key: found["metrics"][key] for key in history} == history
+    assert found["status"] == "FINISHED"
+
+
+def start_server(store: Path, uri: str) -> subprocess.Popen:
+    """An MLflow server that answers."""
+    server = subprocess.Popen(
+        [
+            *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
+            *("--backend-store-uri", f"sqlite:///{store}/server.db", "--workers", "1"),
+            *("--artifacts-destination", str(store / "artifacts")),
+        ],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while True:
+        assert server.poll() is None, "the server did not start"
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=1):
+                return server
+        except OSError:
+            time.sleep(0.2)
+
+
+def stop(server: subprocess.Popen) -> None:
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def replay(project: Path, **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lesionseg", "replay"],
+        cwd=project,
+        env={
+            **ENVIRONMENT,
+            "PYTHONPATH": str(ROOT / "src"),
+            "DVC_ROOT": str(project),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_mlflow_has_the_metrics_of_every_epoch(project):

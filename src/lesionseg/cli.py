@@ -74,6 +74,8 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_predict(commands)
     _add_replay(commands)
+    _add_register(commands)
+    _add_champion(commands)
     return parser
 
 
@@ -86,6 +88,43 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "a colleague. What is there already stays; run it as often as you like.",
     )
     parser.set_defaults(run=_replay)
+
+
+def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "register",
+        help="put the better model into MLflow's registry",
+        description="Register the model that is better on val as a version of lesionseg, with its "
+        "signature, example, scores, data hash and model card. It becomes the champion if its val "
+        "jaccard is above the champion's. The same model gives no second version.",
+    )
+    parser.set_defaults(run=_register)
+
+
+def _register(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
+    from lesionseg import registry
+
+    sys.stdout.write(registry.register(Path("results")).message + "\n")
+    return OK
+
+
+def _add_champion(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "champion", help="show the registered versions, or choose the one to serve"
+    )
+    parser.add_argument(
+        "--set", type=int, metavar="VERSION", dest="version", help="make it the champion"
+    )
+    parser.set_defaults(run=_champion)
+
+
+def _champion(arguments: argparse.Namespace) -> int:
+    from lesionseg import registry
+
+    if arguments.version is not None:
+        sys.stdout.write(registry.promote(arguments.version) + "\n")
+    sys.stdout.write(registry.show(registry.list_versions()))
+    return OK
 
 
 def _replay(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)

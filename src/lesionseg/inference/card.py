@@ -1,0 +1,202 @@
+"""The model card of a registered version: what it is, how good, and what it is not for.
+
+After Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
+FEW_IMAGES = 10  # the numbers of a group with fewer hang on single images
+_SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
+_SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
+
+_CARD = """\
+# lesionseg, {run}
+
+Marks the lesion in a photograph of skin: the probability of lesion in each pixel, and the mask
+where it is above {threshold:g}. MobileNetV2 encoder{frozen}, `{decoder}` decoder,
+{num_parameters:,} parameters; it sees the image at {size}x{size} px.
+
+## Use
+For research and teaching on segmentation, on images like those it was trained on.
+**Not for diagnosis.** It is no medical device, nobody has tested it on patients, and an outline
+says nothing about whether a lesion is harmless. Where it finds nothing there may be one all the
+same.
+
+## Data
+{data}
+{num_train} images to train on; others of the same source chose the best epoch (val), and the test
+images were used for nothing but the scores below. SHA-256 of the training images' index:
+`{data_sha256:.12}`.
+
+## Training
+{epochs} epochs of AdamW (peak lr {lr:g}, encoder {encoder_lr:g}), {batch_size} images a step, seed
+{seed}, on {device} in {precision}. Loss: {loss}. Random views: {augment}. Encoder's weights at the
+start: `{weights}`.
+
+## Scores
+Means over images{interval_note}.
+
+{scores}
+
+## Where it fails
+{failures}
+
+## Limits
+- Both sides are scaled to {size} px: what is finer than 1/{size} of the image is lost.
+- Other cameras, skin tones or body sites, several lesions in an image: unknown. Look at the mask.
+- The data names no patients: lesions of one patient can be in training and in test.
+
+## Where it comes from
+Commit `{commit}`, model SHA-256 `{model_sha256}`.
+Licence of code and weights: MIT; {licence}.
+"""
+
+_SOURCES = {
+    "isic2016": (
+        "ISIC 2016 challenge, Part 1 (Gutman et al. 2016, arXiv:1605.01397): dermoscopic images "
+        "with masks by experts, published under CC-0.",
+        "of the images: CC-0",
+    ),
+    "folder": (
+        "Images and masks of a folder, `{folder}`; where they come from, its owner knows.",
+        "of the images: their owner's",
+    ),
+    "phantom": (
+        "**Synthetic phantoms, no photographs**: for trying the program out. On real skin its "
+        "masks mean nothing.",
+        "the images are made by this program",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the card tells.
+
+    Attributes:
+        details: The content of the run's run.json.
+        metrics: That of its metrics.json.
+        model_sha256: Of its model.pt.
+        source: `download.source` of params.yaml.
+        folder: `download.folder`, for source `folder`.
+        weights: `download.weights`.
+        threshold: A pixel is lesion above this probability, in (0, 1).
+        comparison: That of evaluate/comparison.json; None if this model has not been evaluated.
+        strata: Rows of evaluate/strata.csv, likewise.
+    """
+
+    details: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    model_sha256: str
+    source: str
+    folder: str
+    weights: str
+    threshold: float
+    comparison: Mapping[str, Any] | None
+    strata: Sequence[Mapping[str, str]]
+
+    @property
+    def run(self) -> str:
+        """The model's name in `RUNS`."""
+        return str(self.details["run"])
+
+
+def write_card(facts: Facts) -> str:
+    """The card as Markdown, at most `MAX_CHARACTERS` long."""
+    details, params = facts.details, facts.details["params"]
+    data, licence = _SOURCES[facts.source]
+    num_seen = details["images_per_second"] * details["seconds"]
+    card = _CARD.format(
+        run=facts.run,
+        threshold=facts.threshold,
+        frozen=" (frozen)" if params["encoder_lr"] == 0 else "",
+        decoder=params["model.decoder"],
+        num_parameters=details["num_parameters"],
+        size=params["preprocess.image_size"],
+        data=data.format(folder=facts.folder),
+        licence=licence,
+        num_train=round(num_seen / params["train.epochs"]),
+        **{key: details[key] for key in ("data_sha256", "device", "precision", "commit")},
+        **{key: params[f"train.{key}"] for key in ("epochs", "lr", "batch_size", "seed")},
+        encoder_lr=params["encoder_lr"],
+        loss=_list_weights(params, "loss."),
+        augment=_list_weights(params, "augment."),
+        weights=facts.weights,
+        interval_note=_note_interval(facts.comparison),
+        scores=_tabulate_scores(facts),
+        failures=_list_failures(facts),
+        model_sha256=facts.model_sha256,
+    )
+    return card if len(card) <= MAX_CHARACTERS else f"{card[: MAX_CHARACTERS - 4]}...\n"
+
+
+def _list_weights(params: Mapping[str, Any], prefix: str) -> str:
+    """The parameters of a section that are not 0, such as `bce 1, dice 1`."""
+    used = [
+        f"{key.removeprefix(prefix)} {value:g}"
+        for key, value in params.items()
+        if key.startswith(prefix) and value
+    ]
+    return ", ".join(used) or "none"
+
+
+def _note_interval(comparison: Mapping[str, Any] | None) -> str:
+    if comparison is None:
+        return ""
+    return (
+        f"; in brackets {comparison['confidence']:.0%} bootstrap intervals over the "
+        f"{comparison['num_images']} test images"
+    )
+
+
+def _tabulate_scores(facts: Facts) -> str:
+    val = facts.metrics["val"]
+    size = facts.details["params"]["preprocess.image_size"]
+    lines = [
+        f"| | {' | '.join(_SHOWN)} |",
+        f"|---{'|---' * len(_SHOWN)}|",
+        f"| val (chose the epoch) | {' | '.join(f'{val[name]:.3f}' for name in _SHOWN)} |",
+    ]
+    if facts.comparison is None:
+        return "\n".join([*lines, "", "Not evaluated on test images when it was registered."])
+    for scope, label in _SCOPES.items():
+        cells = []
+        for name in _SHOWN:
+            score = facts.comparison[scope][name]
+            low, high = score[f"{facts.run}_interval"]
+            cells.append(f"{score[facts.run]:.3f} ({low:.3f} to {high:.3f})")
+        lines.append(f"| {label.format(size=size)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _list_failures(facts: Facts) -> str:
+    """The weakest group of each stratum that is large enough to tell."""
+    jaccard, failures = f"{facts.run}_jaccard", f"{facts.run}_failure_rate"
+    groups: dict[str, list[Mapping[str, str]]] = {}
+    for row in facts.strata:
+        if int(row["num_images"]) >= FEW_IMAGES:
+            groups.setdefault(row["stratum"], []).append(row)
+    lines = [
+        f"- {_say(row)}: jaccard {float(row[jaccard]):.3f}, {float(row[failures]):.0%} of the "
+        f"{row['num_images']} images below 0.65"
+        for stratum, rows in groups.items()
+        for row in [min(rows, key=lambda row: float(row[jaccard]))]
+        if stratum == "all" or len(rows) > 1
+    ]
+    few = [
+        f"{_say(row)} ({row['num_images']})"
+        for row in facts.strata
+        if int(row["num_images"]) < FEW_IMAGES
+    ]
+    if few:
+        lines.append(f"- Too few test images to tell: {', '.join(few)}")
+    return "\n".join(lines) or "Not measured; results/evaluate/strata.csv was not there."
+
+
+def _say(row: Mapping[str, str]) -> str:
+    if row["stratum"] == "all":
+        return "all"
+    return f"{row['stratum'].replace('_', ' ')} {row['group']}"

@@ -1,0 +1,185 @@
+"""The registered model behind `mlflow models serve`: JSON in, masks and probabilities out.
+
+MLflow loads this module by its name from the copy of the package that lies beside the model, and
+calls `_load_pyfunc` once. docs/serving.md has requests and answers.
+"""
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
+from PIL import Image
+
+from lesionseg.errors import DataError
+from lesionseg.inference.predictor import Predictor
+
+Pixels = NDArray[np.uint8]
+Answer = dict[str, str | int | float]
+
+PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
+# All images of a request together. Pillow takes more in one image for a decompression bomb; a few
+# hundred bytes can declare any size, and the answer has the size that was declared.
+MAX_PIXELS = 89_478_485
+
+
+class ServedModel:
+    """What MLflow calls for each request, several at a time in threads."""
+
+    def __init__(self, predictor: Predictor, *, threshold: float) -> None:
+        self._predictor = predictor
+        self._threshold = threshold
+
+    def predict(self, data: pd.DataFrame) -> list[Answer]:
+        """An answer for each row.
+
+        Each image goes through the network alone: what else is in the request does not change even
+        the rounding of its probabilities.
+
+        Args:
+            data: Each row has either `image`, the base64 text of a JPEG or PNG file, or `array`,
+                (H, W, 3) whole numbers in [0, 255], RGB, as nested lists or an array.
+
+        Raises:
+            MlflowException: A row is anything else; the server answers 400 with the message.
+        """
+        try:
+            images = _read_rows(data)
+            return [self._answer(image, number) for number, image in enumerate(images)]
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _answer(self, image: bytes | Pixels, number: int) -> Answer:
+        try:
+            if isinstance(image, bytes):
+                (probability,) = self._predictor.predict_encoded([image])
+            else:
+                (probability,) = self._predictor.predict([image])
+        except DataError as error:
+            # Without the next step, which is for the pipeline's own files.
+            reason = str(error).partition(" Replace the file")[0].removeprefix("this ")
+            raise DataError(f"row {number}: {reason}") from None
+        return answer(probability, threshold=self._threshold)
+
+
+def answer(probability: NDArray[np.float32], *, threshold: float) -> Answer:
+    """What the server says about an image.
+
+    Args:
+        probability: (H, W) float32 in [0, 1] at the image's own size.
+        threshold: A pixel is lesion above this probability, in (0, 1).
+
+    Returns:
+        `mask`, base64 of an 8-bit grey PNG, 255 in the lesion and 0 elsewhere; `probability`,
+        base64 of a 16-bit grey PNG whose levels are 65535 times the probability; `height` and
+        `width` in pixels; `lesion_fraction`, the mask's share of the image in [0, 1].
+    """
+    mask = probability > threshold
+    height, width = mask.shape
+    levels = np.rint(probability * PROBABILITY_LEVELS).astype(np.uint16)
+    return {
+        "mask": _to_png(mask.astype(np.uint8) * np.uint8(255)),
+        "probability": _to_png(levels),
+        "height": height,
+        "width": width,
+        "lesion_fraction": float(mask.mean()),
+    }
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:
+    """The model in a `model.pt`; MLflow looks for a function of this name."""
+    threshold = float((model_config or {}).get("threshold", 0.5))
+    return ServedModel(Predictor.load(Path(path)), threshold=threshold)
+
+
+def _read_rows(data: pd.DataFrame) -> list[bytes | Pixels]:
+    """The images of a request, those in files still encoded, none of them too large.
+
+    Raises:
+        DataError: A row has no image, or the request none, or too many pixels.
+    """
+    if data.empty:
+        raise DataError('no images. Send {"dataframe_records": [{"image": "<base64>"}]}')
+    rows = data.to_dict("records")
+    images = [_read_row(row, number) for number, row in enumerate(rows)]
+    num_pixels = sum(_count_pixels(image, number) for number, image in enumerate(images))
+    if num_pixels > MAX_PIXELS:
+        raise DataError(
+            f"a request may hold {MAX_PIXELS} pixels in all its images, got {num_pixels}. "
+            "Send fewer or smaller images"
+        )
+    return images
+
+
+def _read_row(row: Mapping[Any, Any], number: int) -> bytes | Pixels:
+    # A cell that a row leaves out is None, or NaN where other rows have it.
+    given = {
+        name: value
+        for name in ("image", "array")
+        if not ((value := row.get(name)) is None or value is pd.NA or isinstance(value, float))
+    }
+    if len(given) != 1:
+        raise DataError(
+            f"row {number}: must have either image (base64 text) or array (numbers), "
+            f"got {' and '.join(given) or 'neither'}"
+        )
+    if "array" in given:
+        return _read_array(given["array"], number)
+    return _read_base64(given["image"], number)
+
+
+def _read_base64(text: object, number: int) -> bytes:
+    """The bytes that a base64 text says, with or without line breaks or a data URL's prefix."""
+    if not isinstance(text, str):
+        raise DataError(f"row {number}: image must be base64 text, got {type(text).__name__}")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"row {number}: image is not base64 ({error})") from None
+
+
+def _read_array(values: object, number: int) -> Pixels:
+    expected = f"row {number}: array must be (height, width, 3) whole numbers from 0 to 255"
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):
+        raise DataError(f"{expected}, got rows of unequal lengths") from None
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{expected}, got {array.dtype}")
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise DataError(f"{expected}, got the shape {array.shape}")
+    if array.min() < 0 or array.max() > 255:
+        raise DataError(f"{expected}, got {array.min()} to {array.max()}")
+    return array.astype(np.uint8)
+
+
+def _count_pixels(image: bytes | Pixels, number: int) -> int:
+    """Height times width, of a file by what its header declares."""
+    if not isinstance(image, bytes):
+        return int(image.shape[0] * image.shape[1])
+    try:
+        # No other formats: of the many that Pillow reads, some run other programs.
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            return int(opened.width * opened.height)
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"row {number}: a request may hold {MAX_PIXELS} pixels, and this image declares more "
+            "than twice as many"
+        ) from None
+    except Exception as error:
+        raise DataError(f"row {number}: image is neither a JPEG nor a PNG file") from error
+
+
+def _to_png(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
+    """Base64 of a grey PNG; of all compression levels the first is fastest by far."""
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, format="PNG", compress_level=1)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

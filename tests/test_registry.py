@@ -1,0 +1,341 @@
+"""The registry: the better model as a version, and a champion that only improves by itself."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.models import Model
+
+from lesionseg import registry, tracking
+from lesionseg.errors import DataError, DownloadError, MissingFileError
+from lesionseg.files import read_json, sha256
+from lesionseg.inference.card import MAX_CHARACTERS, write_card
+from tests.test_dvc import import_closure, imported_names
+from tests.trained_results import ROOT, write_evaluation, write_json, write_project, write_run
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Of MLflow 3.17's own classes, at the import of mlflow.pyfunc.
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    # MLflow 3.17 compares the columns of the input example with a range.
+    pytest.mark.filterwarnings("ignore:Operation with range:DeprecationWarning:mlflow"),
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """An empty store; MLflow takes seconds to make one, and nothing to use a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("store")
+        patch.setenv("DVC_ROOT", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect()
+    return root / "mlruns"
+
+
+@pytest.fixture
+def project(tmp_path, store, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(store / "mlflow.db", tmp_path / "mlruns")
+    write_project(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train(project, encoder_state):
+    def train(run="train_finetuned", *, val, seed=0):
+        return write_run(project, run, val=val, encoder_state=encoder_state, seed=seed)
+
+    return train
+
+
+def client_of(project):
+    return MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
+
+
+def champion_of(project):
+    return client_of(project).get_model_version_by_alias(registry.NAME, registry.ALIAS)
+
+
+@pytest.mark.parametrize("better", ["train_frozen", "train_finetuned"])
+def test_the_model_with_the_larger_val_jaccard_is_registered(project, train, better):
+    hashes = {
+        run: train(run, val=0.9 if run == better else 0.8)
+        for run in ("train_frozen", "train_finetuned")
+    }
+    done = registry.register()
+    assert (done.version, done.is_new) == (1, True)
+    tags = champion_of(project).tags
+    assert (tags["run"], tags["model_sha256"]) == (better, hashes[better])
+
+
+def test_a_version_knows_its_scores_its_data_and_the_run_that_trained_it(project, train):
+    model_sha256 = train(val=0.85)
+    write_evaluation(project)
+    with tracking.training_run("r", params={}, tags={}, id_path=project / "id") as run:
+        run.set_tags({"model_sha256": model_sha256})
+    registry.register()
+    found = champion_of(project)
+    assert found.run_id == run.run_id
+    expected = {
+        "run": "train_finetuned",
+        "decoder": "transposed",
+        "commit": "abc123",
+        "data_sha256": "da7a" * 16,
+        "model_sha256": model_sha256,
+        "val/jaccard": "0.85",
+        "test/jaccard": "0.72",
+        "test_own_size/dice_interval": "[0.71, 0.74]",
+    }
+    assert expected.items() <= found.tags.items()
+    outputs = client_of(project).get_run(run.run_id).outputs.model_outputs
+    assert found.source.endswith(f"{outputs[0].model_id}/artifacts")
+
+
+def test_a_version_has_all_that_serving_takes(project, train):
+    train(val=0.85)
+    registry.register()
+    folder = Path(champion_of(project).source.removeprefix("file://"))
+    model = Model.load(str(folder))
+    assert model.signature.inputs.optional_input_names() == ["image", "array"]
+    assert model.signature.outputs.input_names() == [
+        *("mask", "probability", "height", "width", "lesion_fraction")
+    ]
+    assert json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
+    assert (folder / "code/lesionseg/inference/served.py").is_file()
+    assert not list(folder.rglob("__pycache__"))
+    pins = (folder / "requirements.txt").read_text().splitlines()
+    assert [pin.partition("==")[0] for pin in pins] == list(registry.REQUIREMENTS)
+    assert not [pin for pin in pins if "+" in pin]
+
+
+def test_the_requirements_are_what_serving_imports():
+    files = import_closure(ROOT / "src/lesionseg/inference/served.py")
+    names = {name for file in files for name in imported_names(file) if "." not in name}
+    expected = {name.replace("pillow", "PIL") for name in registry.REQUIREMENTS}
+    assert names - sys.stdlib_module_names - {"lesionseg"} == expected
+
+
+def test_the_same_model_gives_no_second_version(project, train):
+    train(val=0.85)
+    registry.register()
+    again = registry.register()
+    assert (again.version, again.is_new) == (1, False)
+    assert "registered already as version 1" in again.message
+    assert len(registry.list_versions()) == 1
+
+
+@pytest.mark.parametrize(("second", "champion"), [(0.84, 1), (0.85, 1), (0.86, 2)])
+def test_the_champion_changes_only_when_val_improves(train, second, champion):
+    train(val=0.85)
+    registry.register()
+    train(val=second, seed=1)
+    done = registry.register()
+    rows = registry.list_versions()
+    assert [row.version for row in rows if row.is_champion] == [champion]
+    verb = "is" if champion == 2 else "stays"
+    assert f"champion {verb} version {champion}" in done.message
+    assert len(done.message.splitlines()) == 1
+
+
+def test_a_champion_of_other_data_is_named_as_such(project, train):
+    train(val=0.99)
+    registry.register()
+    train(val=0.8, seed=1)
+    path = project / "results/train_finetuned/run.json"
+    write_json(path, read_json(path, stage="train") | {"data_sha256": "07e7"})
+    assert "on other data" in registry.register().message
+
+
+def test_registering_again_does_not_take_back_what_was_chosen_by_hand(train):
+    train(val=0.8)
+    registry.register()
+    train(val=0.9, seed=1)
+    registry.register()
+    assert registry.promote(1) == "champion is version 1, no longer version 2"
+    assert "lesionseg champion --set 2" in registry.register().message
+    assert [row.is_champion for row in registry.list_versions()] == [True, False]
+
+
+def test_an_unknown_version_cannot_be_champion(train):
+    with pytest.raises(MissingFileError, match="there is none"):
+        registry.promote(1)
+    train(val=0.8)
+    registry.register()
+    with pytest.raises(MissingFileError, match=r"version 7 of lesionseg .* there are 1"):
+        registry.promote(7)
+
+
+def test_the_table_has_a_row_for_each_version(project, train):
+    assert "Run: lesionseg register" in registry.show(registry.list_versions())
+    train(val=0.8)
+    registry.register()
+    model_sha256 = train(val=0.9, seed=1)
+    write_evaluation(project)
+    registry.register()
+    head, first, second = registry.show(registry.list_versions()).splitlines()
+    assert re.split(r"  +", head)[:4] == ["version", "run", "decoder", "val jaccard"]
+    assert first.split()[:5] == ["1", "train_finetuned", "transposed", "0.8000", "-"]
+    assert second.split()[3:] == ["0.9000", "0.7200", model_sha256[:12], "champion"]
+
+
+@pytest.mark.parametrize("uri", ["models:/lesionseg@champion", "models:/lesionseg/1"])
+def test_a_registered_model_is_fetched_as_it_was(train, uri):
+    model_sha256 = train(val=0.8)
+    registry.register()
+    assert sha256(registry.download_model(uri)) == model_sha256
+
+
+@pytest.mark.parametrize(
+    ("uri", "error"),
+    [
+        ("models:/lesionseg@nobody", MissingFileError),
+        ("models:/lesionseg/7", MissingFileError),
+        ("models:/other@champion", MissingFileError),
+        ("models:/lesionseg", DataError),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_line(train, uri, error):
+    train(val=0.8)
+    registry.register()
+    with pytest.raises(error, match=re.escape(uri)) as caught:
+        registry.download_model(uri)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_model_that_was_changed_since_is_refused(project, train):
+    train(val=0.8)
+    registry.register()
+    path = registry.download_model("models:/lesionseg@champion")
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match="not the model that was registered"):
+        registry.download_model("models:/lesionseg@champion")
+
+
+def test_without_a_training_the_next_step_is_said(project):
+    with pytest.raises(MissingFileError, match="dvc repro train_finetuned"):
+        registry.register()
+
+
+def test_metrics_without_their_model_are_no_model(project, train):
+    # git has the metrics, DVC the model.
+    train(val=0.8)
+    (project / "results/train_finetuned/model.pt").unlink()
+    with pytest.raises(MissingFileError, match=r"model\.pt is missing"):
+        registry.register()
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("metrics.json", "val", {"jaccard": float("nan")}, "must be a number, got nan"),
+        ("metrics.json", "val", 1, "must be a number, got None"),
+        ("run.json", "model_sha256", "other", "is about another model"),
+        ("run.json", "params", {}, "KeyError"),
+    ],
+)
+def test_broken_results_are_refused_before_anything_is_registered(
+    project, train, file, key, value, message
+):
+    train(val=0.8)
+    path = project / "results/train_finetuned" / file
+    write_json(path, json.loads(path.read_text()) | {key: value})
+    with pytest.raises(DataError, match=message) as caught:
+        registry.register()
+    assert len(str(caught.value).splitlines()) == 1
+    assert registry.list_versions() == []
+
+
+def test_the_scores_of_another_model_are_not_those_of_this_one(project, train):
+    train(val=0.8)
+    write_evaluation(project)
+    train(val=0.8, seed=1)
+    registry.register()
+    (row,) = registry.list_versions()
+    assert row.test_jaccard is None
+    assert "Not evaluated on test images" in champion_of(project).description
+
+
+def test_the_card_tells_use_data_scores_and_failures(project, train):
+    train(val=0.85)
+    write_evaluation(project)
+    registry.register()
+    card = champion_of(project).description
+    for text in (
+        "**Not for diagnosis.**",
+        "ISIC 2016",
+        "CC-0",
+        "100 images to train on",
+        "| val (chose the epoch) | 0.850 | 0.800 | 0.700 | 0.900 |",
+        "| test, at 64 px | 0.720 (0.710 to 0.740) |",
+        "size small: jaccard 0.620, 25% of the 10 images below 0.65",
+        "Too few test images to tell: skin tone brown (3)",
+        "Loss: bce 1. Random views: horizontal_flip 0.5.",
+    ):
+        assert text in card
+    assert len(card) < MAX_CHARACTERS
+    folder = Path(champion_of(project).source.removeprefix("file://"))
+    assert (folder / "model_card.md").read_text() == card
+
+
+@pytest.mark.parametrize(
+    ("source", "text"), [("phantom", "Synthetic phantoms"), ("folder", "a folder, `mine`")]
+)
+def test_the_card_claims_no_photographs_that_the_model_has_not_seen(project, train, source, text):
+    train(val=0.85)
+    path = project / "params.yaml"
+    lines = path.read_text().replace("source: isic2016", f"source: {source}")
+    path.write_text(lines.replace('folder: ""', "folder: mine"))
+    card = write_card(registry.read_facts(project / "results"))
+    assert text in card
+    assert "ISIC" not in card
+
+
+def test_registering_leaves_the_process_with_the_store_it_had(project, train, monkeypatch):
+    train(val=0.8)
+    registry.register()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    uri = f"sqlite:///{project}/mlruns/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    train(val=0.9, seed=1)
+    registry.register()
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
+
+
+def test_a_server_that_is_away_is_one_line(project, train, monkeypatch):
+    train(val=0.8)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(DownloadError, match=f"{uri} cannot be used") as caught:
+            registry.register()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def register_from(project: str, folder: str) -> str:
+    os.environ["DVC_ROOT"] = project
+    return registry.register(Path(folder)).message
+
+
+def test_processes_that_register_at_once_lose_nothing(project, train):
+    folders = []
+    for seed, val in enumerate((0.8, 0.9)):
+        train(val=val, seed=seed)
+        folders.append(str((project / "results").rename(project / f"results{seed}")))
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        pool.starmap(register_from, [(str(project), f) for f in (*folders, folders[1])])
+    rows = registry.list_versions()
+    assert sorted(row.val_jaccard for row in rows) == [0.8, 0.9]
+    assert [row.val_jaccard for row in rows if row.is_champion] == [0.9]

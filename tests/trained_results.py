@@ -1,0 +1,96 @@
+"""A small results/ as the stages leave it, for tests of what comes after training."""
+
+import json
+import shutil
+from pathlib import Path
+
+from lesionseg.config import RUNS
+from lesionseg.files import sha256
+from lesionseg.models.segmenter import build_segmenter, save_model
+
+ROOT = Path(__file__).parents[1]
+IMAGE_SIZE = 64
+STRATA = """\
+stratum,group,num_images,train_frozen_jaccard,train_frozen_failure_rate,\
+train_finetuned_jaccard,train_finetuned_failure_rate
+all,all,20,0.71,0.2,0.72,0.1
+size,small,10,0.61,0.3,0.62,0.25
+size,large,10,0.81,0.1,0.82,0.05
+skin_tone,light,17,0.71,0.1,0.72,0.1
+skin_tone,brown,3,0.51,0.1,0.52,0.1
+"""
+
+
+def write_project(root):
+    """The parameters that the registry reads."""
+    shutil.copy(ROOT / "params.yaml", root)
+
+
+def write_run(root, run, *, val, encoder_state, seed=0):
+    """A model that nobody trained, with the numbers of a training; the model's hash."""
+    folder = root / "results" / run
+    network = build_segmenter(
+        encoder_state=encoder_state, decoder="transposed", dropout=0.0, frozen=False, seed=seed
+    )
+    save_model(
+        folder / "model.pt",
+        state=network.state_dict(),
+        decoder="transposed",
+        image_size=IMAGE_SIZE,
+        frozen=run == "train_frozen",
+    )
+    scores = {"jaccard": val, "dice": 0.8, "sensitivity": 0.7, "specificity": 0.9, "loss": 0.4}
+    write_json(folder / "metrics.json", {"best_epoch": 2, "train": {"loss": 0.5}, "val": scores})
+    details = {
+        "run": run,
+        "model_sha256": sha256(folder / "model.pt"),
+        "commit": "abc123",
+        "data_sha256": "da7a" * 16,
+        "device": "cpu",
+        "precision": "float32",
+        "seconds": 10.0,
+        "images_per_second": 30.0,
+        "num_parameters": 3258353,
+        "params": {
+            "preprocess.image_size": IMAGE_SIZE,
+            "train.epochs": 3,
+            "train.batch_size": 16,
+            "train.lr": 0.002,
+            "train.seed": seed,
+            "model.decoder": "transposed",
+            "loss.bce": 1.0,
+            "loss.dice": 0.0,
+            "augment.horizontal_flip": 0.5,
+            "encoder_lr": 0.0 if run == "train_frozen" else 0.001,
+        },
+    }
+    write_json(folder / "run.json", details)
+    return details["model_sha256"]
+
+
+def write_evaluation(root, *, threshold=0.5):
+    """Scores of the models that lie in results/ now."""
+    score = {
+        "train_frozen": 0.71,
+        "train_frozen_interval": [0.7, 0.73],
+        "train_finetuned": 0.72,
+        "train_finetuned_interval": [0.71, 0.74],
+    }
+    scores = dict.fromkeys(("jaccard", "dice", "sensitivity", "specificity"), score)
+    models = {run: root / "results" / run / "model.pt" for run in RUNS}
+    content = {
+        "num_images": 20,
+        "confidence": 0.95,
+        "threshold": threshold,
+        "models": {run: sha256(path) for run, path in models.items() if path.exists()},
+        "test": scores,
+        "test_own_size": scores,
+    }
+    folder = root / "results/evaluate"
+    write_json(folder / "comparison.json", content)
+    (folder / "strata.csv").write_text(STRATA)
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
