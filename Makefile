@@ -6,16 +6,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup demo test check format repro ui clean
+.PHONY: help setup demo sweep test check format repro ui clean
 
 help:
 	@echo "make demo    set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
+	@echo "make sweep   four experiments on synthetic lesions, compared by val (minutes)"
 	@echo "make test    set up, then lint, format check, types and all tests"
 	@echo "make repro   the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
 	@echo "make ui      the MLflow UI on this project's runs, it prints where"
 	@echo "make check   lint, format check and types only"
 	@echo "make format  mend what lint and format can mend"
-	@echo "make clean   remove .venv and the demo; data, results and runs stay"
+	@echo "make clean   remove .venv, the demo and the small sweep; data, results and runs stay"
 
 setup: .venv/ready
 
@@ -29,11 +30,15 @@ setup: .venv/ready
 demo: setup
 	@python -m stages.demo
 
+sweep: setup
+	@python -m stages.sweep_demo
+
 repro: setup
 	dvc repro
 
 ui: setup
 	@mkdir -p mlruns
+	@if ls results/*/run.json > /dev/null 2>&1; then lesionseg replay || true; fi
 	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 
@@ -50,4 +55,4 @@ format: setup
 	ruff format .
 
 clean:
-	rm -rf .venv .demo
+	rm -rf .venv .demo .sweep

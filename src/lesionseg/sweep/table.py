@@ -1,0 +1,78 @@
+"""A sweep's result as text."""
+
+import statistics
+from collections.abc import Sequence
+
+from lesionseg.config import RUNS
+from lesionseg.sweep.space import Settings
+from lesionseg.sweep.trials import Outcome, Row, rank
+
+FROZEN, FINETUNED = RUNS
+
+
+def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:
+    """The table, best first, then what failed, what was left out, and the next step."""
+    failed = [outcome for outcome in outcomes if not outcome.scores]
+    known = sum(1 for outcome in outcomes if outcome.scores and not outcome.seconds)
+    counts = [f"{len(outcomes) - len(failed)} finished" + (f" ({known} before)" if known else "")]
+    counts += [f"{len(failed)} failed"] if failed else []
+    counts += [f"{len(left_out)} left out"] if left_out else []
+    plural = "" if len(outcomes) == 1 else "s"
+    lines = ["", f"{len(outcomes)} trial{plural}: {', '.join(counts)}", ""]
+    rows = rank(outcomes)
+    if rows:
+        lines += [*table(rows), ""]
+    for outcome in failed:
+        lines += [
+            f"FAILED {outcome.trial.name}: {words(outcome.trial.settings)}",
+            f"       {outcome.error}",
+            f"       its log: {outcome.log}",
+        ]
+    lines += [f"LEFT OUT {reason}" for reason in left_out]
+    if rows:
+        lines += next_steps(rows[0])
+    return "\n".join([*lines, ""])
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """One line for each setting; val jaccards with their standard deviation over seeds."""
+    names = list(dict.fromkeys(name for row in rows for name in row.settings))
+    header = ["trial", *names, "fine-tuned", "frozen"]
+    if any(len(row.scores[FINETUNED]) > 1 for row in rows):
+        header.append("seeds")
+    cells = [header]
+    for row in rows:
+        values = [str(row.settings.get(name, "")) for name in names]
+        scores = [score_text(row.scores[run]) for run in (FINETUNED, FROZEN)]
+        cells.append([row.name, *values, *scores, str(len(row.scores[FINETUNED]))][: len(header)])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+    before = sum(widths[: 1 + len(names)]) + 2 * (1 + len(names))
+    return [" " * before + "best val jaccard", text[0], "-" * len(text[0]), *text[1:]]
+
+
+def score_text(scores: Sequence[float]) -> str:
+    """Mean of one or more scores, of several with their standard deviation."""
+    spread = f" ±{statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.3f}{spread}"
+
+
+def words(settings: Settings) -> str:
+    """Settings as they are given to DVC."""
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def next_steps(best: Row) -> list[str]:
+    """What to do with the best one."""
+    keep = "|".join(["Experiment", ".*metrics.json:val.jaccard", *best.settings])
+    return [
+        f"Best by the fine-tuned model's val jaccard: {best.name} ({words(best.settings)})",
+        f"Take it over:  dvc exp apply {best.name} && dvc repro",
+        f"See them all:  dvc exp show --md --drop '.*' --keep '{keep}'",
+    ]

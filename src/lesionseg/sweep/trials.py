@@ -1,0 +1,163 @@
+"""One trial of a sweep: its settings, checked, its name, and what came of it."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lesionseg.config import RUNS, Config, load_config, override
+from lesionseg.errors import ConfigError
+from lesionseg.sweep.space import Axis, Settings
+
+# What a trial's score can depend on. The others are about the test split and the page.
+SECTIONS = (
+    *("download", "preprocess", "train", "model", "loss", "augment"),
+    *("train_frozen", "train_finetuned"),
+)
+SEED = "train.seed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting of the swept parameters: one DVC experiment.
+
+    Attributes:
+        name: The experiment's; it holds a hash of every parameter a score depends on.
+        settings: What is set with `-S`.
+        num_seeds: Trainings of each model in it.
+    """
+
+    name: str
+    settings: Settings = field(hash=False)
+    num_seeds: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a trial.
+
+    Attributes:
+        scores: Best val jaccards of each model, one for each training seed; empty if it failed.
+        error: The last error line if it failed.
+        log: Where its whole output lies.
+        seconds: Time it took; 0 where it had been finished before.
+    """
+
+    trial: Trial
+    scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    error: str = ""
+    log: Path | None = None
+    seconds: float = 0.0
+
+    def mean(self, run: str) -> float:
+        """Mean val jaccard of one model over its seeds."""
+        return statistics.fmean(self.scores[run])
+
+
+def check(content: dict[str, Any], settings: Mapping[str, Any]) -> Config:
+    """The validated records of parameters with some values replaced.
+
+    Raises:
+        ConfigError: A name is unknown, or a value cannot be.
+    """
+    changed = copy.deepcopy(content)
+    for name in settings:
+        section = name.split(".")[0]
+        if section in content and section not in SECTIONS:
+            raise ConfigError(
+                f"{name}: no score on val depends on it. A sweep varies {', '.join(SECTIONS)}"
+            )
+        changed.setdefault(section, {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"  # the name that messages begin with
+        path.write_text(override(changed, settings), encoding="utf-8")
+        return load_config(path)
+
+
+def check_axes(content: dict[str, Any], axes: Sequence[Axis], fixed: Settings) -> None:
+    """Refuse what cannot be before anything runs.
+
+    Raises:
+        ConfigError: A name stands twice or is unknown, or a value cannot be on its own.
+    """
+    names = [*(axis.name for axis in axes), *fixed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name} is given twice; keep one")
+    for axis in axes:
+        for value in axis.ends():
+            check(content, {**fixed, axis.name: value})
+
+
+def whole_numbers(config: Config) -> dict[str, bool]:
+    """Of each parameter, whether it is a whole number."""
+    names = [section.name for section in dataclasses.fields(config)]
+    return {name: isinstance(value, int) for name, value in config.flat(*names).items()}
+
+
+def make_trial(content: dict[str, Any], settings: Settings, *, prefix: str) -> Trial:
+    """A trial by its settings.
+
+    Raises:
+        ConfigError: The values cannot be together.
+    """
+    config = check(content, settings)
+    text = json.dumps(config.flat(*SECTIONS), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return Trial(name=f"{prefix}-{digest}", settings=settings, num_seeds=config.train.num_seeds)
+
+
+def confirm(outcome: Outcome, shown: Mapping[str, Mapping[str, Sequence[float]]]) -> Outcome:
+    """The outcome, or a failed one where DVC does not show its experiment with its score.
+
+    Args:
+        outcome: Of a trial.
+        shown: Val jaccards by experiment and model, the first seed's first.
+    """
+    there = shown.get(outcome.trial.name)
+    if outcome.scores and (
+        there is None or any(there[run][0] != outcome.scores[run][0] for run in RUNS)
+    ):
+        reason = "DVC does not show its experiment with its score"
+        return Outcome(trial=outcome.trial, error=reason, log=outcome.log)
+    return outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Trials that differ in nothing but their seed."""
+
+    name: str  # of the first seed's: choosing the luckiest seed would flatter it
+    settings: Settings
+    scores: Mapping[str, Sequence[float]]
+
+    def mean(self, run: str) -> float:
+        """Mean val jaccard of one model over all its seeds."""
+        return statistics.fmean(self.scores[run])
+
+
+def rank(outcomes: Sequence[Outcome]) -> list[Row]:
+    """The finished trials, best first: by model 2, then by model 1, on val alone."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.scores:
+            groups.setdefault(json.dumps(_without_seed(outcome.trial.settings)), []).append(outcome)
+    rows = [
+        Row(
+            name=group[0].trial.name,
+            settings=_without_seed(group[0].trial.settings),
+            scores={run: [s for one in group for s in one.scores[run]] for run in RUNS},
+        )
+        for group in groups.values()
+    ]
+    return sorted(rows, key=lambda row: [row.mean(run) for run in reversed(RUNS)], reverse=True)
+
+
+def _without_seed(settings: Settings) -> Settings:
+    return {name: value for name, value in settings.items() if name != SEED}

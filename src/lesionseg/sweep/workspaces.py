@@ -1,0 +1,387 @@
+"""Where trials run: clones of the repository, one for each job, driven through `dvc` and `git`.
+
+`dvc queue start -j N` can lose an experiment without a log (DVC issue 10673), and parallel
+`dvc exp run --temp` take each other's locks and stashes. A clone has locks and stashes of its own,
+and shares the cache, so that nothing is computed twice. Each trial is a `dvc exp run` there, whose
+experiment is then fetched into the repository.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from lesionseg.config import RUNS
+from lesionseg.errors import LesionsegError
+from lesionseg.files import read_json
+from lesionseg.sweep.space import Value
+from lesionseg.sweep.trials import Outcome, Trial
+
+HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
+CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
+DVC = (sys.executable, "-m", "dvc")
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Repository:
+    """The repository that the sweep is for, at one commit."""
+
+    root: Path
+    commit: str
+    environment: dict[str, str]
+
+    def git(self, *arguments: str, cwd: Path | None = None) -> str:
+        """Standard output of a git command.
+
+        Raises:
+            LesionsegError: It failed.
+        """
+        return _output(["git", *arguments], cwd or self.root, self.environment)
+
+    @cached_property
+    def cache_dir(self) -> str:
+        """The absolute path of DVC's cache."""
+        return _output([*DVC, "cache", "dir"], self.root, self.environment)
+
+    def ref(self, name: str) -> str:
+        """Where DVC keeps an experiment of this commit."""
+        return f"refs/exps/{self.commit[:2]}/{self.commit[2:]}/{name}"
+
+
+def open_repository(root: Path) -> Repository:
+    """The repository at `root`, ready for experiments.
+
+    Raises:
+        LesionsegError: It is none, or has no commit, no DVC, no identity or uncommitted code.
+    """
+    if not (root / "params.yaml").is_file():
+        raise LesionsegError(f"{root} has no params.yaml. Run from the repository's root")
+    if not (root / ".git").exists():
+        raise LesionsegError(
+            f"{root} is no git repository, and DVC's experiments need one. "
+            "Run: git init && git add --all && git commit -m start"
+        )
+    environment = _environment(root)
+    try:
+        commit = _output(["git", "rev-parse", "--verify", "HEAD^{commit}"], root, environment)
+    except LesionsegError:
+        raise LesionsegError(
+            f"{root} has no commit. Run: git add --all && git commit -m start"
+        ) from None
+    if not (root / ".dvc").is_dir():
+        raise LesionsegError(f"{root} has no .dvc. Run: dvc init && git commit -m dvc")
+    repository = Repository(root, commit, environment)
+    changed = repository.git("status", "--porcelain", "--", *CODE).splitlines()
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise LesionsegError(
+            f"{changed[0].split(maxsplit=1)[1]}{more} is not as in the last commit, which the "
+            "trials run. Run: git add --all && git commit, or git stash -u"
+        )
+    return repository
+
+
+def _environment(root: Path) -> dict[str, str]:
+    """What git, DVC and the stages inherit: an identity, and one tracking store for all."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_EXP", "DVC_ROOT"))}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlruns/mlflow.db'}")
+    for key in ("name", "email"):
+        names = [f"GIT_{role}_{key.upper()}" for role in ("AUTHOR", "COMMITTER")]
+        known = _configured(root, key)
+        for name in names:
+            value = environment.get(name) or known
+            if not value:
+                raise LesionsegError(
+                    f"git does not know your {key}, and an experiment is a commit. Run: "
+                    "git config user.name NAME && git config user.email ADDRESS"
+                )
+            environment[name] = value  # a clone does not inherit it
+    return environment
+
+
+def _configured(root: Path, key: str) -> str:
+    done = subprocess.run(
+        ["git", "config", f"user.{key}"], cwd=root, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def _output(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        words = [Path(command[0]).name, *command[1:3]]
+        raise LesionsegError(f"{' '.join(words)} failed in {cwd}: {last_error(done.stderr)}")
+    return done.stdout.strip()
+
+
+def last_error(output: str) -> str:
+    """The line that says what went wrong: a stage's, else DVC's, else the last."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for mark in ("error:", "ERROR:"):
+        found = [line for line in lines if line.startswith(mark)]
+        if found:
+            return found[-1].removeprefix(mark).strip()
+    return lines[-1] if lines else "it said nothing"
+
+
+@contextmanager
+def only_one(root: Path) -> Iterator[int]:
+    """Hold the sweep's lock, as a descriptor that trials inherit: they hold it until they end.
+
+    Raises:
+        LesionsegError: Another sweep, or a trial left over from a killed one, holds it.
+    """
+    import fcntl
+
+    (root / HOME).mkdir(parents=True, exist_ok=True)
+    with (root / HOME / "lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LesionsegError(
+                "another sweep runs in this repository, or a trial of one that was killed. "
+                "Wait until it ends, then run the same command again"
+            ) from None
+        yield stream.fileno()
+
+
+def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]:
+    """Val jaccards by experiment of this commit, as `dvc exp show` has them."""
+    text = _output([*DVC, "exp", "show", "--json"], repository.root, repository.environment)
+    scores = {}
+    for baseline in json.loads(text):
+        if baseline["rev"] != repository.commit:
+            continue
+        for experiment in baseline["experiments"] or []:
+            for revision in experiment["revs"] or []:
+                metrics = (revision["data"] or {}).get("metrics") or {}
+                found = {run: metrics.get(f"results/{run}/metrics.json", {}) for run in RUNS}
+                if all("data" in value for value in found.values()):
+                    scores[revision["name"]] = {
+                        run: [value["data"]["val"]["jaccard"]] for run, value in found.items()
+                    }
+    return scores
+
+
+@dataclass
+class Workspace:
+    """A clone in which one trial runs at a time."""
+
+    repository: Repository
+    path: Path
+    archives: str
+    trial: Trial | None = None
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+
+    def create(self) -> None:
+        """Clone the repository anew, with its cache and its own DVC settings."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        root = self.repository.root
+        self._git("clone", "--quiet", "--shared", "--no-checkout", str(root), str(self.path))
+        exclude = self.path / ".git/info/exclude"
+        exclude.parent.mkdir(exist_ok=True)
+        exclude.write_text(".checkpoints\n")  # a link, which .gitignore's pattern does not cover
+        self._git("checkout", "--quiet", "--detach", self.repository.commit, cwd=self.path)
+        local = root / ".dvc/config.local"
+        if local.exists():
+            shutil.copyfile(local, self.path / ".dvc/config.local")
+        command = [*DVC, "config", "--local", "cache.dir", self.repository.cache_dir]
+        _output(command, self.path, self.repository.environment)
+        # A trial that was killed goes on in any workspace, and no archive is fetched twice.
+        self._link(".checkpoints")
+
+    def _git(self, *arguments: str, cwd: Path | None = None) -> None:
+        self.repository.git(*arguments, cwd=cwd)
+
+    def _link(self, name: str) -> None:
+        target, link = self.repository.root / name, self.path / name
+        target.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
+
+    def reset(self, lock: Path) -> None:
+        """Back to the commit and the repository's params.yaml; ignored files such as data stay."""
+        self._git("reset", "--quiet", "--hard", self.repository.commit, cwd=self.path)
+        self._git("clean", "--quiet", "--force", "-d", cwd=self.path)
+        shutil.copyfile(self.repository.root / "params.yaml", self.path / "params.yaml")
+        if lock.exists():
+            shutil.copyfile(lock, self.path / "dvc.lock")
+        is_ours = not Path(self.archives).is_absolute()
+        if is_ours and (self.repository.root / self.archives).is_dir():
+            self._link(self.archives)
+
+    def start(self, trial: Trial, *, lock: Path, log: Path, keep_open: int) -> None:
+        """Run a trial in the background, its output in `log`."""
+        self.reset(lock)
+        reference = self.repository.ref(trial.name)
+        self._git("update-ref", "-d", reference, cwd=self.path)
+        settings = [f"-S{name}={dvc_value(value)}" for name, value in trial.settings.items()]
+        command = [*DVC, "exp", "run", "--name", trial.name, *settings]
+        self.trial, self.started = trial, time.monotonic()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.path,
+                env=self.repository.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is passed on by `stop`, once
+                pass_fds=[keep_open],
+            )
+
+    def has_ended(self) -> bool:
+        """Whether its trial is over."""
+        return self.process is not None and self.process.poll() is not None
+
+    def collect(self, log: Path) -> Outcome:
+        """What came of the trial that has ended; its experiment is then in the repository."""
+        assert self.trial
+        try:
+            return self._collect(self.trial, log)
+        except (LesionsegError, OSError) as error:  # one trial's trouble is not the others'
+            return Outcome(trial=self.trial, error=str(error), log=log)
+
+    def _collect(self, trial: Trial, log: Path) -> Outcome:
+        assert self.process
+        reference = self.repository.ref(trial.name)
+        there = self.repository.git("for-each-ref", reference, cwd=self.path)
+        if self.process.returncode or not there:
+            text = log.read_text(errors="replace")
+            reason = last_error(text) if self.process.returncode else "DVC left no experiment"
+            return Outcome(trial=trial, error=reason, log=log)
+        fetch = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]
+        self._git(*fetch, str(self.path), f"+{reference}:{reference}")
+        seconds = time.monotonic() - self.started
+        scores = {run: read_scores(self.path / "results" / run, run) for run in RUNS}
+        return Outcome(trial=trial, scores=scores, log=log, seconds=seconds)
+
+    def stop(self) -> None:
+        """Interrupt the trial; its finished epochs are kept."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
+            os.killpg(self.process.pid, number)
+            try:
+                self.process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+            return
+
+
+def read_scores(folder: Path, run: str) -> list[float]:
+    """Best val jaccards of one model, one for each of its training seeds."""
+    seeds = folder / "seeds/scores.csv"
+    if seeds.exists():
+        return [float(value) for value in pd.read_csv(seeds)["val_jaccard"]]
+    return [float(read_json(folder / "metrics.json", stage=run)["val"]["jaccard"])]
+
+
+def dvc_value(value: Value) -> str:
+    """A value as `dvc exp run -S` reads it; text is quoted, so that it stays text."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return repr(value)
+
+
+class Pool:
+    """Workspaces that run trials side by side, and clean up after themselves."""
+
+    def __init__(self, repository: Repository, *, jobs: int, archives: str, keep_open: int) -> None:
+        self._repository, self._keep_open = repository, keep_open
+        self._home = repository.root / HOME
+        self._lock = self._home / "dvc.lock"
+        self._all = [
+            Workspace(repository, self._home / f"workspaces/{number}", archives)
+            for number in range(1, jobs + 1)
+        ]
+        self._ready: list[Workspace] = []
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for workspace in self._all:
+            workspace.stop()
+        shutil.rmtree(self._home / "workspaces", ignore_errors=True)
+
+    def prepare(self) -> None:
+        """Make the first workspace, and there the data that all trials share.
+
+        Raises:
+            LesionsegError: The data cannot be made.
+        """
+        lock = self._repository.root / "dvc.lock"
+        first, log = self._all[0], self._home / "logs/prepare.log"
+        first.create()
+        first.reset(lock)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        _log.info("preparing the data that all trials share")
+        # Paths in params.yaml start at the repository, not at its clone.
+        environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
+        with log.open("wb") as stream:
+            done = subprocess.run(
+                [*DVC, "repro", "preprocess"],
+                cwd=first.path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+        if done.returncode:
+            raise LesionsegError(
+                f"the data cannot be made: {last_error(log.read_text(errors='replace'))} "
+                f"(all of it: {log})"
+            )
+        shutil.copyfile(first.path / "dvc.lock", self._lock)
+        self._ready = [first]
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """Outcomes of trials in the order in which they end."""
+        waiting, running = list(trials), list[Workspace]()
+        if waiting and not self._ready:
+            self.prepare()
+        while waiting or running:
+            while waiting and len(running) < len(self._all):
+                workspace = self._free(running)
+                self._start(workspace, waiting.pop(0))
+                running.append(workspace)
+            time.sleep(0.1)
+            for workspace in [one for one in running if one.has_ended()]:
+                running.remove(workspace)
+                assert workspace.trial
+                yield workspace.collect(self._log_path(workspace.trial))
+
+    def _free(self, running: Sequence[Workspace]) -> Workspace:
+        idle = [one for one in self._ready if one not in running]
+        if idle:
+            return idle[0]
+        workspace = next(one for one in self._all if one not in self._ready)
+        workspace.create()
+        self._ready.append(workspace)
+        return workspace
+
+    def _start(self, workspace: Workspace, trial: Trial) -> None:
+        log = self._log_path(trial)
+        workspace.start(trial, lock=self._lock, log=log, keep_open=self._keep_open)
+
+    def _log_path(self, trial: Trial) -> Path:
+        return self._home / f"logs/{trial.name}.log"

@@ -1,0 +1,99 @@
+"""A small sweep on synthetic lesions, in the folder .sweep/: `make sweep`.
+
+The same pipeline, committed to a git repository of its own with a params.yaml of its own: nothing
+of the project's own data, results, runs or experiments is touched, and nothing is downloaded.
+Which decoder, and with or without the Dice loss: four trials, two at a time.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lesionseg.config import override, read_yaml
+from lesionseg.errors import LesionsegError
+from lesionseg.files import write_bytes
+from stages import run
+from stages.demo import ROOT, copy_pipeline
+
+# A small budget, and an encoder from scratch: no network.
+PARAMS = {
+    "download.source": "phantom",
+    "download.weights": "none",
+    "download.phantom_num_train": 80,
+    "download.phantom_num_test": 10,
+    "download.phantom_size": 96,
+    "preprocess.image_size": 64,
+    "train.epochs": 4,
+    "train.batch_size": 8,
+    "train_finetuned.encoder_lr": 0.002,
+    "evaluate.num_resamples": 1000,
+    "report.title": "A sweep's trial on synthetic lesions",
+}
+SWEEP = ("--grid", "model.decoder=bilinear,transposed", "--grid", "loss.dice=0,1", "--jobs", "2")
+# What the stages leave behind is DVC's and MLflow's, as in the project's own .gitignore.
+IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*", "!*.json")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Copy the pipeline, commit it, sweep there."""
+    parser = argparse.ArgumentParser(prog="python -m stages.sweep_demo", description=__doc__)
+    parser.add_argument("--dir", type=Path, default=ROOT / ".sweep", help="where the sweep runs")
+    sweep_dir = parser.parse_args(argv).dir.resolve()
+    make_repository(sweep_dir, PARAMS)
+    sys.stdout.write(f"In {sweep_dir}: python -m stages.sweep {' '.join(SWEEP)}\n")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "stages.sweep", *SWEEP]
+    if subprocess.run(command, cwd=sweep_dir, env=environment()).returncode:
+        raise LesionsegError(f"the sweep stopped; what it says is above, its files: {sweep_dir}")
+    sys.stdout.write(f"(there: cd {sweep_dir})\n")
+
+
+def environment() -> dict[str, str]:
+    """Without the project's tracking server, and with an identity where git knows none."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    identity = {
+        f"GIT_{role}_{key}": value
+        for role in ("AUTHOR", "COMMITTER")
+        for key, value in (("NAME", "lesionseg"), ("EMAIL", "lesionseg@localhost"))
+    }
+    return {
+        **identity,
+        **inherited,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]]),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def make_repository(folder: Path, params: dict[str, object]) -> None:
+    """A git and DVC repository of the pipeline at its present state, all committed."""
+    copy_pipeline(folder)
+    path = folder / "params.yaml"
+    write_bytes(path, override(read_yaml(ROOT / "params.yaml"), params).encode())
+    write_bytes(folder / ".gitignore", ("\n".join(IGNORED) + "\n").encode())
+    if not (folder / ".git").exists():
+        call(folder, "git", "init", "--quiet")
+        call(folder, sys.executable, "-m", "dvc", "init", "--quiet")
+    call(folder, "git", "add", "--all")
+    # The same files give the same commit, so that its trials are still its trials.
+    changed = subprocess.run(["git", "diff", "--cached", "--quiet"], cwd=folder).returncode
+    if changed:
+        call(folder, "git", "commit", "--quiet", "--message", "the pipeline as it is now")
+
+
+def call(folder: Path, *command: str) -> None:
+    """Run a command in a folder.
+
+    Raises:
+        LesionsegError: It failed; what it said is the message.
+    """
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise LesionsegError(f"{' '.join(command[:3])} failed in {folder}: {done.stderr.strip()}")
+
+
+if __name__ == "__main__":
+    run(main)

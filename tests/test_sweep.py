@@ -1,0 +1,408 @@
+"""A sweep runs each setting once, names what failed, chooses by val, and goes on when killed."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.sweep.space import (
+    Axis,
+    RandomSampler,
+    TpeSampler,
+    grid,
+    grid_axis,
+    parse_axis,
+)
+from lesionseg.sweep.table import score_text, summary
+from lesionseg.sweep.trials import Outcome, Trial, check, confirm, make_trial, rank
+from lesionseg.sweep.workspaces import dvc_value, last_error, only_one, open_repository
+from stages import sweep
+
+ROOT = Path(__file__).parents[1]
+PARAMS = ROOT / "params.yaml"
+IDENTITY = {
+    f"GIT_{role}_{key}": "tester" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
+}
+# A pipeline of the same stages that takes no time, and fails where dropout is large.
+FAKE_PIPELINE = """
+stages:
+  preprocess:
+    cmd: python fake.py preprocess
+    params: [preprocess]
+    deps: [fake.py]
+    outs: [data/processed]
+  train_frozen:
+    cmd: python fake.py train_frozen
+    params: [train, model]
+    deps: [fake.py, data/processed]
+    metrics: [results/train_frozen/metrics.json: {cache: false}]
+  train_finetuned:
+    cmd: python fake.py train_finetuned
+    params: [train, model]
+    deps: [fake.py, data/processed]
+    metrics: [results/train_finetuned/metrics.json: {cache: false}]
+"""
+FAKE_STAGE = """
+import json, os, sys, time, yaml
+from pathlib import Path
+
+name = sys.argv[1]
+params = yaml.safe_load(Path("params.yaml").read_text())
+dropout = params["model"]["dropout"]
+with (Path(os.environ["FAKE_RUNS"])).open("a") as stream:
+    stream.write(f"{name} {dropout} {os.getpid()}\\n")
+if name == "preprocess":
+    Path("data/processed").mkdir(parents=True)
+    sys.exit()
+if dropout > 0.5:
+    time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
+    sys.exit("error: so much dropout is too much")
+path = Path("results") / name / "metrics.json"
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps({"best_epoch": 1, "val": {"jaccard": 1 - dropout}}))
+"""
+
+THREE_TRIALS = ("--grid", "model.dropout=0.2,0.3,0.6", "--jobs", "2")
+
+
+def call(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    return {
+        **inherited,
+        **IDENTITY,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_TRACKING_URI": "unused",
+        "FAKE_RUNS": str(folder.parent / "runs.txt"),
+        **more,
+    }
+
+
+def fake_repository(folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copyfile(PARAMS, folder / "params.yaml")
+    (folder / "dvc.yaml").write_text(FAKE_PIPELINE)
+    (folder / "fake.py").write_text(FAKE_STAGE)
+    (folder / ".gitignore").write_text("/data/\n/.checkpoints/\n")
+    call(folder, "git", "init", "--quiet")
+    call(folder, "dvc", "init", "--quiet")
+    call(folder, "git", "add", "--all")
+    call(folder, "git", "commit", "--quiet", "--message", "start")
+    return folder
+
+
+def start_sweep(folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "stages.sweep", *arguments],
+        cwd=folder,
+        env=environment(folder, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trainings(folder: Path) -> list[str]:
+    """What the fake stages ran, without preprocess and the process ids."""
+    path = folder.parent / "runs.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sorted(line.rsplit(" ", 1)[0] for line in lines if line.startswith("train"))
+
+
+def experiments(folder: Path) -> list[str]:
+    text = call(folder, "git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps")
+    return text.split()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A repository with a sweep of three trials, killed when two were done: its last words."""
+    folder = fake_repository(tmp_path_factory.mktemp("swept") / "project")
+    process = start_sweep(folder, *THREE_TRIALS, FAKE_SECONDS="300")
+    while len(experiments(folder)) < 2 or "train_frozen 0.6" not in trainings(folder):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    return folder, process.communicate(timeout=60)[1]
+
+
+@pytest.fixture(scope="module")
+def swept(killed):
+    """The same sweep, started again: repository, exit status, output, log."""
+    folder, _ = killed
+    process = start_sweep(folder, *THREE_TRIALS)
+    output, errors = process.communicate()
+    return folder, process.returncode, output, errors
+
+
+def test_a_killed_sweep_ends_its_trials_and_leaves_the_repository_as_it_was(killed):
+    folder, errors = killed
+    assert errors.splitlines()[-1] == "interrupted. Run the same command again to go on"
+    pid = int((folder.parent / "runs.txt").read_text().split()[-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert call(folder, "git", "status", "--porcelain") == ""
+    assert not (folder / ".dvc/tmp/sweep/workspaces").exists()
+
+
+def test_a_sweep_that_goes_on_runs_only_what_is_missing(swept):
+    folder, _, output, _ = swept
+    assert "3 trials: 2 finished (2 before), 1 failed" in output
+    assert trainings(folder) == sorted(
+        ["train_frozen 0.6"] * 2 + [f"{run} {value}" for run in RUNS for value in (0.2, 0.3)]
+    )
+
+
+def test_a_failed_trial_is_named_with_its_error_and_its_log(swept):
+    _, status, output, errors = swept
+    assert status == 1
+    assert "1 of 3 trials failed" in errors.splitlines()[-1]
+    failed = re.search(r"FAILED (sweep-\w{8}): model.dropout=0.6\n +(.*)\n +its log: (.*)", output)
+    assert failed[2] == "so much dropout is too much"
+    assert "so much dropout is too much" in Path(failed[3]).read_text()
+
+
+def test_the_best_trial_is_an_experiment_to_apply_after_which_nothing_runs(swept):
+    folder, _, output, _ = swept
+    best = re.search(r"dvc exp apply (\S+) && dvc repro", output)[1]
+    assert best in experiments(folder)
+    call(folder, "dvc", "exp", "apply", best)
+    assert read_yaml(folder / "params.yaml")["model"]["dropout"] == 0.2
+    assert "Running stage" not in call(folder, "dvc", "repro")
+
+
+def test_only_one_sweep_runs_in_a_repository(tmp_path):
+    with (
+        only_one(tmp_path),
+        pytest.raises(LesionsegError, match="another sweep runs"),
+        only_one(tmp_path),
+    ):
+        pass
+
+
+def bare(folder, monkeypatch, *, without):
+    """A repository as a sweep needs it, but for one thing."""
+    for name in IDENTITY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    if without != "params":
+        shutil.copyfile(PARAMS, folder / "params.yaml")
+    if without != "git":
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    if without not in ("identity", "git"):
+        for key in ("name", "email"):
+            subprocess.run(["git", "config", f"user.{key}", "tester"], cwd=folder, check=True)
+    (folder / "dvc.yaml").write_text("stages: {}")
+    if without not in ("commit", "git", "identity"):
+        subprocess.run(["git", "add", "--all"], cwd=folder, check=True)
+        subprocess.run(["git", "commit", "--quiet", "-m", "start"], cwd=folder, check=True)
+    if without != "dvc":
+        (folder / ".dvc").mkdir()
+    if without == "clean code":
+        (folder / "src").mkdir()
+        (folder / "src/new.py").touch()
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [
+        ("params", "no params.yaml. Run from the repository's root"),
+        ("git", "is no git repository.*Run: git init"),
+        ("identity", "git does not know your name.*git config user.name NAME"),
+        ("commit", "has no commit. Run: git add"),
+        ("dvc", "has no .dvc. Run: dvc init"),
+        ("clean code", "src/ is not as in the last commit.*Run: git add"),
+    ],
+)
+def test_what_experiments_need_is_asked_for_in_one_line(tmp_path, monkeypatch, without, message):
+    bare(tmp_path, monkeypatch, without=without)
+    with pytest.raises(LesionsegError, match=message) as caught:
+        open_repository(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "train.lrr=1"], "train: unknown key 'lrr'; did you mean lr"),
+        (["--grid", "trian.lr=1"], "unknown section 'trian'; did you mean train"),
+        (["--grid", "train.lr=0.1,-1"], "lr must be a number above 0, got -1"),
+        (["--grid", "train.lr=1e-4..1e-2 log"], "number of points.*log 5"),
+        (["--grid", "train.lr"], "must be SECTION.KEY=VALUES"),
+        (["--grid", "train.lr=1,1"], "a value stands twice"),
+        (["--grid", "train.lr=1", "--grid", "train.lr=2"], "train.lr is given twice"),
+        (["--grid", "train.lr=1", "--set", "train.lr=2"], "train.lr is given twice"),
+        (["--grid", "train.lr=1", "--set", "train.epochs=2,3"], "takes one value"),
+        (["--grid", "evaluate.threshold=0.4"], "no score on val depends on it"),
+        (["--search", "train.lr=2..1"], "from the lower to the higher"),
+        (["--search", "train.lr=0..1 log"], "a log range begins above 0"),
+        (["--search", "model.dropout=0..1"], "dropout must be a number at least 0 and below 1"),
+        (["--grid", "train.lr=1", "--name", "a/b"], "must be letters"),
+    ],
+)
+def test_a_mistake_is_refused_before_anything_runs(monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=message) as caught:
+        sweep.main([*arguments, "--dry-run"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_prints_each_trial_and_what_is_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(PARAMS, "params.yaml")
+    arguments = ["--grid", "loss.bce=0,1", "--grid", "loss.dice=0,1", "--set", "loss.iou=1"]
+    sweep.main([*arguments, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        f"loss.iou=1 loss.bce={bce} loss.dice={dice}" for bce in (0, 1) for dice in (0, 1)
+    ]
+    content = {"loss.bce": 0, "loss.dice": 0}
+    text = override(read_yaml(PARAMS), {"loss.bce": 1, "loss.dice": 1, "loss.iou": 0})
+    Path("params.yaml").write_text(text)
+    sweep.main([*arguments[:4], "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[-1].startswith("LEFT OUT loss.bce=0 loss.dice=0: params.yaml: loss: all weights")
+    with pytest.raises(ConfigError):
+        check(read_yaml(Path("params.yaml")), content)
+
+
+def test_a_grid_is_every_combination_and_a_range_has_its_ends():
+    whole = {"train.batch_size": True, "train.lr": False}
+    axes = [
+        grid_axis("train.lr=1e-4..1e-2 log 3", whole=whole),
+        grid_axis("train.batch_size=8..16 2", whole=whole),
+    ]
+    assert [axis.values for axis in axes] == [(0.0001, 0.001, 0.01), (8, 16)]
+    assert len(list(grid(axes))) == 6
+    assert parse_axis("model.decoder = bilinear, transposed")[0].values == (
+        *("bilinear", "transposed"),
+    )
+
+
+AXES = (
+    Axis(name="train.lr", low=1e-4, high=1e-2, is_log=True),
+    Axis(name="train.batch_size", low=4, high=32),
+    Axis(name="model.decoder", values=("bilinear", "transposed")),
+)
+WHOLE = {"train.lr": False, "train.batch_size": True, "model.decoder": False}
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, TpeSampler])
+def test_a_search_stays_in_its_ranges_and_proposes_the_same_again(kind):
+    if kind is TpeSampler:
+        pytest.importorskip("optuna")
+
+    def proposals():
+        sampler = kind(AXES, whole=WHOLE, seed=3)
+        for number in range(24):
+            settings = sampler.ask()
+            yield settings
+            sampler.tell(None if number == 5 else settings["train.lr"])
+
+    first = list(proposals())
+    assert first == list(proposals())
+    for settings in first:
+        assert 1e-4 <= settings["train.lr"] <= 1e-2
+        assert settings["train.batch_size"] in range(4, 33)
+        assert settings["model.decoder"] in AXES[2].values
+    assert len({settings["model.decoder"] for settings in first}) == 2
+
+
+def test_tpe_learns_where_scores_are_high():
+    pytest.importorskip("optuna")
+    sampler = TpeSampler(AXES[:1], whole=WHOLE, seed=0)
+    values = []
+    for _ in range(30):
+        values.append(sampler.ask()["train.lr"])
+        sampler.tell(values[-1])
+    late = values[15:]
+    assert sum(value > 3e-3 for value in late) > len(late) / 2
+
+
+def test_a_trials_name_tells_all_that_its_score_depends_on_and_nothing_else():
+    content = read_yaml(PARAMS)
+    same = make_trial(content, {"train.lr": 0.01, "loss.bce": 1}, prefix="a").name
+    assert make_trial(content, {"loss.bce": 1.0, "train.lr": 1e-2}, prefix="a").name == same
+    assert make_trial(content, {"train.lr": 0.02}, prefix="a").name != same
+    title = read_yaml(PARAMS)
+    title["report"]["title"] = "another"
+    assert make_trial(title, {"train.lr": 0.01}, prefix="a").name == same
+    epochs = read_yaml(PARAMS)
+    epochs["train"]["epochs"] += 1
+    assert make_trial(epochs, {"train.lr": 0.01}, prefix="a").name != same
+
+
+def outcome(name, *, frozen, finetuned, **settings):
+    trial = Trial(name=name, settings={key.replace("__", "."): v for key, v in settings.items()})
+    return Outcome(trial=trial, scores=dict(zip(RUNS, ([frozen], [finetuned]), strict=True)))
+
+
+def test_the_best_is_model_2s_on_val_and_model_1_breaks_ties():
+    rows = rank(
+        [
+            outcome("low", frozen=0.9, finetuned=0.5, train__lr=1),
+            outcome("tie", frozen=0.6, finetuned=0.7, train__lr=2),
+            outcome("best", frozen=0.65, finetuned=0.7, train__lr=3),
+            Outcome(trial=Trial(name="failed", settings={}), error="no"),
+        ]
+    )
+    assert [row.name for row in rows] == ["best", "tie", "low"]
+
+
+def test_a_trial_whose_experiment_dvc_does_not_show_has_failed():
+    kept, lost, other = (outcome(name, frozen=0.6, finetuned=0.7) for name in "abc")
+    scores = {"train_frozen": [0.6], "train_finetuned": [0.7]}
+    shown = {"a": scores, "c": {**scores, "train_finetuned": [0.8]}}
+    assert confirm(kept, shown) == kept
+    for one in (lost, other):
+        assert not confirm(one, shown).scores
+        assert "DVC does not show" in confirm(one, shown).error
+
+
+def test_trials_that_differ_in_their_seed_are_one_row_under_the_first_seeds_name():
+    outcomes = [
+        outcome("first", frozen=0.1, finetuned=0.6, train__lr=1, train__seed=0),
+        outcome("lucky", frozen=0.1, finetuned=0.8, train__lr=1, train__seed=1),
+        outcome("other", frozen=0.1, finetuned=0.75, train__lr=2, train__seed=0),
+    ]
+    rows = rank(outcomes)
+    assert [(row.name, row.mean("train_finetuned")) for row in rows] == [
+        ("other", 0.75),
+        ("first", pytest.approx(0.7)),
+    ]
+    assert score_text(rows[1].scores["train_finetuned"]) == "0.700 ±0.141"
+    text = summary(outcomes, [])
+    assert "seeds" in text
+    assert "train.seed" not in text
+
+
+def test_values_reach_dvc_as_they_are_meant(tmp_path):
+    assert [dvc_value(value) for value in (1e-05, 3, "cuda:1", "it's")] == [
+        *("1e-05", "3", "'cuda:1'", r"'it\'s'"),
+    ]
+    assert load_config(PARAMS)  # the file that the others of these tests start from
+
+
+def test_the_error_of_a_trial_is_the_stages_own_before_dvcs():
+    output = "epoch 1\nerror: loss is not finite\nERROR: failed to reproduce 'train'\n\nsee above"
+    assert last_error(output) == "loss is not finite"
+    assert last_error("ERROR: no such stage\nhint") == "no such stage"
+    assert last_error("Killed") == "Killed"
+    assert last_error("") == "it said nothing"
