@@ -259,9 +259,7 @@ def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, argument
     assert len(err.splitlines()) == 1
 
 
-def test_a_model_of_the_registry_is_fetched_from_there(
-    folder, predict, model_path, monkeypatch
-):
+def test_a_model_of_the_registry_is_fetched_from_there(folder, predict, model_path, monkeypatch):
     asked = []
 
     def download_model(uri):
