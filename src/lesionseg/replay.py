@@ -83,8 +83,8 @@ def attach_report(results_dir: Path) -> None:
         return
     digest = sha256(report)
     for name in RUNS:
-        model_sha256 = sha256(require(results_dir / name / "model.pt", stage=name))
-        run = find_run(model_sha256=model_sha256, quiet=True)
+        record = read_json(results_dir / name / "run.json", stage=name)
+        run = find_run(model_sha256=record["model_sha256"], quiet=True)
         if run.tag("report_sha256") != digest:
             run.log_file(report)
             run.set_tags({"report_sha256": digest})
