@@ -323,9 +323,13 @@ def connect() -> "tuple[MlflowClient, str]":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(
+        logging.ERROR
+    )  # of a server that is away we warn ourselves
     folder = project_root() / "mlruns"
     has_server = bool(os.environ.get("MLFLOW_TRACKING_URI"))
     artifacts = None if has_server else (folder / "artifacts").as_uri()
@@ -336,7 +340,13 @@ def connect() -> "tuple[MlflowClient, str]":
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
             return client, str(experiment.experiment_id)
-        return client, str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        try:
+            return client, str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        except MlflowException:  # the lock is this machine's; on a server another was faster
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                raise
+            return client, str(experiment.experiment_id)
 
 
 def _warn(error: Exception) -> None:
