@@ -126,7 +126,7 @@ def test_more_seeds_leave_the_first_model_as_it_is_and_are_kept_apart(prepared, 
     copy = tmp_path / "copy"
     shutil.copytree(prepared, copy)
     set_params(copy, {"train.num_seeds": 2})
-    dvc(copy, "repro")
+    dvc(copy, "repro", "evaluate")
     for name in RUNS:
         first, second = (copy / f"results/{name}{folder}" for folder in ("", "/seeds/1"))
         assert sha256(first / "model.pt") == sha256(project / f"results/{name}/model.pt")
