@@ -111,6 +111,11 @@ class LossConfig:
     bce: float = _number(at_least=0)
     dice: float = _number(at_least=0)
     iou: float = _number(at_least=0)
+    focal: float = _number(at_least=0)
+    tversky: float = _number(at_least=0)
+    focal_tversky: float = _number(at_least=0)
+    lovasz: float = _number(at_least=0)
+    boundary: float = _number(at_least=0)
 
     def __post_init__(self) -> None:
         if not any(dataclasses.astuple(self)):
