@@ -26,7 +26,12 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
+from lesionseg.training.hardware import (
+    choose_device,
+    choose_precision,
+    keep_freed_memory,
+    make_deterministic,
+)
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
 from stages import result_dirs, run
 
@@ -42,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
     make_deterministic()
+    keep_freed_memory()
     with ExitStack() as claims:
         checkpoints = [
             train_seed(config, name, seed=seed, folder=folder, claims=claims)
@@ -113,6 +119,7 @@ def make_training(
         encoder_lr=encoder_lr,
         weight_decay=config.train.weight_decay,
         warmup_fraction=config.train.warmup_fraction,
+        first_image_size=config.train.first_image_size,
         seed=seed,
         precision=precision,
         loss=dataclasses.asdict(config.loss),

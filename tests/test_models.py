@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from lesionseg.errors import DataError, MissingFileError
-from lesionseg.models.decoders import DECODERS, BilinearDecoder, TransposedDecoder
-from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder
+from lesionseg.models.decoders import (
+    DECODERS,
+    BilinearDecoder,
+    PyramidDecoder,
+    TransposedDecoder,
+)
+from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder, fold_batch_norms
 from lesionseg.models.segmenter import (
     build_segmenter,
     load_encoder_state,
@@ -80,6 +85,44 @@ def test_no_later_block_overwrites_a_map(encoder_state, images):
         )
     for taken_map, final_map in zip(taken.values(), encoder(images), strict=True):
         assert torch.equal(taken_map, final_map)
+
+
+def test_folded_batch_norms_change_no_map_but_for_rounding(encoder_state, images):
+    encoder = Encoder(state=encoder_state, frozen=False)
+    with torch.no_grad():  # statistics and weights like trained ones, not 0 and 1
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.5, 0.5)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 2)
+                module.bias.uniform_(-1, 1)
+    folded = fold_batch_norms(encoder.features)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(
+        folded(images), encoder.eval().features(images), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_frozen_encoder_computes_with_the_weights_it_was_given_last(encoder_state, images):
+    frozen = Encoder(state=encoder_state, frozen=True)
+    before = frozen(images)
+    doubled = {
+        n: 2 * t if n == "0.1.weight" else t for n, t in frozen.features.state_dict().items()
+    }
+    frozen.features.load_state_dict(doubled)
+    frozen.load_state_dict({f"features.{name}": tensor for name, tensor in doubled.items()})
+    other = Encoder(state=doubled, frozen=True)
+    assert torch.equal(frozen(images)[0], other(images)[0])
+    assert not torch.allclose(frozen(images)[0], before[0])
+    torch.testing.assert_close(frozen.double()(images.double())[0].float(), other(images)[0])
+
+
+def test_what_a_frozen_encoder_computes_with_is_no_part_of_its_state(encoder_state, images):
+    encoder = Encoder(state=encoder_state, frozen=True)
+    names = set(encoder.state_dict())
+    encoder(images)
+    assert set(encoder.state_dict()) == names
+    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"features"}
 
 
 @each_decoder
@@ -163,6 +206,43 @@ def test_each_skip_is_joined_at_its_own_scale(tap):
     assert stride <= reached < stride + (2 * stride - 2)
 
 
+@pytest.mark.parametrize("tap", range(5))
+def test_the_pyramid_decoder_joins_every_map(tap):
+    torch.manual_seed(0)
+    decoder = PyramidDecoder(dropout=0.1).eval()
+    sizes = [(1, c, 64 // s, 64 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    maps = [torch.rand(size, requires_grad=True) for size in sizes]
+    decoder(maps).sum().backward()
+    assert maps[tap].grad.abs().amax((0, 2, 3)).count_nonzero() > CHANNELS[tap] / 2
+
+
+def test_fusing_before_upsampling_is_fusing_all_maps_side_by_side(images):
+    # The form of the paper: upsample all, concatenate, one 1x1 convolution.
+    torch.manual_seed(0)
+    fuses = PyramidDecoder(dropout=0.0).fuses
+    levels = [torch.rand(2, 64, 32 // 2**i, 32 // 2**i) for i in range(4)]
+    upsample = torch.nn.functional.interpolate
+    side_by_side = torch.cat([upsample(level, (32, 32), mode="bilinear") for level in levels], 1)
+    weight = torch.cat([fuse.weight for fuse in fuses], 1)
+    paper = torch.nn.functional.conv2d(side_by_side, weight)
+    ours = sum(
+        upsample(fuse(level), (32, 32), mode="bilinear")
+        for fuse, level in zip(fuses, levels, strict=True)
+    )
+    torch.testing.assert_close(ours, paper)
+
+
+def test_the_pyramid_decoder_knows_the_whole_image():
+    # One pixel of the coarsest map reaches the logits of the opposite corner.
+    torch.manual_seed(0)
+    decoder = PyramidDecoder(dropout=0.1).eval()
+    sizes = [(1, c, 512 // s, 512 // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
+    maps = [torch.rand(size) for size in sizes]
+    before = decoder(maps)
+    maps[-1][..., 0, 0] += 100
+    assert decoder(maps)[0, 0, -1, -1] != before[0, 0, -1, -1]
+
+
 @each_decoder
 def test_a_frozen_encoder_keeps_every_bit_while_the_decoder_learns(build, images, decoder):
     model = build(decoder, frozen=True)
@@ -235,9 +315,10 @@ def test_a_saved_model_comes_back_with_equal_logits(tmp_path, build, images, dec
     loaded, image_size = load_model(path, stage="train_frozen")
     assert image_size == 64
     assert not any(m.training for m in loaded.modules())
-    assert loaded.encoder.frozen == frozen
+    assert loaded.encoder.frozen
+    assert changed_names(copy_state(model), loaded) == set()
     with torch.inference_mode():
-        assert torch.equal(loaded(images), model.eval()(images))
+        torch.testing.assert_close(loaded(images), model.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_s_bytes_do_not_depend_on_its_path(tmp_path, build):
@@ -271,7 +352,7 @@ def test_a_foreign_torch_file_is_answered_in_one_line(tmp_path, content):
     assert_is_no_model(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("key", ["state", "decoder", "image_size", "frozen"])
+@pytest.mark.parametrize("key", ["state", "decoder", "image_size"])
 def test_a_model_file_that_lacks_something_is_answered_in_one_line(tmp_path, build, key):
     path = tmp_path / "model.pt"
     save_model(path, state=build().state_dict(), decoder="transposed", image_size=64, frozen=True)

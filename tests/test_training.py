@@ -22,8 +22,8 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from lesionseg.training.hardware import choose_device, choose_precision
-from lesionseg.training.loop import Recipe, Training, load_batch
+from lesionseg.training.hardware import choose_device, choose_precision, keep_freed_memory
+from lesionseg.training.loop import Recipe, Training, load_batch, resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +46,7 @@ RECIPE = Recipe(
     encoder_lr=0.0,
     weight_decay=0.01,
     warmup_fraction=0.2,
+    first_image_size=64,
     seed=0,
     precision=torch.float32,
     loss={"bce": 1.0, "dice": 1.0, "iou": 1.0},
@@ -139,6 +140,51 @@ def record_batches(training: Training) -> list[torch.Tensor]:
 
     training.model.register_forward_pre_hook(keep)
     return batches
+
+
+@pytest.mark.parametrize(
+    ("first", "own", "epochs", "expected"),
+    [
+        (64, 128, 15, [64] * 5 + [96] * 5 + [128] * 5),
+        (64, 128, 4, [64, 64, 96, 128]),
+        (64, 128, 2, [64, 96]),
+        (96, 128, 4, [96, 96, 128, 128]),
+        (128, 128, 3, [128] * 3),
+        (512, 128, 3, [128] * 3),
+    ],
+)
+def test_image_sizes_grow_by_32_each_for_an_equal_share_of_the_epochs(
+    make_tiny, first, own, epochs, expected
+):
+    training = make_tiny(first_image_size=first, epochs=epochs)
+    training.train = make_split("train", 1, own)
+    assert [training.image_size(epoch) for epoch in range(1, epochs + 1)] == expected
+
+
+def test_the_model_sees_the_image_size_of_the_epoch_and_val_always_its_own(make_tiny, splits):
+    training = make_tiny(epochs=2)
+    training.train = training.val = make_split("train", 4, 96)
+    seen = []
+    training.model.register_forward_pre_hook(
+        lambda model, inputs: seen.append((model.training, inputs[0].shape[-1]))
+    )
+    list(training)
+    assert seen == [(True, 64), (False, 96), (True, 96), (False, 96)]
+
+
+def test_a_resized_mask_is_lesion_where_most_of_the_pixel_was():
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[0, 0, 0, :2] = masks[0, 0, 1, 0] = 1  # three quarters of the first pixel
+    masks[0, 0, 2:, 2] = 1  # half of the last
+    images, resized = resize(masks.expand(1, 3, 4, 4), masks, image_size=2)
+    assert resized.tolist() == [[[[1, 0], [0, 0]]]]
+    assert images.shape == (1, 3, 2, 2)
+    assert images[0, 0, 0, 0] > images[0, 0, 1, 1] > images[0, 0, 0, 1] > 0
+
+
+def test_images_of_their_own_size_are_not_touched():
+    images, masks = torch.rand(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
+    assert resize(images, masks, image_size=64) == (images, masks)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -251,7 +297,7 @@ def test_a_batch_is_images_between_0_and_1_and_masks_of_0_and_1(splits):
 
 def test_the_training_loss_is_the_mean_over_images_not_batches(make_tiny, monkeypatch):
     losses = iter([1.0, 2.0, 6.0])
-    monkeypatch.setattr(Training, "_step", lambda *_: next(losses))
+    monkeypatch.setattr(Training, "_step", lambda *_, **__: next(losses))
     epoch = next(iter(make_tiny(epochs=1)))
     assert epoch.train_loss == pytest.approx((4 * 1 + 4 * 2 + 2 * 6) / 10)
 
@@ -522,3 +568,10 @@ def test_a_device_that_is_not_there_is_answered_in_one_line(monkeypatch, name, n
 def test_a_device_that_is_there_is_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+def test_keeping_freed_memory_changes_no_result():
+    product = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
+    before = product @ product
+    keep_freed_memory()
+    assert torch.equal(product @ product, before)

@@ -90,6 +90,7 @@ class TrainConfig:
     lr: float = _number(above=0)
     weight_decay: float = _number(at_least=0)
     warmup_fraction: float = _number(at_least=0, below=1)
+    first_image_size: int = _number(at_least=64, at_most=1024, multiple_of=32)
     seed: int = _seed()
     num_seeds: int = _number(at_least=1)
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
@@ -100,7 +101,7 @@ class TrainConfig:
 class ModelConfig:
     """The decoder."""
 
-    decoder: str = _choice("bilinear", "transposed")
+    decoder: str = _choice("bilinear", "transposed", "pyramid")
     dropout: float = _number(at_least=0, below=1)
 
 

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
 from lesionseg.models.encoder import CHANNELS
@@ -72,7 +73,73 @@ class TransposedDecoder(nn.Module):
         return logits
 
 
-DECODERS: dict[str, type[BilinearDecoder] | type[TransposedDecoder]] = {
+class PyramidDecoder(nn.Module):
+    """Multi-scale aggregation, the future work of seed system 1: all scales, then all fused.
+
+    As in feature pyramid networks (Lin et al. 2017, arXiv:1612.03144) 1x1 convolutions bring the
+    maps at strides 4 to 32 to one width, and each is added to the coarser one below it, twofold
+    upsampled; the coarsest also gets the mean of the whole map, its context (Liu et al. 2015,
+    arXiv:1506.04579). The four sums, each smoothed, are fused at stride 4, and that with the map of
+    stride 2, where the logits are made. Twofold upsampling brings these to the image's size: the
+    boundary is smooth at that scale, and half of the decoder's time would go into the last octave.
+
+    Fast, since convolutions are where pixels are few: the smoothing is separable, and the fusing
+    1x1 convolution of all maps side by side is done as one for each map before it is upsampled,
+    which is the same, for both are linear.
+    """
+
+    WIDTH, LAST_WIDTH = 64, 16
+
+    def __init__(self, *, dropout: float) -> None:
+        super().__init__()
+        width, last = self.WIDTH, self.LAST_WIDTH
+        finest, *others = CHANNELS
+        self.laterals = nn.ModuleList(_lateral(channels, width) for channels in others)
+        self.context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(others[-1], width, 1))
+        self.smooths = nn.ModuleList(_separable(width) for _ in others)
+        self.fuses = nn.ModuleList(nn.Conv2d(width, width, 1, bias=False) for _ in others)
+        self.fused = nn.Sequential(
+            nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Dropout2d(dropout)
+        )
+        self.narrow = nn.Conv2d(width, last, 1, bias=False)
+        self.finest = nn.Conv2d(finest, last, 1, bias=False)
+        self.joined = nn.Sequential(nn.BatchNorm2d(last), nn.ReLU(inplace=True))
+        self.last = _block(nn.Conv2d(last, last, 3, padding=1, bias=False), last, 0.0)
+        self.head = nn.Conv2d(last, 1, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Logits (N, 1, H, W) from the encoder's five maps."""
+        finest, *others = maps
+        laterals = [lateral(m) for lateral, m in zip(self.laterals, others, strict=True)]
+        features = laterals.pop() + self.context(others[-1])
+        levels = [features := self.smooths[-1](features)]
+        for lateral, smooth in zip(reversed(laterals), reversed(self.smooths[:-1]), strict=True):
+            levels.append(features := smooth(_upsample(features, 2) + lateral))
+        fused = [fuse(level) for fuse, level in zip(self.fuses, reversed(levels), strict=True)]
+        total = sum((_upsample(m, 2**i) for i, m in enumerate(fused[1:], 1)), start=fused[0])
+        features = _upsample(self.narrow(self.fused(total)), 2) + self.finest(finest)
+        logits: Tensor = self.head(self.last(self.joined(features)))
+        return _upsample(logits, 2)
+
+
+def _lateral(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
+
+
+def _separable(width: int) -> nn.Sequential:
+    """A 3x3 convolution as one of each channel by itself, then one across channels."""
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+        _block(nn.Conv2d(width, width, 1, bias=False), width, 0.0),
+    )
+
+
+def _upsample(features: Tensor, factor: int) -> Tensor:
+    return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+DECODERS: dict[str, type[BilinearDecoder | TransposedDecoder | PyramidDecoder]] = {
     "bilinear": BilinearDecoder,
     "transposed": TransposedDecoder,
+    "pyramid": PyramidDecoder,
 }

@@ -1,9 +1,12 @@
 """MobileNetV2 as an encoder: one feature map at each of five scales."""
 
+import copy
 from collections.abc import Mapping
-from typing import Self
+from itertools import pairwise
+from typing import Any, Self
 
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lesionseg.models.torchvision import mobilenet_v2
 
@@ -26,6 +29,8 @@ class Encoder(nn.Module):
         self.features = mobilenet_v2(weights=None).features
         self.features.load_state_dict(state)
         self.features.requires_grad_(not frozen)
+        self._drop_folded()
+        self.register_load_state_dict_post_hook(Encoder._drop_folded)  # type: ignore[no-untyped-call]
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -42,8 +47,39 @@ class Encoder(nn.Module):
             Five maps, (N, C, H / stride, W / stride) with C = 16, 24, 32, 96, 1280.
         """
         maps = []
-        for index, block in enumerate(self.features):
+        for index, block in enumerate(self._folded_features() if self.frozen else self.features):
             images = block(images)
             if index in TAPS:
                 maps.append(images)
         return maps
+
+    def _folded_features(self) -> nn.Sequential:
+        """What a frozen encoder computes with: made when first used, no part of its state."""
+        if not self._folded:
+            self._folded.append(fold_batch_norms(self.features))
+        return self._folded[0]
+
+    def _drop_folded(self, *_: Any) -> None:
+        self._folded: list[nn.Sequential] = []  # in a list, which hides it from `state_dict()`
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert the encoder; what was folded before lies elsewhere."""
+        self._drop_folded()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+
+def fold_batch_norms(features: nn.Sequential) -> nn.Sequential:
+    """A copy that gives the same, but for rounding, and takes two thirds of the time.
+
+    In evaluation mode a batch norm scales and shifts each channel by fixed numbers: the
+    convolution before it can do so itself.
+    """
+    folded = copy.deepcopy(features).eval().requires_grad_(False)
+    for block in list(folded.modules()):
+        if isinstance(block, nn.Sequential):
+            for index, (first, second) in enumerate(pairwise(list(block))):
+                if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                    block[index] = fuse_conv_bn_eval(first, second)
+                    block[index + 1] = nn.Identity()
+    return folded

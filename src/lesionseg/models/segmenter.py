@@ -92,7 +92,9 @@ def save_model(
 
 
 def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
-    """The network in a `model.pt`, in evaluation mode, and its image size in pixels.
+    """The network in a `model.pt`, to predict with, and its image size in pixels.
+
+    It is in evaluation mode and its encoder is frozen, however it was trained: that is faster.
 
     Raises:
         MissingFileError: The file is not there.
@@ -106,7 +108,7 @@ def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
         encoder_state = {
             k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
         }
-        encoder = Encoder(state=encoder_state, frozen=content["frozen"])
+        encoder = Encoder(state=encoder_state, frozen=True)  # what predicts learns no more
         model = Segmenter(encoder=encoder, decoder=DECODERS[content["decoder"]](dropout=0.0))
         model.load_state_dict(state)
         image_size = int(content["image_size"])
