@@ -6,11 +6,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup demo sweep test check format repro ui clean
+.PHONY: help setup demo sweep bench test check format repro ui clean
 
 help:
 	@echo "make demo    set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
 	@echo "make sweep   four experiments on synthetic lesions, compared by val (minutes)"
+	@echo "make bench   speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test    set up, then lint, format check, types and all tests"
 	@echo "make repro   the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
 	@echo "make ui      the MLflow UI on this project's runs, it prints where"
@@ -32,6 +33,12 @@ demo: setup
 
 sweep: setup
 	@python -m stages.sweep_demo
+
+# Without the peer's package the benchmarks say so, and measure the rest.
+bench: setup
+	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('segmentation_models_pytorch'))" || \
+		python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.lock -e '.[bench]' || true
+	@python -m benchmarks
 
 repro: setup
 	dvc repro

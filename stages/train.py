@@ -103,20 +103,26 @@ def make_training(
     config: Config, name: str, *, seed: int, device: torch.device, precision: torch.dtype
 ) -> Training:
     """The training of one model, at its first epoch."""
-    encoder_lr = config.encoder_lr(name)
     model = build_segmenter(
         encoder_state=load_encoder_state(ENCODER),
         decoder=config.model.decoder,
         dropout=config.model.dropout,
-        frozen=encoder_lr == 0,
+        frozen=config.encoder_lr(name) == 0,
         seed=seed,
     )
-    recipe = Recipe(
+    recipe = make_recipe(config, name, seed=seed, precision=precision)
+    splits = {split: load_split(PROCESSED, split) for split in ("train", "val")}
+    return Training(model=model, **splits, recipe=recipe, device=device)
+
+
+def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype) -> Recipe:
+    """How params.yaml says that one model is to be trained."""
+    return Recipe(
         run=name,
         epochs=config.train.epochs,
         batch_size=config.train.batch_size,
         lr=config.train.lr,
-        encoder_lr=encoder_lr,
+        encoder_lr=config.encoder_lr(name),
         weight_decay=config.train.weight_decay,
         warmup_fraction=config.train.warmup_fraction,
         first_image_size=config.train.first_image_size,
@@ -125,8 +131,6 @@ def make_training(
         loss=dataclasses.asdict(config.loss),
         augment=dataclasses.asdict(config.augment),
     )
-    splits = {split: load_split(PROCESSED, split) for split in ("train", "val")}
-    return Training(model=model, **splits, recipe=recipe, device=device)
 
 
 def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:

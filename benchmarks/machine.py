@@ -1,0 +1,110 @@
+"""The machine: what it is, how fast it multiplies, how many multiplications a network needs."""
+
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lesionseg.config import load_config
+from lesionseg.provenance import git_commit, versions
+from lesionseg.training.hardware import choose_device, choose_precision
+
+LARGE, SMALL = 2048, 256  # sides of the matrices
+LONGEST = 2.0  # seconds of a product; a CPU without bfloat16 needs a minute for a large one
+NUM_PRODUCTS = 5
+
+
+def describe() -> dict[str, Any]:
+    """What a reader must know of the machine to place the numbers."""
+    config = load_config(Path("params.yaml")).train
+    device = choose_device(config.device)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": git_commit(),
+        "cpu": _cpu_model(),
+        "num_cores": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],  # of the minute before: near 0 on an idle machine
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": dtype_name(choose_precision(config.precision, device)),
+        "matrix_gflops": {
+            dtype_name(dtype): matrix_rate(dtype, device)
+            for dtype in (torch.float32, torch.bfloat16)
+        },
+        "versions": versions(),
+    }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` or `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s of square matrix products: 2048 x 2048, smaller where that would take ages."""
+    rate = _product_rate(SMALL, dtype, device)
+    is_emulated = 2 * LARGE**3 / (1e9 * rate) > LONGEST
+    return rate if is_emulated else _product_rate(LARGE, dtype, device)
+
+
+def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
+    matrix = torch.rand(size, size, device=device).to(dtype)
+    seconds = []
+    for _ in range(NUM_PRODUCTS):
+        wait(device)
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        wait(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / median(seconds) / 1e9
+
+
+def wait(device: torch.device) -> None:
+    """Return when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.inference_mode()
+def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) -> dict[str, int]:
+    """Multiply-adds of all convolutions for one image.
+
+    `forward` is one forward pass; `step` a training step. There each convolution that learns does
+    its products three times: forward, and for the gradients of its input and of its weights. One
+    that does not learn does them once.
+
+    Args:
+        network: Takes images (1, 3, H, W); it is left in evaluation mode.
+        image_size: Height and width in pixels.
+        device: Where the network is.
+    """
+    counts = {"forward": 0, "step": 0}
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        # Each pixel of the output (transposed: of the input) meets every weight of one channel
+        # of it once, in each of its channels.
+        pixels = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
+        products = pixels[0].numel() * module.weight[0].numel()
+        counts["forward"] += products
+        counts["step"] += products * (3 if module.weight.requires_grad else 1)
+
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    hooks = [convolution.register_forward_hook(count) for convolution in convolutions]
+    network.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+def _cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

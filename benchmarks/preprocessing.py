@@ -1,0 +1,78 @@
+"""Preprocessing of images as a dermatoscope's camera leaves them."""
+
+import math
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from lesionseg.config import load_config
+from lesionseg.data.folder import copy_folder
+from lesionseg.data.manifest import NAME, read_manifest, write_manifest
+from lesionseg.data.phantom import draw_phantom
+from lesionseg.data.preprocessing import preprocess
+from lesionseg.files import write_csv
+
+HEIGHT, WIDTH = 2000, 3000
+NUM_DRAWN = 4  # different phantoms; the other files are copies that differ in their last bytes
+TEST_FRACTION = 0.25
+
+
+def prepare(*, folder: str, data: str | None, num_images: int) -> dict[str, Any]:
+    """`num_images` now in `folder`/raw: those of `data`, or phantoms of 2000 x 3000 pixels."""
+    raw_dir = Path(folder) / "raw"
+    if data is None:
+        _write_large_phantoms(raw_dir, num_images)
+    else:
+        copy_folder(Path(data), raw_dir)
+    return {"num_images": len(write_manifest(raw_dir))}
+
+
+def preprocess_some(*, folder: str, num_images: int) -> dict[str, Any]:
+    """Images per second of `preprocess` for some of the prepared images.
+
+    Their files have been written or read just before: the disk is not measured. Copies are not
+    looked for by likeness, as all phantoms here are alike.
+    """
+    raw_dir, some_dir = Path(folder) / "raw", Path(folder) / f"raw-{num_images}"
+    rows = read_manifest(raw_dir)
+    num_test = math.ceil(TEST_FRACTION * num_images)
+    chosen = [row for row in rows if row.split == "test"][:num_test]
+    chosen += [row for row in rows if row.split == "train"][: num_images - len(chosen)]
+    write_csv(some_dir / NAME, [asdict(row) for row in chosen])
+    for split in ("train", "test"):
+        if not (some_dir / split).exists():
+            (some_dir / split).symlink_to(raw_dir / split)
+    settings = asdict(load_config(Path("params.yaml")).preprocess)
+    settings["near_duplicate_distance"] = 0
+    with TemporaryDirectory(dir=folder) as out_dir:
+        start = time.perf_counter()
+        preprocess(some_dir, Path(out_dir) / "processed", **settings)
+        seconds = time.perf_counter() - start
+    return {"num_images": len(chosen), "images_per_second": len(chosen) / seconds}
+
+
+def _write_large_phantoms(raw_dir: Path, num_images: int) -> None:
+    """Write JPEG images of quality 95 and PNG masks, a quarter of them for test."""
+    drawn = raw_dir / "drawn"
+    drawn.mkdir(parents=True)
+    top = (WIDTH - HEIGHT) // 2
+    for number in range(min(NUM_DRAWN, num_images)):
+        image, mask = draw_phantom(size=WIDTH, seed=number)
+        Image.fromarray(image[top : top + HEIGHT]).save(drawn / f"{number}.jpg", quality=95)
+        Image.fromarray(mask[top : top + HEIGHT]).save(drawn / f"{number}.png")
+    num_test = math.ceil(TEST_FRACTION * num_images)
+    for number in range(num_images):
+        split_dir = raw_dir / ("test" if number < num_test else "train")
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            target = split_dir / kind / f"PHANTOM_{number:07d}.{suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = drawn / f"{number % NUM_DRAWN}.{suffix}"
+            # What follows the end of an image is no part of it, but of the file's checksum.
+            target.write_bytes(source.read_bytes() + os.fsencode(f"{number:07d}"))
+    shutil.rmtree(drawn)

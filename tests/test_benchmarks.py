@@ -1,0 +1,198 @@
+"""The benchmarks' own arithmetic, and their command at sizes that measure nothing."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import contestants, machine, suites
+from benchmarks.__main__ import main
+from benchmarks.machine import multiply_adds
+from benchmarks.material import prepare, prepare_random
+from benchmarks.preprocessing import preprocess_some
+from benchmarks.tables import common_jaccard, median_ratio, seconds_to, spread, table
+from lesionseg.config import override, read_yaml
+from lesionseg.data.dataset import load_split
+from lesionseg.data.manifest import write_manifest
+from lesionseg.data.phantom import write_phantoms
+from lesionseg.errors import ConfigError, DataError, MissingFileError
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+SMALL = {
+    "preprocess.image_size": 64,
+    "train.batch_size": 2,
+    "train.epochs": 1,
+    "train.device": "cpu",
+    "download.phantom_size": 64,
+}
+
+
+@pytest.fixture
+def small_project(tmp_path, monkeypatch):
+    """The working directory, with parameters for tiny networks; one thread for each process."""
+    text = override(read_yaml(ROOT / "params.yaml"), SMALL)
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'src'}", prepend=":")
+    return tmp_path
+
+
+@pytest.fixture
+def in_process(monkeypatch, one_thread):
+    """Measurements without processes of their own, and small matrices."""
+
+    def measure(function, **arguments):
+        module, name = function.split(".")
+        measurement = getattr(import_module(f"benchmarks.{module}"), name)
+        return {"peak_mib": 1.0, **measurement(**arguments)}
+
+    for module in ("rounds", "suites", "__main__"):
+        monkeypatch.setattr(f"benchmarks.{module}.measure", measure)
+    monkeypatch.setattr(machine, "LARGE", 64)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def forward(network, image_size=8):
+    return multiply_adds(network, image_size=image_size, device=CPU)["forward"]
+
+
+def test_a_convolution_multiplies_each_output_pixel_with_its_weights():
+    # 4 x 4 pixels of 5 channels, each from 3 x 3 pixels of 3 channels.
+    assert forward(nn.Conv2d(3, 5, 3, stride=2, padding=1)) == 4 * 4 * 5 * 27
+
+
+def test_a_depthwise_convolution_sees_one_channel_at_a_time():
+    assert forward(nn.Conv2d(3, 6, 3, padding=1, groups=3)) == 8 * 8 * 6 * 9
+
+
+def test_a_transposed_convolution_multiplies_each_input_pixel_with_its_weights():
+    # 8 x 8 pixels of 3 channels, each to 2 x 2 pixels of 5 channels.
+    assert forward(nn.ConvTranspose2d(3, 5, 2, stride=2)) == 8 * 8 * 3 * 20
+
+
+def test_a_training_step_costs_three_passes_of_what_learns_and_one_of_what_is_frozen():
+    frozen, learning = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1)
+    counts = multiply_adds(
+        nn.Sequential(frozen.requires_grad_(False), learning), image_size=8, device=CPU
+    )
+    assert counts == {"forward": 64 * (6 + 2), "step": 64 * (6 + 3 * 2)}
+
+
+def test_ratios_are_taken_within_a_round():
+    # The machine is twice as slow in the second round; the medians' ratio would be 2.25.
+    assert median_ratio([80, 40, 90], [40, 20, 30]) == 2
+
+
+def test_a_spread_shows_the_median_between_the_extremes():
+    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
+    assert spread([1234.5], 0) == "1,234"
+
+
+def test_a_table_has_a_row_for_each_contestant_and_the_first_over_each():
+    raw = {"ours": [{"rate": 80.0}, {"rate": 90.0}], "peer": [{"rate": 40.0}, {"rate": 30.0}]}
+    assert table("loop", raw, {"images/s": ("rate", 0)}, ratio="images/s").splitlines() == [
+        "| loop | images/s | ours / this |",
+        "| --- | ---: | ---: |",
+        "| ours | 85 (80 to 90) | 1.00 |",
+        "| peer | 35 (30 to 40) | 2.50 |",
+    ]
+
+
+def test_the_jaccard_to_reach_is_one_that_all_trainings_reach():
+    def history(*scores):
+        epochs = enumerate(scores, start=1)
+        return {"history": [{"seconds": 10.0 * n, "val_jaccard": score} for n, score in epochs]}
+
+    raw = {"ours": [history(0.5, 0.8, 0.7)], "peer": [history(0.1, 0.2, 0.6)]}
+    assert common_jaccard(raw) == 0.6
+    assert seconds_to(raw["ours"][0]["history"], 0.6) == 20
+    assert seconds_to(raw["peer"][0]["history"], 0.6) == 30
+
+
+def test_random_material_is_a_split_of_the_size_asked_for(tmp_path):
+    prepare_random(folder=str(tmp_path), num_images=300, image_size=8)
+    train = load_split(tmp_path / "processed", "train")
+    assert train.images.shape == (300, 8, 8, 3)
+    assert train.images[-1].std() > 0
+    assert set(train.masks[-1].flatten().tolist()) == {0, 1}
+
+
+def test_preprocessing_takes_as_many_images_as_it_says(small_project):
+    raw_dir = small_project / "raw"
+    write_phantoms(raw_dir, num_train=9, num_test=3, size=64, seed=0)
+    write_manifest(raw_dir)
+    for num in (8, 8, 12):  # a second round uses the same folder
+        measured = preprocess_some(folder=str(small_project), num_images=num)
+        assert measured["num_images"] == num
+
+
+def test_the_command_measures_ours_and_names_the_peers_that_are_not_there(
+    small_project, capsys, monkeypatch, in_process
+):
+    monkeypatch.setattr(suites, "PEER_PACKAGE", "a_package_that_is_not_there")
+    main(["training", "--rounds", "1", "--images", "8", "--out", "raw.json"])
+    output = capsys.readouterr().out
+    assert "| ours, fine-tuned | " in output
+    assert (
+        "Left out, not installed: smp, stock loop; smp, tuned loop. Run: pip install -e '.[bench]'"
+    ) in output
+    written = json.loads(Path("raw.json").read_text())
+    assert written["machine"]["num_threads"] == 1
+    for name in suites.OURS:
+        (measured,) = written["raw"]["training"][name]
+        assert measured["num_images"] == 8
+        assert measured["images_per_second"] > 0
+
+
+@pytest.mark.parametrize("contestant", ["stock", "tuned"])
+def test_a_peer_trains_on_the_same_images_and_is_scored_on_the_same_splits(
+    small_project, monkeypatch, in_process, contestant
+):
+    pytest.importorskip(suites.PEER_PACKAGE)
+    monkeypatch.setattr(contestants, "NUM_WORKERS", 0)
+    folder = str(small_project)
+    prepare(folder=folder, data=None, weights="none", num_images=8)
+    measured = contestants.throughput(contestant=contestant, folder=folder, num_images=8)
+    assert measured["num_images"] == 8
+    assert measured["images_per_second"] > 0
+    scores = contestants.quality(contestant=contestant, folder=folder, seed_offset=1)
+    assert len(scores["history"]) == 1
+    assert 0 <= scores["test_jaccard"] <= 1
+
+
+def test_too_few_images_for_a_measurement_are_refused(small_project):
+    prepare_random(folder=str(small_project), num_images=7, image_size=64)
+    with pytest.raises(DataError, match="7 training images are fewer than 4 batches of 2"):
+        contestants.throughput(contestant="tuned", folder=str(small_project), num_images=8)
+
+
+def test_starting_up_is_measured_for_each_round(small_project, capsys):
+    main(["startup", "--skip-dvc", "--rounds", "2", "--out", "raw.json"])
+    assert "| lesionseg --help | 0." in capsys.readouterr().out
+    raw = json.loads(Path("raw.json").read_text())["raw"]["startup"]
+    assert len(raw["lesionseg --help"]) == 2
+    assert all(10 < measured["peak_mib"] < 2000 for measured in raw["lesionseg --help"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["trainin"], ConfigError, "did you mean training"),
+        (["--rounds", "0"], ConfigError, "--rounds must be at least 1, got 0"),
+        (["--data", "nowhere"], MissingFileError, "nowhere is missing"),
+    ],
+)
+def test_a_mistake_is_said_before_any_work(arguments, error, message):
+    with pytest.raises(error, match=message):
+        main(arguments)
+
+
+def test_quality_asks_for_images(tmp_path):
+    with pytest.raises(ConfigError, match="--data"):
+        suites.quality(suites.Options(), str(tmp_path))
