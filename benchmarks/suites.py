@@ -57,9 +57,9 @@ def training(options: Options, folder: str) -> Result:
     precisions = "; ".join(f"{name} in {rounds[0]['precision']}" for name, rounds in raw.items())
     note = (
         f"Computed: {precisions}. Multiply-adds are of one image: a forward pass at the "
-        "network's own size; a training step as the mean over the sizes that images have in training. "
-        "The matrix rate is that of 2048 x 2048 products in the same precision, just after. Memory is the training "
-        "process's, without the workers that load images."
+        "network's own size; a training step as the mean over the sizes that images have in "
+        "training. The matrix rate is that of 2048 x 2048 products in the same precision, just "
+        "after. Memory is the training process's, without the workers that load images."
     )
     rates = table("network and loop", raw, columns | PEAK, ratio="images/s")
     return [rates, note, *left_out()], raw
