@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.machine import dtype_name, matrix_rate, multiply_adds
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.augmentation import augment
+from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split, load_split
 from lesionseg.data.manifest import read_manifest
 from lesionseg.errors import DataError
@@ -40,7 +41,7 @@ from lesionseg.training.hardware import (
     keep_freed_memory,
     make_deterministic,
 )
-from lesionseg.training.loop import Training, load_batch
+from lesionseg.training.loop import Training
 from stages.train import make_recipe
 
 # After lesionseg, which makes torchvision importable beside any torch.

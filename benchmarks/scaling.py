@@ -11,9 +11,9 @@ import torch
 from benchmarks.contestants import tuned_loop
 from benchmarks.measure import peak_mib
 from lesionseg.config import load_config
+from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import load_split
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state
-from lesionseg.training.loop import load_batch
 
 
 def large_split(*, folder: str, num_steps: int) -> dict[str, Any]:

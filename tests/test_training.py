@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.errors import ConfigError, TrainingError
@@ -23,7 +24,7 @@ from lesionseg.training.checkpoints import (
     save_checkpoint,
 )
 from lesionseg.training.hardware import choose_device, choose_precision, keep_freed_memory
-from lesionseg.training.loop import Recipe, Training, load_batch, resize
+from lesionseg.training.loop import Recipe, Training, resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.models.segmenter import Segmenter
-from lesionseg.training.loop import load_batch
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lesionseg.data.augmentation import augment
+from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.errors import TrainingError
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
@@ -202,17 +203,6 @@ class Training:
             factor = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
-
-
-def load_batch(
-    split: Split, indices: "np.ndarray[Any, np.dtype[np.int64]]", device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W) float32 in [0, 1] and masks (N, 1, H, W) float32 in {0, 1}."""
-    images, masks = torch.from_numpy(split.images[indices]), torch.from_numpy(split.masks[indices])
-    if device.type == "cuda":
-        images, masks = images.pin_memory(), masks.pin_memory()
-    images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
-    return images.permute(0, 3, 1, 2).float() / 255, masks[:, None].float()
 
 
 def resize(images: Tensor, masks: Tensor, *, image_size: int) -> tuple[Tensor, Tensor]:
