@@ -17,6 +17,7 @@ from lesionseg.data.manifest import NAME, read_manifest, write_manifest
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.files import write_csv
+from lesionseg.memory import keep_freed_memory
 
 HEIGHT, WIDTH = 2000, 3000
 NUM_DRAWN = 4  # different phantoms; the other files are copies that differ in their last bytes
@@ -50,6 +51,7 @@ def preprocess_some(*, folder: str, num_images: int) -> dict[str, Any]:
             (some_dir / split).symlink_to(raw_dir / split)
     settings = asdict(load_config(Path("params.yaml")).preprocess)
     settings["near_duplicate_distance"] = 0
+    keep_freed_memory()  # as every stage does
     with TemporaryDirectory(dir=folder) as out_dir:
         start = time.perf_counter()
         preprocess(some_dir, Path(out_dir) / "processed", **settings)

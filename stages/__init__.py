@@ -22,6 +22,7 @@ if importlib.util.find_spec("torch") is None:
     )
 
 from lesionseg.errors import LesionsegError
+from lesionseg.memory import keep_freed_memory
 
 
 def result_dirs(name: str, seeds: range) -> dict[int, Path]:
@@ -36,6 +37,7 @@ def run(main: Callable[[], None]) -> None:
     `LESIONSEG_DEBUG=1` shows the traceback as well.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    keep_freed_memory()
     try:
         main()
     except (LesionsegError, OSError) as error:

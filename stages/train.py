@@ -26,12 +26,7 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from lesionseg.training.hardware import (
-    choose_device,
-    choose_precision,
-    keep_freed_memory,
-    make_deterministic,
-)
+from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
 from stages import result_dirs, run
 
@@ -47,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
     make_deterministic()
-    keep_freed_memory()
     with ExitStack() as claims:
         checkpoints = [
             train_seed(config, name, seed=seed, folder=folder, claims=claims)

@@ -10,6 +10,7 @@ from lesionseg.models.decoders import (
     PyramidDecoder,
     TransposedDecoder,
 )
+from lesionseg.models.depthwise import DepthwiseConv2d
 from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder, fold_batch_norms
 from lesionseg.models.segmenter import (
     build_segmenter,
@@ -101,6 +102,33 @@ def test_folded_batch_norms_change_no_map_but_for_rounding(encoder_state, images
     torch.testing.assert_close(
         folded(images), encoder.eval().features(images), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (2, 2), (3, 1), (5, 2)])
+def test_a_depthwise_convolution_is_torch_s_at_every_size_in_value_and_gradient(size, stride):
+    torch.manual_seed(0)
+    fast = DepthwiseConv2d(6, 6, 3, stride, padding=1, groups=6, bias=False)
+    plain = torch.nn.Conv2d(6, 6, 3, stride, padding=1, groups=6, bias=False)
+    plain.load_state_dict(fast.state_dict())
+    maps = torch.randn(4, 6, size, size)
+    found = []
+    for convolution in (fast, plain):
+        given = maps.clone().requires_grad_()
+        made = convolution(given)
+        (made * torch.arange(float(made.numel())).view_as(made)).sum().backward()
+        found.append([made.detach(), given.grad, convolution.weight.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_all_depthwise_convolutions_of_the_network_are_the_fast_ones(build):
+    """A plain one on a 2x2 map makes a step with 64-pixel images a quarter slower."""
+    kinds = {
+        type(m)
+        for m in build(decoder="pyramid").modules()
+        if isinstance(m, torch.nn.Conv2d) and m.groups > 1
+    }
+    assert kinds == {DepthwiseConv2d}
 
 
 def test_a_frozen_encoder_computes_with_the_weights_it_was_given_last(encoder_state, images):

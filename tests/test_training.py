@@ -23,7 +23,7 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from lesionseg.training.hardware import choose_device, choose_precision, keep_freed_memory
+from lesionseg.training.hardware import choose_device, choose_precision
 from lesionseg.training.loop import Recipe, Training, resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -569,10 +569,3 @@ def test_a_device_that_is_not_there_is_answered_in_one_line(monkeypatch, name, n
 def test_a_device_that_is_there_is_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda:1")
-
-
-def test_keeping_freed_memory_changes_no_result():
-    product = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
-    before = product @ product
-    keep_freed_memory()
-    assert torch.equal(product @ product, before)

@@ -52,14 +52,15 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
             most 128, as in a mask stored as 0 and 1.
     """
     with _open(path) as image:
-        levels = np.asarray(_to_8_bit(_upright(image)).convert("L"))
+        image = _to_8_bit(_upright(image))
+        levels = np.asarray(image if image.mode == "L" else image.convert("L"))
     mask = levels > FOREGROUND_ABOVE
     if not mask.any() and levels.any():
         raise DataError(
             f"{path}: a mask must be 0 outside the lesion and 255 inside, "
             f"got nothing above {levels.max()}. Save it again with 255 as its foreground"
         )
-    return mask.astype(np.uint8)
+    return mask.view(np.uint8)
 
 
 def resize_image(image: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:

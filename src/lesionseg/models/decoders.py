@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
+from lesionseg.models.depthwise import DepthwiseConv2d
 from lesionseg.models.encoder import CHANNELS
 
 
@@ -129,7 +130,7 @@ def _lateral(channels: int, width: int) -> nn.Sequential:
 def _separable(width: int) -> nn.Sequential:
     """A 3x3 convolution as one of each channel by itself, then one across channels."""
     return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+        DepthwiseConv2d(width, width, 3, padding=1, groups=width, bias=False),
         _block(nn.Conv2d(width, width, 1, bias=False), width, 0.0),
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lesionseg.models.depthwise import use_depthwise
 from lesionseg.models.torchvision import mobilenet_v2
 
 # Last block of torchvision's `mobilenet_v2().features` at each stride, and its channels.
@@ -27,6 +28,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.frozen = frozen
         self.features = mobilenet_v2(weights=None).features
+        use_depthwise(self.features)
         self.features.load_state_dict(state)
         self.features.requires_grad_(not frozen)
         self._drop_folded()

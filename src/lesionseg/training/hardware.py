@@ -1,8 +1,5 @@
 """What to compute on, and in which precision."""
 
-import ctypes
-import sys
-
 import torch
 
 from lesionseg.errors import ConfigError
@@ -37,18 +34,6 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if fast else torch.float32
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's allocator keep large blocks for the next step: some 10 % faster on CPUs.
-
-    By default it hands what is freed back to the system, which then clears page after page again
-    in each training step. Does nothing elsewhere. Constants: mallopt(3).
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(m_mmap_threshold, 2**30)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def make_deterministic() -> None:

@@ -163,8 +163,8 @@ class Training:
 
     def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> float:
         images, masks = load_batch(self.train, batch.numpy(), self.device)
+        images, masks = resize(images, masks, image_size=image_size)  # first: then less is turned
         images, masks = augment(images, masks, generator=generator, **self.recipe.augment)
-        images, masks = resize(images, masks, image_size=image_size)
         images = images.contiguous(memory_format=torch.channels_last)
         loss = weighted_sum(self._forward(images), masks, weights=self.recipe.loss).mean()
         self.optimizer.zero_grad(set_to_none=True)

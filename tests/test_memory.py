@@ -1,0 +1,45 @@
+"""Memory that is kept changes how fast results come, and none of them."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lesionseg.memory import keep_freed_memory
+
+FAULTS = """
+import ctypes, resource, sys
+from lesionseg.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+for _ in range(20):
+    block = libc.malloc(ctypes.c_size_t(2**26))
+    ctypes.memset(block, 1, 2**26)
+    libc.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def test_keeping_freed_memory_changes_no_result():
+    product = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
+    before = product @ product
+    keep_freed_memory()
+    assert torch.equal(product @ product, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
+def test_a_block_freed_and_taken_again_is_not_cleared_again_by_the_system():
+    faults = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for how in ("keep", "default")
+    }
+    pages = 20 * 2**26 // resource.getpagesize()
+    assert faults["keep"] < faults["default"] - pages / 2, faults
