@@ -87,7 +87,8 @@ def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) 
     counts = {"forward": 0, "step": 0}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            return
         # Each pixel of the output (transposed: of the input) meets every weight of one channel
         # of it once, in each of its channels.
         pixels = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
@@ -95,11 +96,10 @@ def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) 
         counts["forward"] += products
         counts["step"] += products * (3 if module.weight.requires_grad else 1)
 
-    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-    hooks = [convolution.register_forward_hook(count) for convolution in convolutions]
+    # Of all modules, as a frozen encoder computes with a folded copy that it does not show.
+    hook = nn.modules.module.register_module_forward_hook(count)
     network.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
-    for hook in hooks:
-        hook.remove()
+    hook.remove()
     return counts
 
 

@@ -19,6 +19,8 @@ from lesionseg.data.dataset import load_split
 from lesionseg.data.manifest import write_manifest
 from lesionseg.data.phantom import write_phantoms
 from lesionseg.errors import ConfigError, DataError, MissingFileError
+from lesionseg.models.segmenter import build_segmenter
+from lesionseg.models.torchvision import mobilenet_v2
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -82,6 +84,23 @@ def test_a_training_step_costs_three_passes_of_what_learns_and_one_of_what_is_fr
         nn.Sequential(frozen.requires_grad_(False), learning), image_size=8, device=CPU
     )
     assert counts == {"forward": 64 * (6 + 2), "step": 64 * (6 + 3 * 2)}
+
+
+def test_freezing_the_encoder_saves_no_forward_multiply_adds_and_most_of_a_step_s():
+    state = mobilenet_v2(weights=None).features.state_dict()
+    frozen, learning = (
+        multiply_adds(
+            build_segmenter(
+                encoder_state=state, decoder="pyramid", dropout=0.0, frozen=is_frozen, seed=0
+            ),
+            image_size=64,
+            device=CPU,
+        )
+        for is_frozen in (True, False)
+    )
+    assert frozen["forward"] == learning["forward"]
+    assert learning["step"] == 3 * learning["forward"]
+    assert frozen["forward"] < frozen["step"] < 2 * frozen["forward"]
 
 
 def test_ratios_are_taken_within_a_round():
