@@ -63,6 +63,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
         **config.flat("preprocess", "train", "model", "loss", "augment"),
         "train.seed": seed,
         "encoder_lr": config.encoder_lr(name),
+        "layer_decay": config.layer_decay(name),
         "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
     }
     del params["train.num_seeds"]  # of no concern to a single training
@@ -117,9 +118,12 @@ def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype)
         batch_size=config.train.batch_size,
         lr=config.train.lr,
         encoder_lr=config.encoder_lr(name),
+        layer_decay=config.layer_decay(name),
         weight_decay=config.train.weight_decay,
         warmup_fraction=config.train.warmup_fraction,
         first_image_size=config.train.first_image_size,
+        ema_decay=config.train.ema_decay,
+        deep_supervision=config.train.deep_supervision,
         seed=seed,
         precision=precision,
         loss=dataclasses.asdict(config.loss),

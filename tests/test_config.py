@@ -127,6 +127,10 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("evaluate", "num_resamples", 99, "a whole number at least 100"),
         ("train_frozen", "encoder_lr", 0.001, "0"),
         ("train_finetuned", "encoder_lr", 0, POSITIVE),
+        ("train_finetuned", "layer_decay", 0, "a number above 0 and at most 1"),
+        ("train_finetuned", "layer_decay", 1.1, "a number above 0 and at most 1"),
+        ("train", "ema_decay", 1, "a number at least 0 and below 1"),
+        ("train", "deep_supervision", -0.1, "a number at least 0"),
     ],
 )
 def test_a_wrong_value_is_answered_with_place_expected_and_got(
@@ -286,6 +290,26 @@ def test_encoder_lr_is_each_run_s_own(tmp_path, content):
     config = load(tmp_path, content)
     assert config.encoder_lr("train_frozen") == 0
     assert config.encoder_lr("train_finetuned") == 0.25
+
+
+def test_layer_decay_is_the_fine_tuned_run_s_alone(tmp_path, content):
+    content["train_finetuned"]["layer_decay"] = 0.5
+    config = load(tmp_path, content)
+    assert config.layer_decay("train_frozen") == 1
+    assert config.layer_decay("train_finetuned") == 0.5
+
+
+@pytest.mark.parametrize("decoder", ["bilinear", "transposed"])
+def test_a_decoder_without_levels_cannot_be_deeply_supervised(tmp_path, content, decoder):
+    content["model"]["decoder"] = decoder
+    assert load(tmp_path, content).train.deep_supervision == 0
+    content["train"]["deep_supervision"] = 0.4
+    assert message_of(tmp_path, content) == (
+        "params.yaml: train: deep_supervision is 0.4, and model.decoder is "
+        f"{decoder}, which has no levels to supervise. Write 0, or the decoder pyramid"
+    )
+    content["model"]["decoder"] = "pyramid"
+    assert load(tmp_path, content).train.deep_supervision == 0.4
 
 
 def test_flat_holds_just_the_sections_asked_for(content):

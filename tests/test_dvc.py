@@ -73,7 +73,7 @@ def sections_read(path: Path) -> set[str]:
         for node in attributes
         if isinstance(node.value, ast.Name) and node.value.id == "config"
     }
-    return direct or held - {"encoder_lr", "flat", "seeds"}
+    return direct or held - {"encoder_lr", "flat", "layer_decay", "seeds"}
 
 
 @pytest.mark.parametrize("name", STAGES)

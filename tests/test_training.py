@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from lesionseg.data.augmentation import augment
 from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.data.phantom import draw_phantom
@@ -17,6 +18,7 @@ from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.losses import weighted_sum
 from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.training import loop
+from lesionseg.training.averaging import WeightAverage
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
     delete_checkpoints,
@@ -45,14 +47,19 @@ RECIPE = Recipe(
     batch_size=4,
     lr=0.002,
     encoder_lr=0.0,
+    layer_decay=1.0,
     weight_decay=0.01,
     warmup_fraction=0.2,
     first_image_size=64,
+    ema_decay=0.0,
+    deep_supervision=0.0,
     seed=0,
     precision=torch.float32,
     loss={"bce": 1.0, "dice": 1.0, "iou": 1.0},
     augment=AUGMENT,
 )
+# All that is off by default, switched on.
+CRAFT = {"decoder": "pyramid", "ema_decay": 0.9, "layer_decay": 0.7, "deep_supervision": 0.4}
 
 
 def make_split(name: str, num_images: int, size: int) -> Split:
@@ -73,10 +80,12 @@ def splits():
 def make_training(splits, encoder_state):
     """A training of the real network, at its first epoch."""
 
-    def make_training(*, encoder_lr: float = 0.0, **changes) -> Training:
+    def make_training(
+        *, encoder_lr: float = 0.0, decoder: str = "transposed", **changes
+    ) -> Training:
         model = build_segmenter(
             encoder_state=encoder_state,
-            decoder="transposed",
+            decoder=decoder,
             dropout=0.1,
             frozen=encoder_lr == 0,
             seed=0,
@@ -210,25 +219,27 @@ def test_another_seed_ends_in_other_weights(make_tiny):
     assert not torch.equal(*weights)
 
 
-@pytest.mark.parametrize("encoder_lr", [0.0, 0.001])
+@pytest.mark.parametrize(
+    "changes", [{"encoder_lr": 0.0}, {"encoder_lr": 0.001}, {"encoder_lr": 0.001, **CRAFT}]
+)
 def test_a_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_one(
-    tmp_path, make_training, encoder_lr
+    tmp_path, make_training, changes
 ):
-    whole = make_training(encoder_lr=encoder_lr)
+    whole = make_training(**changes)
     assert len(list(whole)) == 3
 
-    killed = make_training(encoder_lr=encoder_lr)
+    killed = make_training(**changes)
     next(iter(killed))
     save_checkpoint(tmp_path / "folder", killed.state_dict())
     torch.manual_seed(99)
-    resumed = make_training(encoder_lr=encoder_lr)
+    resumed = make_training(**changes)
     resumed.load_state_dict(load_checkpoint(tmp_path / "folder"))
     assert [epoch.epoch for epoch in resumed] == [2, 3]
     assert_same(resumed.state_dict(), whole.state_dict())
     files = []
     for name, training in (("whole.pt", whole), ("resumed.pt", resumed)):
         best = training.best["state"]
-        settings = {"decoder": "transposed", "image_size": 64, "frozen": encoder_lr == 0}
+        settings = {"decoder": "any", "image_size": 64, "frozen": changes["encoder_lr"] == 0}
         save_model(tmp_path / name, state=best, **settings)
         files.append((tmp_path / name).read_bytes())
     assert files[0] == files[1]
@@ -376,11 +387,12 @@ def test_an_epoch_s_record_names_both_rates(make_tiny):
     assert next(iter(make_tiny(encoder_lr=0.0))).encoder_lr == 0.0
 
 
+@pytest.mark.parametrize("changes", [{}, CRAFT])
 @pytest.mark.parametrize("encoder_lr", [0.0, 0.001])
 def test_only_convolution_weights_decay_and_each_trained_parameter_is_there_once(
-    make_training, encoder_lr
+    make_training, encoder_lr, changes
 ):
-    training = make_training(encoder_lr=encoder_lr)
+    training = make_training(encoder_lr=encoder_lr, **changes)
     groups = training.optimizer.param_groups
     for group in groups:
         decays = {p.ndim > 1 for p in group["params"]}
@@ -388,9 +400,193 @@ def test_only_convolution_weights_decay_and_each_trained_parameter_is_there_once
         assert group["weight_decay"] in (0.0, 0.01)
     optimised = [id(p) for group in groups for p in group["params"]]
     model = training.model
-    trained = model.parameters() if encoder_lr else model.decoder.parameters()
+    trained = list(model.parameters() if encoder_lr else model.decoder.parameters())
+    trained += training.heads.parameters() if training.heads else []
     assert sorted(optimised) == sorted(id(p) for p in trained)
     assert all(p.requires_grad for group in groups for p in group["params"])
+
+
+@pytest.mark.parametrize("encoder_lr", [0.0, 0.001])
+def test_with_all_craft_off_an_epoch_is_this_plain_loop(make_tiny, encoder_lr):
+    plain, training = (make_tiny(encoder_lr=encoder_lr, warmup_fraction=0.0) for _ in range(2))
+    peaks = [0.002, 0.002] + [encoder_lr] * 2 * (encoder_lr > 0)
+    parts = [plain.model.decoder, plain.model.encoder]
+    groups = [
+        {
+            "params": [p for p in parts[i // 2].parameters() if (p.ndim > 1) == (i % 2 == 0)],
+            "lr": peak,
+            "weight_decay": 0.0 if i % 2 else 0.01,
+        }
+        for i, peak in enumerate(peaks)
+    ]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    seed = int(np.random.SeedSequence([0, 1]).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(seed)
+    for step, batch in enumerate(torch.randperm(10, generator=generator).split(4)):
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * ((1 + math.cos(math.pi * (step / 9))) / 2)
+        images, masks = load_batch(plain.train, batch.numpy(), CPU)
+        images, masks = augment(images, masks, generator=generator, **AUGMENT)
+        images = images.contiguous(memory_format=torch.channels_last)
+        loss = weighted_sum(plain.model(images), masks, weights=RECIPE.loss).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    next(iter(training))
+    assert_same(dict(training.model.state_dict()), dict(plain.model.state_dict()))
+    assert_same(training.optimizer.state_dict(), optimizer.state_dict())
+    assert_same(training.best["state"], dict(plain.model.state_dict()))
+
+
+def test_each_craft_starts_from_the_same_model_and_ends_in_another_of_its_form(make_training):
+    settings = {"encoder_lr": 0.001, "decoder": "pyramid", "epochs": 1, "batch_size": 5}
+    off, *on = (
+        make_training(**settings, **change)
+        for change in ({}, {"ema_decay": 0.5}, {"layer_decay": 0.5}, {"deep_supervision": 0.4})
+    )
+    for training in on:
+        assert_same(dict(training.model.state_dict()), dict(off.model.state_dict()))
+    for training in (off, *on):
+        list(training)
+    for training in on:
+        assert list(training.best["state"]) == list(off.best["state"])
+        for name in ("encoder.features.0.0.weight", "decoder.smooths.0.1.1.running_mean"):
+            assert not torch.equal(training.best["state"][name], off.best["state"][name])
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [(0.9, [11.0, 20.0, 8.0]), (0.25, [11.0, 20.0, 8.0]), (0.1, [11.0, 20.9, 5.69])],
+)
+def test_an_average_keeps_its_decay_or_at_first_less(decay, expected):
+    # 11, then 2/11 of that and 9/11 of 22, then 1/4 of that and 3/4 of 4; or a tenth each time.
+    model = torch.nn.ModuleDict(
+        {"encoder": torch.nn.Identity(), "decoder": torch.nn.BatchNorm2d(1)}
+    )
+    average = WeightAverage(model=model, learning=["decoder"], decay=decay)
+    learning, averaged = model["decoder"], average.model["decoder"]
+    for value, mean in zip((11.0, 22.0, 4.0), expected, strict=True):
+        for tensor in (learning.weight.data, learning.running_mean, learning.running_var):
+            tensor.fill_(value)
+        learning.num_batches_tracked += 1
+        average.update()
+        for tensor in (averaged.weight, averaged.running_mean, averaged.running_var):
+            assert tensor.item() == pytest.approx(mean)
+        assert torch.equal(averaged.num_batches_tracked, learning.num_batches_tracked)
+        assert learning.weight.item() == value
+
+
+def test_the_average_takes_in_every_step_and_is_what_is_validated_and_kept(make_tiny):
+    training = make_tiny(encoder_lr=0.01, lr=0.01, epochs=1, batch_size=1, ema_decay=0.4)
+    steps = []
+    training.optimizer.register_step_post_hook(
+        lambda *_: steps.append({k: v.double() for k, v in training.model.state_dict().items()})
+    )
+    epoch = next(iter(training))
+    assert len(steps) == 10
+    for name, kept in training.best["state"].items():
+        expected = steps[0][name]
+        for n, step in enumerate(steps[1:], 1):
+            decay = min(0.4, (1 + n) / (10 + n)) if kept.is_floating_point() else 0.0
+            expected = decay * expected + (1 - decay) * step[name]
+        torch.testing.assert_close(kept.double(), expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(kept, training.model.state_dict()[name]) == (kept.dtype == torch.int64)
+    averaged = make_tiny().model
+    averaged.load_state_dict(training.best["state"])
+    images, masks = load_batch(training.val, np.arange(5), CPU)
+    with torch.inference_mode():
+        of_average, of_last = (
+            weighted_sum(model.eval()(images), masks, weights=RECIPE.loss).mean().item()
+            for model in (averaged, training.model)
+        )
+    assert epoch.val_loss == pytest.approx(of_average, abs=1e-6)
+    assert epoch.val_loss != pytest.approx(of_last, abs=1e-5)
+
+
+def test_averaging_leaves_the_bytes_of_a_frozen_encoder(make_training):
+    training = make_training(epochs=1, lr=0.1, batch_size=1, **CRAFT)
+    weight = training.model.encoder.features[0][0].weight
+    weight[0, 0, 0, 0] = -0.0  # a + w (b - a), as after 10 steps, makes it 0.0
+    before = {name: t.numpy().tobytes() for name, t in training.model.encoder.state_dict().items()}
+    list(training)
+    for state in (training.best["state"], training.model.state_dict()):
+        for name, content in before.items():
+            assert state[f"encoder.{name}"].numpy().tobytes() == content, name
+
+
+def test_a_block_learns_at_a_share_of_the_rate_of_the_block_above_it(make_training):
+    training = make_training(encoder_lr=0.001, layer_decay=0.5)
+    rate_of = {id(p): g["lr"] for g in training.optimizer.param_groups for p in g["params"]}
+    features = training.model.encoder.features
+    assert len(features) == 19
+    known = {18: 0.001, 17: 0.0005, 16: 0.00025, 8: 0.001 / 1024, 0: 0.001 / 262144}
+    for index, rate in known.items():
+        for parameter in features[index].parameters():
+            assert rate_of[id(parameter)] == pytest.approx(rate)
+    assert {rate_of[id(p)] for p in training.model.decoder.parameters()} == {0.002}
+
+
+def test_an_epoch_s_record_names_the_rate_of_the_encoder_s_top_block(make_training):
+    training = make_training(encoder_lr=0.001, **CRAFT, batch_size=10)
+    groups = training.optimizer.param_groups
+    top = {id(p) for p in training.model.encoder.features[-1].parameters()}
+    assert {id(p) for g in groups[-2:] for p in g["params"]} == top
+    epoch = next(iter(training))
+    assert epoch.encoder_lr == pytest.approx(epoch.lr / 2)
+
+
+def test_a_layer_decay_of_1_makes_two_groups_of_each_part(make_training):
+    training = make_training(encoder_lr=0.001, layer_decay=1.0)
+    model = training.model
+    expected = [
+        [id(p) for p in part.parameters() if (p.ndim > 1) == decays]
+        for part in (model.decoder, model.encoder)
+        for decays in (True, False)
+    ]
+    groups = training.optimizer.param_groups
+    assert [[id(p) for p in group["params"]] for group in groups] == expected
+    assert [group["lr"] for group in groups] == [0.002, 0.002, 0.001, 0.001]
+
+
+def test_coarser_levels_cost_the_mean_of_their_losses_times_the_weight(make_training, splits):
+    training = make_training(**CRAFT, loss={"bce": 1.0})
+    images, masks = load_batch(splits["train"], np.arange(4), CPU)
+    with torch.no_grad():
+        for head, bias in zip(training.heads.heads, (-1.0, 0.5, 2.0), strict=True):
+            head.weight.zero_()
+            head.bias.fill_(bias)
+        torch.manual_seed(0)  # dropout
+        loss = training._loss(images, masks).item()
+        torch.manual_seed(0)
+        fine = weighted_sum(training.model(images), masks, weights={"bce": 1.0}).mean().item()
+    # Cross-entropy of one logit b against a share s of lesion: log(1 + exp(b)) - s b.
+    coarser = []
+    for stride, bias in ((8, -1.0), (16, 0.5), (32, 2.0)):
+        cells = masks.reshape(4, 64 // stride, stride, 64 // stride, stride).mean((2, 4)) > 0.5
+        coarser.append(math.log1p(math.exp(bias)) - cells.float().mean().item() * bias)
+    assert loss == pytest.approx(fine + 0.4 * sum(coarser) / 3, rel=1e-5)
+
+
+def test_levels_are_those_at_strides_32_16_and_8_and_the_network_gives_plain_logits(make_training):
+    training = make_training(**CRAFT)
+    with training.heads.watch() as levels:
+        logits = training.model(torch.rand(2, 3, 64, 64))
+    assert [level.shape for level in levels] == [(2, 1, 2, 2), (2, 1, 4, 4), (2, 1, 8, 8)]
+    assert logits.shape == (2, 1, 64, 64)
+    assert not any(module._forward_hooks for module in training.model.modules())
+
+
+def test_heads_are_drawn_from_the_seed_alone_and_learn(make_training):
+    torch.manual_seed(1)
+    next_numbers = torch.rand(3)
+    torch.manual_seed(1)
+    training = make_training(**CRAFT, epochs=1, batch_size=10)
+    assert torch.equal(torch.rand(3), next_numbers)
+    other = make_training(**CRAFT)
+    assert_same(dict(training.heads.state_dict()), dict(other.heads.state_dict()))
+    list(training)
+    for before, learnt in zip(other.heads.parameters(), training.heads.parameters(), strict=True):
+        assert not torch.equal(before, learnt)
 
 
 def test_eight_phantoms_are_learnt(encoder_state):

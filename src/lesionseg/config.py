@@ -91,6 +91,8 @@ class TrainConfig:
     weight_decay: float = _number(at_least=0)
     warmup_fraction: float = _number(at_least=0, below=1)
     first_image_size: int = _number(at_least=64, at_most=1024, multiple_of=32)
+    ema_decay: float = _number(at_least=0, below=1)
+    deep_supervision: float = _number(at_least=0)
     seed: int = _seed()
     num_seeds: int = _number(at_least=1)
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
@@ -149,6 +151,7 @@ class FinetunedConfig:
     """Model 2."""
 
     encoder_lr: float = _number(above=0)
+    layer_decay: float = _number(above=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +189,24 @@ class Config:
     evaluate: EvaluateConfig
     report: ReportConfig
 
+    def __post_init__(self) -> None:
+        weight, decoder = self.train.deep_supervision, self.model.decoder
+        if weight and decoder != "pyramid":
+            raise ConfigError(
+                f"params.yaml: train: deep_supervision is {weight:g}, and model.decoder is "
+                f"{decoder}, which has no levels to supervise. Write 0, or the decoder pyramid"
+            )
+
     def encoder_lr(self, run: str) -> float:
         """Learning rate of the encoder in one of `RUNS`; 0 freezes it."""
         return {
             "train_frozen": self.train_frozen.encoder_lr,
             "train_finetuned": self.train_finetuned.encoder_lr,
         }[run]
+
+    def layer_decay(self, run: str) -> float:
+        """Ratio of the learning rates of the encoder's blocks in one of `RUNS`; 1 if frozen."""
+        return {"train_frozen": 1.0, "train_finetuned": self.train_finetuned.layer_decay}[run]
 
     def seeds(self) -> range:
         """The seeds that each model is trained with; the first one's model is the one shown."""
