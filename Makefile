@@ -6,18 +6,19 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup demo sweep bench test check format repro ui clean
+.PHONY: help setup demo sweep ablation bench test check format repro ui clean
 
 help:
-	@echo "make demo    set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
-	@echo "make sweep   four experiments on synthetic lesions, compared by val (minutes)"
-	@echo "make bench   speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
-	@echo "make test    set up, then lint, format check, types and all tests"
-	@echo "make repro   the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
-	@echo "make ui      the MLflow UI on this project's runs, it prints where"
-	@echo "make check   lint, format check and types only"
-	@echo "make format  mend what lint and format can mend"
-	@echo "make clean   remove .venv, the demo and the small sweep; data, results and runs stay"
+	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
+	@echo "make sweep     four experiments on synthetic lesions, compared by val (minutes)"
+	@echo "make ablation  every configuration of stages/ablation.yaml, on what params.yaml says (hours)"
+	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
+	@echo "make test      set up, then lint, format check, types and all tests"
+	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
+	@echo "make ui        the MLflow UI on this project's runs, it prints where"
+	@echo "make check     lint, format check and types only"
+	@echo "make format    mend what lint and format can mend"
+	@echo "make clean     remove .venv, the demo and the small sweep; data, results and runs stay"
 
 setup: .venv/ready
 
@@ -33,6 +34,9 @@ demo: setup
 
 sweep: setup
 	@python -m stages.sweep_demo
+
+ablation: setup
+	@python -m stages.ablation
 
 # Without the peer's package the benchmarks say so, and measure the rest.
 bench: setup

@@ -29,10 +29,17 @@ from lesionseg.sweep.space import (
     grid,
     grid_axis,
     parse_axis,
+    parse_settings,
 )
 from lesionseg.sweep.table import FINETUNED, FROZEN, score_text, summary, words
 from lesionseg.sweep.trials import Outcome, Trial, check_axes, confirm, make_trial, whole_numbers
-from lesionseg.sweep.workspaces import Pool, finished_before, only_one, open_repository
+from lesionseg.sweep.workspaces import (
+    Pool,
+    Repository,
+    finished_before,
+    only_one,
+    open_repository,
+)
 from stages import run
 
 _log = logging.getLogger("lesionseg.sweep")
@@ -100,7 +107,7 @@ class Sweep:
         config = load_config(path)
         self._content, self._whole = read_yaml(path), whole_numbers(config)
         self._archives = config.download.archives
-        self._fixed = self._fixed_settings(arguments.set)
+        self._fixed = parse_settings(arguments.set)
         if not arguments.name.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"--name {arguments.name!r} must be letters, digits, - and _")
         if arguments.grid:
@@ -108,14 +115,6 @@ class Sweep:
         else:
             self._axes = [parse_axis(text)[0] for text in arguments.search]
         check_axes(self._content, self._axes, self._fixed)
-
-    @staticmethod
-    def _fixed_settings(texts: Sequence[str]) -> Settings:
-        axes = [parse_axis(text)[0] for text in texts]
-        for axis in axes:
-            if len(axis.values) != 1:
-                raise ConfigError(f"--set {axis.name} takes one value; vary it with --grid")
-        return {axis.name: axis.values[0] for axis in axes}
 
     def outcomes(self) -> list[Outcome]:
         """One for each trial, in the order in which they were planned."""
@@ -135,16 +134,11 @@ class Sweep:
     def run(self) -> None:
         """Run what is not finished; `outcomes` then has all."""
         repository = open_repository(Path.cwd())
-        threads = max(1, (os.cpu_count() or 1) // self._arguments.jobs)
-        repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
-        with only_one(repository.root) as keep_open:
-            if "MLFLOW_TRACKING_URI" not in os.environ:
-                tracking.connect()  # its database and experiment, before trials meet there
+        options = {"jobs": self._arguments.jobs, "archives": self._archives}
+        with open_pool(repository, **options) as pool:
             known = finished_before(repository)
-            options = {"jobs": self._arguments.jobs, "archives": self._archives}
-            with Pool(repository, **options, keep_open=keep_open) as pool:
-                for batch in self._batches():
-                    self._run_batch(pool, batch, known)
+            for batch in self._batches():
+                self._run_batch(pool, batch, known)
             shown = finished_before(repository)
             self._outcomes = {
                 name: confirm(outcome, shown) for name, outcome in self._outcomes.items()
@@ -163,18 +157,7 @@ class Sweep:
                 new.append(trial)
         for outcome in pool.run(new):
             self._outcomes[outcome.trial.name] = outcome
-            self._report(outcome)
-
-    def _report(self, outcome: Outcome) -> None:
-        trial = outcome.trial
-        if not outcome.scores:
-            _log.info("%s failed: %s (%s)", trial.name, outcome.error, words(trial.settings))
-            return
-        fine, frozen = (score_text(outcome.scores[name]) for name in (FINETUNED, FROZEN))
-        _log.info(
-            "%s: val jaccard %s fine-tuned, %s frozen; %.0f s (%s)",
-            *(trial.name, fine, frozen, outcome.seconds, words(trial.settings)),
-        )
+            report(outcome)
 
     def _batches(self) -> Iterator[list[Trial]]:
         """Trials to run side by side.
@@ -213,6 +196,31 @@ class Sweep:
         except ConfigError as error:
             self.left_out.append(f"{words(settings)}: {error}")
             return None
+
+
+@contextmanager
+def open_pool(repository: Repository, *, jobs: int, archives: str) -> Iterator[Pool]:
+    """A pool of workspaces, alone in its repository; each trial has its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
+    with only_one(repository.root) as keep_open:
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            tracking.connect()  # its database and experiment, before trials meet there
+        with Pool(repository, jobs=jobs, archives=archives, keep_open=keep_open) as pool:
+            yield pool
+
+
+def report(outcome: Outcome) -> None:
+    """Log what came of a trial."""
+    trial = outcome.trial
+    if not outcome.scores:
+        _log.info("%s failed: %s (%s)", trial.name, outcome.error, words(trial.settings))
+        return
+    fine, frozen = (score_text(outcome.scores[name]) for name in (FINETUNED, FROZEN))
+    _log.info(
+        "%s: val jaccard %s fine-tuned, %s frozen; %.0f s (%s)",
+        *(trial.name, fine, frozen, outcome.seconds, words(trial.settings)),
+    )
 
 
 @contextmanager

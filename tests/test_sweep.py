@@ -5,11 +5,20 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fake_pipeline import (
+    IDENTITY,
+    PARAMS,
+    ROOT,
+    call,
+    experiments,
+    fake_repository,
+    start,
+    trainings,
+)
 
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
@@ -26,114 +35,14 @@ from lesionseg.sweep.trials import Outcome, Trial, check, confirm, make_trial, r
 from lesionseg.sweep.workspaces import dvc_value, last_error, only_one, open_repository
 from stages import sweep
 
-ROOT = Path(__file__).parents[1]
-PARAMS = ROOT / "params.yaml"
-IDENTITY = {
-    f"GIT_{role}_{key}": "tester" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
-}
-# A pipeline of the same stages that takes no time, and fails where dropout is large.
-FAKE_PIPELINE = """
-stages:
-  preprocess:
-    cmd: python fake.py preprocess
-    params: [preprocess]
-    deps: [fake.py]
-    outs: [data/processed]
-  train_frozen:
-    cmd: python fake.py train_frozen
-    params: [train, model]
-    deps: [fake.py, data/processed]
-    metrics: [results/train_frozen/metrics.json: {cache: false}]
-  train_finetuned:
-    cmd: python fake.py train_finetuned
-    params: [train, model]
-    deps: [fake.py, data/processed]
-    metrics: [results/train_finetuned/metrics.json: {cache: false}]
-"""
-FAKE_STAGE = """
-import json, os, sys, time, yaml
-from pathlib import Path
-
-name = sys.argv[1]
-params = yaml.safe_load(Path("params.yaml").read_text())
-dropout = params["model"]["dropout"]
-with (Path(os.environ["FAKE_RUNS"])).open("a") as stream:
-    stream.write(f"{name} {dropout} {os.getpid()}\\n")
-if name == "preprocess":
-    Path("data/processed").mkdir(parents=True)
-    sys.exit()
-if dropout > 0.5:
-    time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
-    sys.exit("error: so much dropout is too much")
-path = Path("results") / name / "metrics.json"
-path.parent.mkdir(parents=True, exist_ok=True)
-path.write_text(json.dumps({"best_epoch": 1, "val": {"jaccard": 1 - dropout}}))
-"""
-
 THREE_TRIALS = ("--grid", "model.dropout=0.2,0.3,0.6", "--jobs", "2")
-
-
-def call(folder: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout.decode()
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    return {
-        **inherited,
-        **IDENTITY,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_TRACKING_URI": "unused",
-        "FAKE_RUNS": str(folder.parent / "runs.txt"),
-        **more,
-    }
-
-
-def fake_repository(folder: Path) -> Path:
-    folder.mkdir()
-    shutil.copyfile(PARAMS, folder / "params.yaml")
-    (folder / "dvc.yaml").write_text(FAKE_PIPELINE)
-    (folder / "fake.py").write_text(FAKE_STAGE)
-    (folder / ".gitignore").write_text("/data/\n/.checkpoints/\n")
-    call(folder, "git", "init", "--quiet")
-    call(folder, "dvc", "init", "--quiet")
-    call(folder, "git", "add", "--all")
-    call(folder, "git", "commit", "--quiet", "--message", "start")
-    return folder
-
-
-def start_sweep(folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "stages.sweep", *arguments],
-        cwd=folder,
-        env=environment(folder, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def trainings(folder: Path) -> list[str]:
-    """What the fake stages ran, without preprocess and the process ids."""
-    path = folder.parent / "runs.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return sorted(line.rsplit(" ", 1)[0] for line in lines if line.startswith("train"))
-
-
-def experiments(folder: Path) -> list[str]:
-    text = call(folder, "git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps")
-    return text.split()
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A repository with a sweep of three trials, killed when two were done: its last words."""
     folder = fake_repository(tmp_path_factory.mktemp("swept") / "project")
-    process = start_sweep(folder, *THREE_TRIALS, FAKE_SECONDS="300")
+    process = start("sweep", folder, *THREE_TRIALS, FAKE_SECONDS="300")
     while len(experiments(folder)) < 2 or "train_frozen 0.6" not in trainings(folder):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
@@ -145,7 +54,7 @@ def killed(tmp_path_factory):
 def swept(killed):
     """The same sweep, started again: repository, exit status, output, log."""
     folder, _ = killed
-    process = start_sweep(folder, *THREE_TRIALS)
+    process = start("sweep", folder, *THREE_TRIALS)
     output, errors = process.communicate()
     return folder, process.returncode, output, errors
 

@@ -99,6 +99,22 @@ def parse_value(text: str) -> Value:
     return text
 
 
+def parse_settings(texts: Sequence[str]) -> Settings:
+    """The settings in several `NAME=VALUE`.
+
+    Raises:
+        ConfigError: One is not of this form, has several values, or stands twice.
+    """
+    settings: Settings = {}
+    for axis, _ in map(parse_axis, texts):
+        if len(axis.values) != 1:
+            raise ConfigError(f"{axis.name} takes one value here; vary it with --grid")
+        if axis.name in settings:
+            raise ConfigError(f"{axis.name} is given twice; keep one")
+        settings[axis.name] = axis.values[0]
+    return settings
+
+
 def grid_axis(text: str, *, whole: Mapping[str, bool]) -> Axis:
     """An axis of a grid: a list, or the points of a range with a count.
 

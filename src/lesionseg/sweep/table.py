@@ -22,16 +22,24 @@ def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:
     rows = rank(outcomes)
     if rows:
         lines += [*table(rows), ""]
-    for outcome in failed:
-        lines += [
-            f"FAILED {outcome.trial.name}: {words(outcome.trial.settings)}",
-            f"       {outcome.error}",
-            f"       its log: {outcome.log}",
-        ]
+    lines += failures(failed)
     lines += [f"LEFT OUT {reason}" for reason in left_out]
     if rows:
         lines += next_steps(rows[0])
     return "\n".join([*lines, ""])
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """Of each failed trial its settings, its error and where its log is."""
+    return [
+        line
+        for outcome in outcomes
+        for line in (
+            f"FAILED {outcome.trial.name}: {words(outcome.trial.settings)}",
+            f"       {outcome.error}",
+            f"       its log: {outcome.log}",
+        )
+    ]
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -57,10 +65,15 @@ def table(rows: Sequence[Row]) -> list[str]:
     return [" " * before + "best val jaccard", text[0], "-" * len(text[0]), *text[1:]]
 
 
-def score_text(scores: Sequence[float]) -> str:
-    """Mean of one or more scores, of several with their standard deviation."""
+def score_text(scores: Sequence[float], *, sign: str = "") -> str:
+    """Mean of one or more scores, of several with their standard deviation.
+
+    Args:
+        scores: At least one.
+        sign: `+` to write it before positive means too, as differences have it.
+    """
     spread = f" ±{statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.3f}{spread}"
+    return f"{statistics.fmean(scores):{sign}.3f}{spread}"
 
 
 def words(settings: Settings) -> str:

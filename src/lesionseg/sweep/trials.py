@@ -101,14 +101,26 @@ def whole_numbers(config: Config) -> dict[str, bool]:
     return {name: isinstance(value, int) for name, value in config.flat(*names).items()}
 
 
-def make_trial(content: dict[str, Any], settings: Settings, *, prefix: str) -> Trial:
+def make_trial(
+    content: dict[str, Any],
+    settings: Settings,
+    *,
+    prefix: str,
+    sections: Sequence[str] = SECTIONS,
+) -> Trial:
     """A trial by its settings.
+
+    Args:
+        content: Of params.yaml.
+        settings: What is set in it.
+        prefix: First part of the trial's name.
+        sections: Those of params.yaml that make it another trial.
 
     Raises:
         ConfigError: The values cannot be together.
     """
     config = check(content, settings)
-    text = json.dumps(config.flat(*SECTIONS), sort_keys=True)
+    text = json.dumps(config.flat(*sections), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Trial(name=f"{prefix}-{digest}", settings=settings, num_seeds=config.train.num_seeds)
 

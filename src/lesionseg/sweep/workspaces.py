@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+from dvc.api import DVCFileSystem
 
 from lesionseg.config import RUNS
 from lesionseg.errors import LesionsegError
@@ -174,6 +175,15 @@ def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]
                         run: [value["data"]["val"]["jaccard"]] for run, value in found.items()
                     }
     return scores
+
+
+def open_experiment(repository: Repository, name: str) -> DVCFileSystem | None:
+    """The files of a finished experiment of this commit, as git and DVC's cache have them.
+
+    None where there is no such experiment.
+    """
+    revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(name))
+    return DVCFileSystem(repo=repository.root, rev=revision) if revision else None
 
 
 @dataclass

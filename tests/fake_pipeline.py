@@ -1,0 +1,132 @@
+"""A repository whose pipeline takes no time, for tests of what runs pipelines."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PARAMS = ROOT / "params.yaml"
+IDENTITY = {
+    f"GIT_{role}_{key}": "tester" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
+}
+# A pipeline of the same stages that takes no time, and fails where dropout is large. Jaccards are
+# 1 - dropout on val and 0.1 less on test, and 0.01 less for each further seed.
+FAKE_PIPELINE = """
+stages:
+  preprocess:
+    cmd: python fake.py preprocess
+    params: [preprocess]
+    deps: [fake.py]
+    outs: [data/processed]
+  train_frozen:
+    cmd: python fake.py train_frozen
+    params: [train, model]
+    deps: [fake.py, data/processed]
+    outs: [results/train_frozen/run.json, results/train_frozen/seeds]
+    metrics: [results/train_frozen/metrics.json: {cache: false}]
+  train_finetuned:
+    cmd: python fake.py train_finetuned
+    params: [train, model]
+    deps: [fake.py, data/processed]
+    outs: [results/train_finetuned/run.json, results/train_finetuned/seeds]
+    metrics: [results/train_finetuned/metrics.json: {cache: false}]
+  evaluate:
+    cmd: python fake.py evaluate
+    params: [train, model]
+    deps: [fake.py, results/train_frozen/seeds, results/train_finetuned/seeds]
+    outs: [results/evaluate/seeds.csv]
+"""
+FAKE_STAGE = """
+import json, os, sys, time, yaml
+from pathlib import Path
+
+def write(path, *lines):
+    path = Path("results") / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\\n".join([*lines, ""]))
+
+name = sys.argv[1]
+params = yaml.safe_load(Path("params.yaml").read_text())
+dropout, seeds = params["model"]["dropout"], range(params["train"]["num_seeds"])
+with (Path(os.environ["FAKE_RUNS"])).open("a") as stream:
+    stream.write(f"{name} {dropout} {os.getpid()}\\n")
+if name == "preprocess":
+    Path("data/processed").mkdir(parents=True)
+    sys.exit()
+if name == "evaluate":
+    write("evaluate/seeds.csv", "run,seed,scope,jaccard,dice", *(
+        f"{run},{seed},{scope},{0.9 - dropout - seed / 100},{0.95 - dropout}"
+        for run in ("train_frozen", "train_finetuned")
+        for seed in seeds for scope in ("test", "test_own_size")
+    ))
+    sys.exit()
+if dropout > 0.5:
+    time.sleep(float(os.environ.get("FAKE_SECONDS", 0)))
+    sys.exit("error: so much dropout is too much")
+val = [1 - dropout - seed / 100 for seed in seeds]
+write(f"{name}/metrics.json", json.dumps({"best_epoch": 1, "val": {"jaccard": val[0]}}))
+rows = [f"{seed},{val[seed]}" for seed in seeds]
+write(f"{name}/seeds/scores.csv", "seed,val_jaccard", *rows)
+for seed in seeds:
+    folder = f"{name}/seeds/{seed}" if seed else name
+    write(f"{folder}/run.json", json.dumps({"seconds": 10 + seed}))
+"""
+
+
+def call(folder: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
+    return {
+        **inherited,
+        **IDENTITY,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_TRACKING_URI": "unused",
+        "FAKE_RUNS": str(folder.parent / "runs.txt"),
+        **more,
+    }
+
+
+def fake_repository(folder: Path) -> Path:
+    folder.mkdir()
+    shutil.copyfile(PARAMS, folder / "params.yaml")
+    (folder / "dvc.yaml").write_text(FAKE_PIPELINE)
+    (folder / "fake.py").write_text(FAKE_STAGE)
+    (folder / ".gitignore").write_text("/data/\n/.checkpoints/\n")
+    call(folder, "git", "init", "--quiet")
+    call(folder, "dvc", "init", "--quiet")
+    call(folder, "git", "add", "--all")
+    call(folder, "git", "commit", "--quiet", "--message", "start")
+    return folder
+
+
+def start(stage: str, folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    """`python -m stages.STAGE` in a repository, in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        cwd=folder,
+        env=environment(folder, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def trainings(folder: Path) -> list[str]:
+    """What the fake stages ran, without preprocess and the process ids."""
+    path = folder.parent / "runs.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sorted(line.rsplit(" ", 1)[0] for line in lines if line.startswith("train"))
+
+
+def experiments(folder: Path) -> list[str]:
+    text = call(folder, "git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps")
+    return text.split()

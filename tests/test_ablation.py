@@ -1,0 +1,194 @@
+"""An ablation runs each configuration once and compares it with the default, seed by seed."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fake_pipeline import PARAMS, ROOT, call, experiments, fake_repository, start, trainings
+
+from lesionseg.config import RUNS, read_yaml
+from lesionseg.errors import ConfigError
+from lesionseg.sweep.ablation import Configuration, read_configurations, tables
+from lesionseg.sweep.trials import check, make_trial
+from stages import ablation
+
+CONFIGURATIONS = read_configurations(ROOT / ablation.CONFIGURATIONS)
+THREE = """
+default: {what: nothing, set: []}
+more: {what: more dropout, set: [model.dropout=0.3]}
+far-more: {what: far too much dropout, set: [model.dropout=0.6]}
+"""
+
+
+@pytest.mark.parametrize("one", CONFIGURATIONS, ids=lambda one: one.name)
+def test_every_configuration_is_valid_and_changes_something_but_the_default(one):
+    config = check(read_yaml(PARAMS), one.settings)
+    assert (config == check(read_yaml(PARAMS), {})) == (one.name == "default")
+
+
+def test_no_two_configurations_are_the_same():
+    content = read_yaml(PARAMS)
+    names = {make_trial(content, one.settings, prefix="a").name for one in CONFIGURATIONS}
+    assert len(names) == len(CONFIGURATIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {what: x, set: []}\na: {what: y, set: []}", "key 'a' stands twice"),
+        ("a: {set: []}", "a must have just `what` and `set`"),
+        ("a: {what: x, set: {train.lr: 1}}", "a: set must be a list"),
+        ("a: {what: x, set: ['train.lr=1,2']}", "a: train.lr takes one value"),
+        ("a: {what: x, set: [train.lr=1, train.lr=2]}", "a: train.lr is given twice"),
+        ("a/b: {what: x, set: []}", "must be letters"),
+    ],
+)
+def test_a_mistake_in_the_file_is_refused_in_one_line(tmp_path, text, message):
+    path = tmp_path / "ablation.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_configurations(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "none"], "--only none: .* has system-1, system-2, default"),
+        (["--set", "train.epochs=2"], "30-epochs: train.epochs is set for all"),
+        (["--set", "train.num_seeds=2"], "train.num_seeds is given twice"),
+        (["--set", "train.lr=-1"], "lr must be a number above 0"),
+    ],
+)
+def test_a_mistake_is_refused_before_anything_runs(monkeypatch, arguments, message):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=message) as caught:
+        ablation.main([*arguments, "--dry-run"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_prints_what_would_run_in_the_files_order(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    ablation.main(["--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub("^ablation-|-[0-9a-f]{8}  .*$", "", line) for line in lines] == [
+        one.name for one in CONFIGURATIONS
+    ]
+    only = ["--only", "bce-only", "--only", "default", "--seeds", "2", "--set", "train.epochs=4"]
+    ablation.main([*only, "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        "train.epochs=4 train.num_seeds=2",
+        "train.epochs=4 train.num_seeds=2 loss.dice=0 loss.iou=0",
+    ]
+
+
+def test_a_trial_is_another_one_when_the_scoring_of_test_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stages").mkdir()
+    shutil.copyfile(ROOT / ablation.CONFIGURATIONS, ablation.CONFIGURATIONS)
+    printed = []
+    for threshold in ("0.5", "0.4"):
+        text = PARAMS.read_text().replace("threshold: 0.5", f"threshold: {threshold}")
+        Path("params.yaml").write_text(text)
+        ablation.main(["--only", "default", "--dry-run"])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] != printed[1]
+
+
+def results(name, run, *test_jaccards):
+    return [
+        {
+            "name": name,
+            "run": run,
+            "seed": seed,
+            "val_jaccard": 0.9,
+            "test_jaccard": jaccard,
+            "test_dice": 0.95,
+            "seconds": 100 + seed,
+        }
+        for seed, jaccard in enumerate(test_jaccards)
+    ]
+
+
+def configurations(*names):
+    return [Configuration(name=name, what=f"as {name}", settings={}) for name in names]
+
+
+def test_the_tables_have_means_over_seeds_and_differences_within_them():
+    frozen, finetuned = RUNS
+    rows = [
+        *results("default", finetuned, 0.80, 0.84),
+        *results("better", finetuned, 0.82, 0.85),
+        *results("better", frozen, 0.7),
+        *results("default", frozen, 0.75),
+    ]
+    head = (
+        "|  | what it changes | val jaccard | test jaccard | test dice | "
+        "test jaccard - default's | training, s |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
+    )
+    # Differences +0.02 and +0.01: mean 0.015, standard deviation 0.01 / sqrt(2).
+    assert tables(pd.DataFrame(rows), configurations("better", "not-run", "default")) == (
+        "Fine-tuned:\n\n" + head + "| `better` | as better | 0.900 ±0.000 | 0.835 ±0.021 | "
+        "0.950 ±0.000 | +0.015 ±0.007 | 100 |\n"
+        "| `default` | as default | 0.900 ±0.000 | 0.820 ±0.028 | 0.950 ±0.000 |  | 100 |\n\n"
+        "Frozen:\n\n" + head + "| `better` | as better | 0.900 | 0.700 | 0.950 | -0.050 | 100 |\n"
+        "| `default` | as default | 0.900 | 0.750 | 0.950 |  | 100 |\n"
+    )
+
+
+def test_seeds_that_the_default_has_not_are_in_no_difference():
+    run = RUNS[1]
+    rows = [*results("default", run, 0.8), *results("other", run, 0.9, 0.1)]
+    text = tables(pd.DataFrame(rows + results("other", RUNS[0], 0.5)), configurations("other"))
+    assert "| 0.500 ±0.566 |" in text
+    assert "| +0.100 |" in text
+
+
+@pytest.fixture(scope="module")
+def ablated(tmp_path_factory):
+    """A repository with three configurations, one of which fails: exit status, output."""
+    folder = fake_repository(tmp_path_factory.mktemp("ablated") / "project")
+    (folder / "stages").mkdir()
+    (folder / ablation.CONFIGURATIONS).write_text(THREE)
+    call(folder, "git", "add", "--all")
+    call(folder, "git", "commit", "--quiet", "--message", "configurations")
+    process = start("ablation", folder, "--seeds", "2", "--jobs", "2")
+    output, errors = process.communicate()
+    assert "ablation" in output, errors
+    return folder, process.returncode, output
+
+
+def test_every_configuration_is_an_experiment_whose_seeds_are_in_the_csv(ablated):
+    folder, _, _ = ablated
+    assert sorted(name[:-9] for name in experiments(folder)) == [
+        *("ablation-default", "ablation-more"),
+    ]
+    table = pd.read_csv(folder / ablation.OUT)
+    keys = [(name, run, seed) for name in ("default", "more") for run in RUNS for seed in (0, 1)]
+    assert [tuple(row) for row in table[["name", "run", "seed"]].to_numpy()] == keys
+    last = table.iloc[-1]
+    assert last[["val_jaccard", "test_jaccard", "test_dice", "seconds"]].to_list() == (
+        pytest.approx([0.69, 0.59, 0.65, 11])
+    )
+
+
+def test_a_failed_configuration_is_named_and_the_others_are_compared(ablated):
+    _, status, output = ablated
+    assert status == 1
+    assert re.search(r"FAILED ablation-far-more-.*\n +so much dropout.*\n +its log: ", output)
+    assert output.count("| `more` | more dropout | 0.695 ±0.007 | 0.595 ±0.007 | ") == 2
+    assert output.count("| -0.200 ±0.000 |") == 2
+
+
+def test_a_finished_configuration_is_not_run_again_and_stays_in_the_table(ablated):
+    folder, _, output = ablated
+    before = trainings(folder)
+    process = start("ablation", folder, "--seeds", "2", "--only", "more")
+    again, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert trainings(folder) == before
+    assert again == output.split("\nFAILED")[0]
