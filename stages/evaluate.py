@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +29,26 @@ from lesionseg.evaluation.calibration import (
     sum_bins,
 )
 from lesionseg.evaluation.prediction import predict_split
-from lesionseg.evaluation.scoring import METRICS, SCOPES, score_split, scores_by_metric, summarise
+from lesionseg.evaluation.scoring import (
+    SCOPES,
+    Row,
+    at,
+    per_image_rows,
+    score_split,
+    scores_by_metric,
+    side_by_side,
+    summarise_scopes,
+)
 from lesionseg.evaluation.statistics import compare, compare_seeds, mean_interval
 from lesionseg.evaluation.strata import MEASURED_SIZE, group_of, measure_image, summarise_strata
+from lesionseg.evaluation.variants import (
+    Probabilities,
+    Scored,
+    Summary,
+    score_variants,
+    seed_rows,
+    variant_rows,
+)
 from lesionseg.files import replacing, sha256, write_csv, write_json
 from lesionseg.models.segmenter import load_model
 from lesionseg.replay import complete_evaluation
@@ -42,9 +59,6 @@ RAW, PROCESSED, RESULTS = Path("data/raw"), Path("data/processed"), Path("result
 OUT = RESULTS / "evaluate"
 _log = logging.getLogger("lesionseg.evaluate")
 
-Row = dict[str, Any]
-Probabilities = list[NDArray[np.float32]]
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate both models and compare them."""
@@ -52,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_config(Path("params.yaml"))
     make_deterministic()
     test, val = load_split(PROCESSED, "test"), load_split(PROCESSED, "val")
-    tables, bins, thresholds = {}, {}, {}
+    tables, bins, thresholds, metrics, scored = {}, {}, {}, {}, {}
     with replacing(OUT / "masks") as masks_dir:
         for name in RUNS:
             probabilities = predict(RESULTS / name, test, config, stage=name)
@@ -60,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             bins[name] = np.sum(list(map(sum_bins, probabilities, test.masks > 0)), axis=0)
             on_val = predict(RESULTS / name, val, config, stage=name)
             thresholds[name] = score_thresholds(on_val, val.masks > 0)
-    metrics = {name: summarise_scopes(table) for name, table in tables.items()}
+            metrics[name] = summarise_scopes(tables[name])
+            scored[name] = score_others(name, probabilities, metrics[name], test, config)
     for name in RUNS:  # a file each, the same keys: side by side in `dvc metrics show`
         metrics[name]["test"]["ece"] = expected_calibration_error(bins[name])
         write_json(OUT / f"{name}.json", metrics[name])
@@ -71,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         side_by_side(reliabilities, on=["probability_low", "probability_high"]),
     )
     write_csv(OUT / "thresholds.csv", side_by_side(thresholds, on=["threshold"]))
-    seeds = seed_rows(metrics, test, config)
+    seeds = seed_rows(scored)
     write_csv(OUT / "seeds.csv", seeds)
+    write_csv(OUT / "variants.csv", variant_rows(scored))
     interval = functools.partial(
         mean_interval,
         confidence=config.evaluate.confidence,
@@ -102,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def predict(folder: Path, split: Split, config: Config, *, stage: str) -> Probabilities:
+def predict(
+    folder: Path, split: Split, config: Config, *, stage: str, num_views: int = 1
+) -> Probabilities:
     """The lesion's probability in each image of a split, by the model in `folder`."""
     model, image_size = load_model(folder / "model.pt", stage=stage)
     if split.images.shape[1] != image_size:
@@ -110,9 +128,16 @@ def predict(folder: Path, split: Split, config: Config, *, stage: str) -> Probab
             f"{folder}/model.pt was trained at {image_size} px, and data/processed is at "
             f"{split.images.shape[1]} px. Run: dvc repro {stage}"
         )
-    device = choose_device(config.train.device)
-    batch_size, label = config.evaluate.batch_size, f"{stage} on {split.name}"
-    return list(predict_split(model, split, batch_size=batch_size, device=device, label=label))
+    return list(
+        predict_split(
+            model,
+            split,
+            batch_size=config.evaluate.batch_size,
+            device=choose_device(config.train.device),
+            label=f"{stage} on {split.name}",
+            num_views=num_views,
+        )
+    )
 
 
 def score(
@@ -126,6 +151,23 @@ def score(
         threshold=config.evaluate.threshold,
         surface_tolerance=config.evaluate.surface_tolerance,
         out_dir=out_dir,
+    )
+
+
+def score_others(
+    name: str, probabilities: Probabilities, summary: Summary, test: Split, config: Config
+) -> list[Scored]:
+    """Scores of the further seeds' models and of other ways to predict, the main one first."""
+    folders = result_dirs(name, config.seeds())
+    return score_variants(
+        probabilities,
+        summary,
+        seeds=list(folders),
+        num_views=config.evaluate.tta_views,
+        predict=lambda seed, num_views: predict(
+            folders[seed], test, config, stage=name, num_views=num_views
+        ),
+        score=lambda maps: summarise_scopes(score(maps, test, config)),
     )
 
 
@@ -151,56 +193,6 @@ def test_files(test: Split) -> list[ManifestRow]:
     """The files of the test images, in the split's order."""
     rows = {row.id: row for row in read_manifest(RAW) if row.split == "test"}
     return [rows[image_id] for image_id in test.ids]
-
-
-def at(table: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """The rows of one of `SCOPES`."""
-    return table[table["scope"] == scope]
-
-
-def summarise_scopes(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """The numbers of <run>.json."""
-    return {scope: summarise(at(table, scope)) for scope in SCOPES}
-
-
-def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
-    """Rows of per_image.csv: those of each model below each other."""
-    return [
-        {"id": row["id"], "run": name} | row
-        for name, table in tables.items()
-        for row in cast("list[Row]", table.to_dict("records"))
-    ]
-
-
-def side_by_side(tables: Mapping[str, Sequence[Row]], *, on: Sequence[str]) -> list[Row]:
-    """The models' rows beside each other: columns `on` once, the others after the run's name."""
-    return [
-        {key: rows[0][key] for key in on}
-        | {
-            f"{name}_{key}": value
-            for name, row in zip(tables, rows, strict=True)
-            for key, value in row.items()
-            if key not in on
-        }
-        for rows in zip(*tables.values(), strict=True)
-    ]
-
-
-def seed_rows(
-    metrics: Mapping[str, Mapping[str, Mapping[str, float]]], test: Split, config: Config
-) -> list[Row]:
-    """Rows of seeds.csv: the first seed's means are known, the further seeds' models are scored."""
-    rows = []
-    for name in RUNS:
-        for seed, folder in result_dirs(name, config.seeds()).items():
-            summary = metrics[name]
-            if folder != RESULTS / name:
-                table = score(predict(folder, test, config, stage=name), test, config)
-                summary = summarise_scopes(table)
-            for scope in SCOPES:
-                means = {metric: summary[scope][metric] for metric in METRICS}
-                rows.append({"run": name, "seed": seed, "scope": scope, **means})
-    return rows
 
 
 def comparison(

@@ -97,6 +97,19 @@ def test_the_summary_s_numbers_are_those_of_the_masks(folder, predict):
         assert float(row["lesion_fraction"]) == pytest.approx(mask.mean(), abs=1e-6)
 
 
+def test_several_views_write_the_same_files_with_other_probabilities(folder, predict):
+    outputs = {}
+    for num_views in (None, "1", "8"):
+        options = ["--tta", num_views] if num_views else []
+        status, _, err = predict("photos", "--probability", "--out", f"x{num_views}", *options)
+        assert (status, err) == (0, "")
+        names = files_below(folder / f"x{num_views}")
+        outputs[num_views] = {n: (folder / f"x{num_views}" / n).read_bytes() for n in names}
+    assert outputs["1"] == outputs[None]
+    assert set(outputs["8"]) == set(outputs[None])
+    assert outputs["8"]["a_probability.png"] != outputs[None]["a_probability.png"]
+
+
 def test_two_equal_calls_write_equal_bytes(folder, predict):
     arguments = ("photos", "--overlay", "--probability", "--contours", "geojson")
     outputs = []
@@ -246,6 +259,8 @@ def test_an_error_keeps_its_traceback_for_debugging(folder, predict, monkeypatch
         (["predict", "a", "--batch-size", "1.5"], "must be a whole number from 1 on, got '1.5'"),
         (["predict", "a", "--device", "gpu"], "must be auto, cpu, cuda or cuda:1, got 'gpu'"),
         (["predict", "a", "--contours", "svg"], "invalid choice: 'svg'"),
+        (["predict", "a", "--tta", "3"], "argument --tta: invalid choice: 3"),
+        (["predict", "a", "--tta", "all"], "argument --tta: invalid int value: 'all'"),
     ],
 )
 def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, arguments, message):

@@ -75,8 +75,11 @@ def test_every_usual_spelling_of_a_number_is_that_number(tmp_path, text, number)
 
 def test_a_whole_number_may_be_written_as_a_float_and_stays_whole(tmp_path, content):
     content["train"]["epochs"] = 3.0
-    epochs = load(tmp_path, content).train.epochs
-    assert (epochs, type(epochs)) == (3, int)
+    content["evaluate"]["tta_views"] = 8.0
+    config = load(tmp_path, content)
+    values = (config.train.epochs, config.evaluate.tta_views)
+    assert values == (3, 8)
+    assert all(type(value) is int for value in values)
 
 
 def test_text_that_looks_like_a_number_stays_text_in_quotes(tmp_path):
@@ -125,6 +128,11 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("augment", "rotation_degrees", 180.5, "a number at least 0 and at most 180"),
         ("augment", "horizontal_flip", 1.1, "a number at least 0 and at most 1"),
         ("evaluate", "num_resamples", 99, "a whole number at least 100"),
+        ("evaluate", "tta_views", 3, "one of 1, 2, 4, 8"),
+        ("evaluate", "tta_views", 0, "one of 1, 2, 4, 8"),
+        ("evaluate", "tta_views", True, "one of 1, 2, 4, 8"),
+        ("evaluate", "tta_views", "all", "one of 1, 2, 4, 8"),
+        ("evaluate", "tta_views", [8], "one of 1, 2, 4, 8"),
         ("train_frozen", "encoder_lr", 0.001, "0"),
         ("train_finetuned", "encoder_lr", 0, POSITIVE),
         ("train_finetuned", "layer_decay", 0, "a number above 0 and at most 1"),
@@ -153,6 +161,7 @@ def test_a_wrong_value_is_answered_with_place_expected_and_got(
         ("augment", "rotation_degrees", 180),
         ("augment", "shift", 0.5),
         ("evaluate", "num_resamples", 100),
+        ("evaluate", "tta_views", 8),
         ("report", "num_examples", 24),
         ("download", "phantom_size", 32),
     ],
@@ -174,6 +183,7 @@ def test_a_whole_number_of_400_digits_is_answered_in_one_line(tmp_path, content,
         ("model", "decoder", "bilinaer", "; did you mean bilinear?"),
         ("download", "source", "isic2017", "; did you mean isic2016?"),
         ("model", "decoder", "unet", ""),
+        ("evaluate", "tta_views", "8", "; did you mean 8?"),
     ],
 )
 def test_an_unknown_choice_names_the_choices_and_the_close_one(

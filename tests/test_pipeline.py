@@ -141,6 +141,8 @@ def test_more_seeds_leave_the_first_model_as_it_is_and_are_kept_apart(prepared, 
         json.loads((folder / "results/evaluate/comparison.json").read_text())
         for folder in (project, copy)
     )
+    variants = pd.read_csv(copy / "results/evaluate/variants.csv")
+    assert variants.value_counts("variant").to_dict() == {"single": 4, "ensemble": 4}
     spread = with_two.pop("seeds")
     assert with_one.pop("seeds") is None
     assert with_two == with_one

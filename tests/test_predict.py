@@ -199,6 +199,19 @@ def test_probabilities_of_arrays_have_their_own_sizes(predictor):
         np.testing.assert_allclose(probability, expected, atol=1e-5)
 
 
+def test_eight_views_are_the_mean_over_the_turned_and_mirrored_images(model_path, predictor):
+    pixels = photograph(SIZE, SIZE)
+    maps = []
+    for quarter_turns in range(4):
+        turned = np.rot90(pixels, quarter_turns)
+        as_it_is, mirrored = (predictor.predict([v])[0] for v in (turned, turned[:, ::-1]))
+        maps += [np.rot90(p, -quarter_turns) for p in (as_it_is, mirrored[:, ::-1])]
+    several = Predictor.load(model_path, device="cpu", num_views=8)
+    (probability,) = several.predict([pixels])
+    np.testing.assert_allclose(probability, np.mean(maps, axis=0), rtol=0, atol=1e-5)
+    assert np.abs(probability - maps[0]).max() > 1e-3
+
+
 def test_no_images_have_no_predictions(predictor):
     assert predictor.predict([]) == []
 

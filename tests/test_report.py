@@ -269,6 +269,34 @@ def test_a_single_seed_has_no_section(tmp_path):
     assert not (tmp_path / "results/report/figures/seeds.svg").exists()
 
 
+def test_other_ways_to_predict_stand_beside_the_main_number(tmp_path):
+    write_report_inputs(tmp_path, num_seeds=3, num_views=8)
+    html = write_page(tmp_path)
+    assert "They are not the main number" in html
+    table = pd.read_csv(tmp_path / "results/evaluate/variants.csv")
+    names = {"single": "1 model, 1 view", "tta": "1 model, 8 views"}
+    names |= {"ensemble": "3 models, 1 view", "ensemble+tta": "3 models, 8 views"}
+    cells = cells_of(html[html.index("Other ways to predict") :])
+    for run, label in figures.RUN_LABELS.items():
+        assert f"{label} single" in cells
+        for name, numbers in names.items():
+            rows = table[(table["run"] == run) & (table["variant"] == name)]
+            scores = rows.set_index("scope").loc[list(SCOPES), ["jaccard", "dice"]].to_numpy()
+            values = " ".join(f"{value:.3f}" for value in scores.ravel())
+            assert f"{name} {numbers} {values}" in cells
+    assert all(f"<dt>{name}</dt>" in html for name in names)
+
+
+def test_only_the_variants_that_there_are_are_explained(html):
+    assert "<dt>ensemble</dt>" in html
+    assert "<dt>tta</dt>" not in html
+
+
+def test_a_single_way_to_predict_has_no_table(tmp_path):
+    write_report_inputs(tmp_path, num_seeds=1)
+    assert "Other ways to predict" not in write_page(tmp_path)
+
+
 def test_every_group_is_in_the_table_and_a_small_one_is_marked(html):
     cells = cells_of(html)
     for groups in STRATA.values():
@@ -397,6 +425,7 @@ def test_more_examples_than_images_are_all_images_once(fresh):
         ("results/evaluate/calibration.csv", "evaluate"),
         ("results/evaluate/thresholds.csv", "evaluate"),
         ("results/evaluate/seeds.csv", "evaluate"),
+        ("results/evaluate/variants.csv", "evaluate"),
         ("data/raw/manifest.csv", "download"),
         ("data/raw/test/images/3.png", "download"),
         ("data/raw/test/masks/3.png", "download"),
@@ -461,6 +490,10 @@ def test_files_of_different_ages_are_refused(fresh, name, keys, value, expected)
         ("calibration.csv", "train_frozen_num_pixels", 1, "pixels for train_frozen, the test"),
         ("seeds.csv", "nsd", 0.25, "test nsd of train_frozen is 0.2500 in its first seed"),
         ("seeds.csv", "seed", 7, "the seeds of train_frozen in test are not those"),
+        ("variants.csv", "nsd", 0.25, "test nsd of train_frozen is 0.2500 in single, but"),
+        ("variants.csv", "variant", "tta", "variants of train_frozen in test are not those"),
+        ("variants.csv", "variant", "best", "variants.csv is stale: its variants are best, single"),
+        ("variants.csv", "num_views", "", "num_views in line 2 must be a number, got nothing"),
         ("seeds.csv", "nsd", "high", "nsd in line 2 must be a number, got 'high'"),
         ("thresholds.csv", "threshold", "", "threshold in line 2 must be a number, got nothing"),
         ("strata.csv", "group", "", "group in line 2 must be text, got nothing"),

@@ -166,6 +166,15 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
         metavar="P",
         help="a pixel is lesion above this probability, in (0, 1) (default: %(default)s)",
     )
+    parser.add_argument(
+        "--tta",
+        type=int,
+        choices=[1, 2, 4, 8],
+        default=1,
+        dest="num_views",
+        help="test-time augmentation: the mean probability over so many mirrored and turned views "
+        "of the image, in as many times the work; 1 is off (default: %(default)s)",
+    )
     parser.add_argument("--overlay", action="store_true", help="write overlays")
     parser.add_argument("--probability", action="store_true", help="write probabilities")
     parser.add_argument("--contours", choices=["geojson", "csv"], help="write contours")
@@ -288,7 +297,9 @@ def _predict_all(
     make_deterministic()
     device, stage = arguments.device, _stage_of(model_path)
     try:
-        predictor = Predictor.load(model_path, device=device, stage=stage)
+        predictor = Predictor.load(
+            model_path, device=device, stage=stage, num_views=arguments.num_views
+        )
     except ConfigError:
         raise ConfigError(f"--device {device} is not there. Write auto or cpu") from None
     outcomes = predict_files(sources, predictor, outputs, batch_size=arguments.batch_size)

@@ -36,8 +36,8 @@ def _number(
     return field(metadata={**bounds, "multiple_of": multiple_of})
 
 
-def _choice(*choices: str) -> Any:
-    """A field for one of a few words."""
+def _choice(*choices: str | int) -> Any:
+    """A field for one of a few words or numbers."""
     return field(metadata={"choices": choices})
 
 
@@ -164,6 +164,7 @@ class EvaluateConfig:
     confidence: float = _number(above=0, below=1)
     num_resamples: int = _number(at_least=100)
     seed: int = _seed()
+    tta_views: int = _choice(1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,16 +267,19 @@ def _check_keys(where: str, values: Mapping[str, Any], known: list[str], *, what
 
 
 def _check_value(where: str, key: "dataclasses.Field[Any]", value: Any) -> Any:
-    rules = key.metadata
+    choices = key.metadata.get("choices", ())
     fits = _is_number if key.type in (int, float) else _is_text
-    if not fits(key, value):
-        raise ConfigError(f"{where}: {key.name} must be {_expected(key)}, got {value!r}")
-    if rules.get("choices") and value not in rules["choices"]:
-        close = difflib.get_close_matches(value, rules["choices"], n=1)
+    if not (_is_choice if choices else fits)(key, value):
+        close = difflib.get_close_matches(str(value), map(str, choices), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"{where}: {key.name} must be {_expected(key)}, got {value!r}{hint}")
     assert isinstance(key.type, type)
     return key.type(value)
+
+
+def _is_choice(key: "dataclasses.Field[Any]", value: Any) -> bool:
+    # True is equal to 1, and is no number that anyone would write.
+    return value in key.metadata["choices"] and not isinstance(value, bool)
 
 
 def _is_text(key: "dataclasses.Field[Any]", value: Any) -> bool:
@@ -300,7 +304,7 @@ def _expected(key: "dataclasses.Field[Any]") -> str:
     """The rule for a key in words."""
     rules = key.metadata
     if "choices" in rules:
-        return "one of " + ", ".join(rules["choices"])
+        return "one of " + ", ".join(map(str, rules["choices"]))
     if key.type is str:
         return str(rules.get("meaning", "text"))
     if rules["at_least"] == rules["at_most"]:

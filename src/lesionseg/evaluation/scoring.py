@@ -1,8 +1,8 @@
 """All scores of predicted masks, and the numbers that sum up a table of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,8 @@ from lesionseg.evaluation.metrics import (
     score_images,
 )
 from lesionseg.evaluation.prediction import resize_probabilities
+
+Row = dict[str, Any]
 
 SCOPES = ("test", "test_own_size")
 METRICS = (
@@ -106,6 +108,11 @@ def score_mask(
     }
 
 
+def at(table: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """The rows of one of `SCOPES`."""
+    return table[table["scope"] == scope]
+
+
 def scores_by_metric(rows: pd.DataFrame) -> dict[str, Scores]:
     """The column (N,) of each of `METRICS`."""
     return {metric: rows[metric].to_numpy(np.float64) for metric in METRICS}
@@ -122,3 +129,31 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
         "failure_rate": failure_rate(rows["jaccard"].to_numpy(np.float64)),
         **pool_scores(rows[list(COUNTS)].to_numpy(np.int64)),
     }
+
+
+def summarise_scopes(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """What `summarise` says of the rows of `score_split`, by scope."""
+    return {scope: summarise(at(table, scope)) for scope in SCOPES}
+
+
+def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
+    """Rows of per_image.csv: those of each model below each other."""
+    return [
+        {"id": row["id"], "run": name} | row
+        for name, table in tables.items()
+        for row in cast("list[Row]", table.to_dict("records"))
+    ]
+
+
+def side_by_side(tables: Mapping[str, Sequence[Row]], *, on: Sequence[str]) -> list[Row]:
+    """The models' rows beside each other: columns `on` once, the others after the run's name."""
+    return [
+        {key: rows[0][key] for key in on}
+        | {
+            f"{name}_{key}": value
+            for name, row in zip(tables, rows, strict=True)
+            for key, value in row.items()
+            if key not in on
+        }
+        for rows in zip(*tables.values(), strict=True)
+    ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lesionseg.data.images import resize_image
 from lesionseg.errors import DataError, LesionsegError
-from lesionseg.evaluation.prediction import resize_probabilities
+from lesionseg.evaluation.prediction import predict_batch, resize_probabilities
 from lesionseg.inference.decoding import Decoded, decode
 from lesionseg.models.segmenter import Segmenter, load_model
 from lesionseg.training.hardware import choose_device
@@ -21,16 +21,28 @@ BATCH_SIZE = 32
 
 
 class Predictor:
-    """A segmenter in evaluation mode on its device, in float32 as in the stage `evaluate`."""
+    """A segmenter in evaluation mode on its device, in float32 as in the stage `evaluate`.
 
-    def __init__(self, model: Segmenter, *, image_size: int, device: torch.device) -> None:
+    Attributes:
+        image_size: Height and width in pixels of what the network sees.
+    """
+
+    def __init__(
+        self, model: Segmenter, *, image_size: int, device: torch.device, num_views: int = 1
+    ) -> None:
         self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._device = device
+        self._num_views = num_views
         self.image_size = image_size
 
     @classmethod
     def load(
-        cls, path: Path, *, device: str = "auto", stage: str = "train_finetuned"
+        cls,
+        path: Path,
+        *,
+        device: str = "auto",
+        stage: str = "train_finetuned",
+        num_views: int = 1,
     ) -> "Predictor":
         """The model in a `model.pt`.
 
@@ -38,6 +50,7 @@ class Predictor:
             path: The file.
             device: `auto` takes CUDA where there is one; or cpu, cuda, cuda:1.
             stage: The stage that makes the file, named in errors.
+            num_views: Views of each image, whose mean probability is taken, as in `predict_batch`.
 
         Raises:
             MissingFileError: The file is not there.
@@ -46,7 +59,7 @@ class Predictor:
         """
         chosen = choose_device(device)
         model, image_size = load_model(path, stage=stage)
-        return cls(model, image_size=image_size, device=chosen)
+        return cls(model, image_size=image_size, device=chosen, num_views=num_views)
 
     def predict(
         self, images: Sequence[NDArray[np.uint8]], *, batch_size: int = BATCH_SIZE
@@ -96,7 +109,7 @@ class Predictor:
 
     @torch.inference_mode()
     def forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities (N, S, S) float32 in [0, 1] at the network's size, in one forward pass.
+        """Probabilities (N, S, S) float32 in [0, 1] at the network's size, of one batch.
 
         Args:
             pixels: (N, S, S, 3) uint8 RGB in [0, 255], S being `image_size`.
@@ -106,11 +119,11 @@ class Predictor:
         """
         try:
             images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255
-            logits = self._model(images.contiguous(memory_format=torch.channels_last))
+            predicted = predict_batch(self._model, images, num_views=self._num_views)
         except torch.OutOfMemoryError:
             raise LesionsegError(
                 f"{self._device} has no memory for {len(pixels)} images of {self.image_size} "
                 "pixels at once; use a smaller batch size"
             ) from None
-        probabilities: NDArray[np.float32] = logits.sigmoid()[:, 0].cpu().numpy()
+        probabilities: NDArray[np.float32] = predicted.cpu().numpy()
         return probabilities

@@ -16,7 +16,15 @@ from lesionseg.config import RUNS
 from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.errors import DataError
-from lesionseg.report.terms import FAILURE_BELOW, MEASURES, METRICS, POOLED, SCOPES, STRATA
+from lesionseg.report.terms import (
+    FAILURE_BELOW,
+    MEASURES,
+    METRICS,
+    POOLED,
+    SCOPES,
+    STRATA,
+    VARIANTS,
+)
 
 # Keys of the JSON files, `val.loss` for {"val": {"loss": ...}}, and what their values are.
 Schema = Mapping[str, type]
@@ -98,6 +106,7 @@ class Inputs:
         calibration: Probabilities against shares of lesion, in bins.
         thresholds: Scores on the validation split at each threshold.
         seeds: Mean scores of each training seed; the first one's model is the page's.
+        variants: Mean scores of other ways to predict, beside those of the page (`single`).
         test_rows: Where image and mask of each test image lie, by id.
         raw_dir: What those paths are relative to.
         masks_dir: Holds `<run>/<id>_segmentation.png`.
@@ -116,6 +125,7 @@ class Inputs:
     calibration: pd.DataFrame
     thresholds: pd.DataFrame
     seeds: pd.DataFrame
+    variants: pd.DataFrame
     test_rows: dict[str, ManifestRow]
     raw_dir: Path
     masks_dir: Path
@@ -165,6 +175,7 @@ def read_inputs(*, results_dir: Path, processed_dir: Path, raw_dir: Path) -> Inp
     _check_strata(inputs, evaluate_dir)
     _check_calibration(inputs, evaluate_dir)
     _check_seeds(inputs, evaluate_dir)
+    _check_variants(inputs, evaluate_dir)
     return inputs
 
 
@@ -194,6 +205,7 @@ def _read_tables(evaluate_dir: Path) -> dict[str, pd.DataFrame]:
         "attributes": ["id", *STRATA],
         "strata": ["stratum", "group"],
         "seeds": ["run", "scope"],
+        "variants": ["run", "variant", "scope"],
     }
     blank: dict[str, Sequence[str]] = {
         "attributes": MEASURES,
@@ -207,6 +219,7 @@ def _read_tables(evaluate_dir: Path) -> dict[str, pd.DataFrame]:
         "calibration": ["probability_low", "probability_high", *each_run["num_pixels"]],
         "thresholds": ["threshold", *each_run["jaccard"], *each_run["dice"]],
         "seeds": ["seed", *METRICS],
+        "variants": ["num_models", "num_views", *METRICS],
     }
     return {
         name: _read_table(
@@ -435,6 +448,27 @@ def _check_seeds(inputs: Inputs, evaluate_dir: Path) -> None:
             f"it compares {compared['num_seeds'] if compared else 1} seeds, "
             f"seeds.csv has {len(seeds)}",
         )
+
+
+def _check_variants(inputs: Inputs, evaluate_dir: Path) -> None:
+    """Refuse variants that differ between the rows, and a `single` other than the main scores."""
+    path, table = evaluate_dir / "variants.csv", inputs.variants
+    names = list(table["variant"].unique())
+    if "single" not in names or not set(names) <= set(VARIANTS):
+        raise _stale(path, f"its variants are {', '.join(names) or 'none'}")
+    for run, scope in itertools.product(RUNS, SCOPES):
+        rows = table[(table["run"] == run) & (table["scope"] == scope)]
+        if rows["variant"].tolist() != names:
+            raise _stale(path, f"the variants of {run} in {scope} are not those of the other rows")
+        for metric in METRICS:
+            single = rows[metric].iloc[names.index("single")]
+            mean = inputs.scores[run][scope][metric]
+            if not _agree(single, mean):
+                raise _stale(
+                    path,
+                    f"{scope} {metric} of {run} is {single:.4f} in single, but {mean:.4f} in "
+                    f"{run}.json",
+                )
 
 
 def _agree(mean: float, *others: float) -> bool:

@@ -181,6 +181,7 @@ def _render(
         scores=inputs.scores,
         confidence=f"{100 * comparison['confidence']:g} %",
         first_seed=int(inputs.seeds["seed"].iloc[0]),
+        variants=_variant_rows(inputs.variants),
         training=_training_rows(inputs),
         # Single images.
         cases=cases,
@@ -229,6 +230,18 @@ def _strata_rows(strata: pd.DataFrame) -> dict[str, list[dict[Hashable, Any]]]:
     return {
         str(stratum): group.to_dict("records")
         for stratum, group in rows.groupby("stratum", sort=False)
+    }
+
+
+def _variant_rows(variants: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """By run, for each variant, its rows of variants.csv by scope; nothing if there is only one."""
+    names = variants["variant"].unique()
+    if len(names) == 1:
+        return {}
+    rows = {(r["run"], r["variant"], r["scope"]): r for r in variants.to_dict("records")}
+    return {
+        run: [{scope: rows[run, name, scope] for scope in terms.SCOPES} for name in names]
+        for run in RUNS
     }
 
 

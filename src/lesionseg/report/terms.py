@@ -23,6 +23,16 @@ METRICS = {
         "than the boundary tolerance."
     ),
 }
+# Other ways to predict, by their name in variants.csv; `single` is the main number.
+VARIANTS = {
+    "single": "The model that all else on this page is about, from the image as it is.",
+    "tta": (
+        "Test-time augmentation: the same model, the mean probability over mirrored and turned "
+        "views of the image."
+    ),
+    "ensemble": "The mean probability over the models of all training seeds.",
+    "ensemble+tta": "The mean over these models, each from all these views.",
+}
 LOWER_IS_BETTER = ("hd95",)
 POOLED = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
 FAILURE_BELOW = JACCARD_THRESHOLD

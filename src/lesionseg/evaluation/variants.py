@@ -1,0 +1,109 @@
+"""Other ways to predict with what was trained: means over views, over training seeds, over both.
+
+They are rows of their own. The main number stays that of one model and one view.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.evaluation.scoring import METRICS, SCOPES, Row
+
+Probabilities = Sequence[NDArray[np.float32]]
+Summary = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What one way to predict scores.
+
+    Attributes:
+        seed: The training seed of its model, or None for the mean over the models of all seeds.
+        num_models: Models whose probabilities are averaged.
+        num_views: Views of each image whose probabilities are averaged.
+        summary: Means over images by scope and metric.
+    """
+
+    seed: int | None
+    num_models: int
+    num_views: int
+    summary: Summary
+
+    @property
+    def variant(self) -> str:
+        """`single`, `tta` (several views), `ensemble` (several models) or `ensemble+tta`."""
+        parts = {"ensemble": self.num_models > 1, "tta": self.num_views > 1}
+        return "+".join(name for name, is_used in parts.items() if is_used) or "single"
+
+
+def score_variants(
+    probabilities: Probabilities,
+    summary: Summary,
+    *,
+    seeds: Sequence[int],
+    num_views: int,
+    predict: Callable[[int, int], Probabilities],
+    score: Callable[[Probabilities], Summary],
+) -> list[Scored]:
+    """Scores of each seed's model from one view, and of the variants that the numbers allow.
+
+    Each model predicts once for each number of views. Only sums are kept, so memory does not grow
+    with the seeds. An ensemble is the mean of its models' probabilities, as in Lakshminarayanan
+    et al. 2017, arXiv:1612.01474.
+
+    Args:
+        probabilities: What the first seed's model predicts from one view, N maps (H, W) float32
+            in [0, 1].
+        summary: Its scores, means over images by scope and metric.
+        seeds: Training seeds of the models, the main one first.
+        num_views: Views of test-time augmentation; 1 is none.
+        predict: The probabilities by a seed's model from a number of views.
+        score: Means over images by scope and metric.
+
+    Returns:
+        The main model comes first.
+    """
+    main = seeds[0]
+    scored = [Scored(seed=main, num_models=1, num_views=1, summary=summary)]
+    for views in sorted({1, num_views}):
+        total = np.zeros_like(probabilities)
+        for seed in seeds:
+            is_known = seed == main and views == 1
+            maps = probabilities if is_known else predict(seed, views)
+            total += maps
+            # Views are told of the main model only: the others are there to be averaged.
+            if not is_known and (seed == main or views == 1):
+                scored.append(Scored(seed=seed, num_models=1, num_views=views, summary=score(maps)))
+        if len(seeds) > 1:
+            mean = score(list(total / len(seeds)))
+            scored.append(Scored(seed=None, num_models=len(seeds), num_views=views, summary=mean))
+    return scored
+
+
+def seed_rows(runs: Mapping[str, Sequence[Scored]]) -> list[Row]:
+    """Rows of seeds.csv: each seed's model of each run, from one view."""
+    return [
+        {"run": run, "seed": one.seed, "scope": scope, **_means(one, scope)}
+        for run, scored in runs.items()
+        for one in scored
+        if one.variant == "single"
+        for scope in SCOPES
+    ]
+
+
+def variant_rows(runs: Mapping[str, Sequence[Scored]]) -> list[Row]:
+    """Rows of variants.csv: the main model of each run, then what averages more."""
+    return [
+        {"run": run, "variant": one.variant, "scope": scope}
+        | {"num_models": one.num_models, "num_views": one.num_views, **_means(one, scope)}
+        for run, scored in runs.items()
+        for one in sorted(scored, key=lambda one: (one.num_models, one.num_views))
+        if one.seed in (scored[0].seed, None)
+        for scope in SCOPES
+    ]
+
+
+def _means(one: Scored, scope: str) -> dict[str, float]:
+    return {metric: one.summary[scope][metric] for metric in METRICS}
