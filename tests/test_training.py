@@ -40,6 +40,8 @@ AUGMENT = {
     "brightness": 0.1,
     "contrast": 0.1,
     "saturation": 0.1,
+    "colour_cast": 0.1,
+    "hair": 0.5,
 }
 RECIPE = Recipe(
     run="train_frozen",

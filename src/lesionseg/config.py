@@ -137,6 +137,8 @@ class AugmentConfig:
     brightness: float = _number(at_least=0, below=1)
     contrast: float = _number(at_least=0, below=1)
     saturation: float = _number(at_least=0, below=1)
+    colour_cast: float = _number(at_least=0, below=1)
+    hair: float = _number(at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
