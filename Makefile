@@ -58,8 +58,9 @@ check: setup
 	ruff format --check .
 	mypy
 
+# A file of tests at a time to each core, and to each a thread: a set-up is shared within a file.
 test: check
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 format: setup
 	ruff check --fix .
