@@ -31,7 +31,7 @@ class Options:
 
     data: str | None = None
     weights: str = "none"
-    num_rounds: int = 5
+    num_rounds: int = 3
     num_images: int | None = None
     has_dvc: bool = True
 
