@@ -19,6 +19,7 @@ STRATA = {
     "size": ("small", "medium", "large"),
     "border": ("free", "touching"),
     "contrast_level": ("low", "medium", "high"),
+    "outline": ("smooth", "rough"),
     "hair": ("little", "some"),
     "skin_tone": ("light", "unknown"),
 }
@@ -279,7 +280,8 @@ def _write_attributes(
     """Images are dealt to the groups of each stratum in turn."""
     attributes = [
         {"id": name, "lesion_fraction": float(masks[number].mean()), "border_fraction": 0.0}
-        | {"contrast": 20.0 + number, "hair_fraction": 0.01, "ita": "" if number % 2 else 45.0}
+        | {"contrast": 20.0 + number, "outline_roughness": 0.1, "hair_fraction": 0.01}
+        | {"ita": "" if number % 2 else 45.0}
         | {stratum: groups[number % len(groups)] for stratum, groups in STRATA.items()}
         for number, name in enumerate(ids)
     ]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 from skimage.color import lab2rgb
-from skimage.draw import bezier_curve, disk, line
+from skimage.draw import bezier_curve, disk, line, polygon2mask
 
 from lesionseg.evaluation.strata import (
     MEASURED_SIZE,
@@ -134,6 +134,22 @@ def test_a_bluish_photograph_has_no_ita():
     assert group_of(measures)["skin_tone"] == UNKNOWN
 
 
+def test_a_polygon_is_smooth_and_a_thresholded_blur_of_noise_rough():
+    drawn = polygon2mask(SHAPE, [(60, 80), (70, 170), (150, 200), (200, 120), (140, 60)])
+    noise = np.random.default_rng(0).normal(0, 0.3, SHAPE)
+    noisy = gaussian_filter(draw_disk(60).astype(float), 4) + gaussian_filter(noise, 0.7) > 0.5
+    groups = [group_of(measure_image(paint_skin(), m))["outline"] for m in (drawn, noisy)]
+    assert groups == ["smooth", "rough"]
+
+
+def test_where_the_lesion_leaves_the_image_is_no_outline():
+    mask = np.zeros(SHAPE, bool)
+    mask[:, :128] = True
+    assert measure_image(paint_skin(), mask)["outline_roughness"] == 0
+    mask[:] = True
+    assert math.isnan(measure_image(paint_skin(), mask)["outline_roughness"])
+
+
 def test_more_hairs_are_a_larger_hair_fraction():
     image, mask = paint_lesion(paint_skin()), draw_disk()
     fractions = [measure_image(paint_hairs(image, n), mask)["hair_fraction"] for n in (0, 2, 5, 10)]
@@ -193,23 +209,24 @@ def test_measuring_changes_neither_image_nor_mask(hairy):
     assert np.array_equal(mask, draw_disk())
 
 
-def test_without_a_lesion_only_contrast_is_unknown():
+def test_without_a_lesion_its_contrast_and_outline_are_unknown():
     measures = measure_image(paint_skin(), np.zeros(SHAPE, bool))
     assert measures["lesion_fraction"] == measures["border_fraction"] == 0
     assert math.isfinite(measures["ita"])
     unknown = [name for name, group in group_of(measures).items() if group == UNKNOWN]
-    assert unknown == ["contrast_level"]
+    assert unknown == ["contrast_level", "outline"]
 
 
 @pytest.mark.parametrize("gap", [0, 30])
-def test_with_little_or_no_skin_all_but_size_and_border_is_unknown(gap):
+def test_with_little_or_no_skin_all_that_needs_skin_is_unknown(gap):
     mask = np.ones(SHAPE, bool)
     mask[:gap, :gap] = False
     measures = measure_image(paint_skin(), mask)
     assert measures["lesion_fraction"] == 1 - (gap / MEASURED_SIZE) ** 2
     assert measures["border_fraction"] > 0.9
-    unknown = [name for name, group in group_of(measures).items() if group == UNKNOWN]
-    assert unknown == ["contrast_level", "hair", "skin_tone"]
+    unknown = {name for name, group in group_of(measures).items() if group == UNKNOWN}
+    assert unknown - {"outline"} == {"contrast_level", "hair", "skin_tone"}
+    assert ("outline" in unknown) == mask.all()  # then there is none
 
 
 def test_every_measure_is_grouped_and_every_group_can_be_reached():
@@ -230,6 +247,8 @@ def test_every_measure_is_grouped_and_every_group_can_be_reached():
         ("border_fraction", 0.001, "border", "touching"),
         ("contrast", 16.0, "contrast_level", "low"),
         ("contrast", 25.1, "contrast_level", "high"),
+        ("outline_roughness", 0.25, "outline", "smooth"),
+        ("outline_roughness", 0.26, "outline", "rough"),
         ("hair_fraction", 0.002, "hair", "little"),
         ("hair_fraction", 0.01, "hair", "some"),
         ("hair_fraction", 0.011, "hair", "much"),

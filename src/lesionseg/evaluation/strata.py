@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import (
     binary_dilation,
+    binary_erosion,
     distance_transform_edt,
+    gaussian_filter,
     grey_closing,
     minimum_filter,
 )
@@ -30,6 +32,7 @@ RING = 40  # pixels around the mask whose skin the lesion is compared with
 FRAME = 10  # pixels along the border without skin: shadows of the dermatoscope's rim
 MIN_SKIN = 655  # pixels, 1 %; with fewer there is no skin to measure
 BLACK = 60  # brightest channel of a black corner is below, out of 255
+SMOOTHING = 3.0  # pixels, standard deviation; wipes out what a hand does not draw
 HAIR_WIDTH = 9  # pixels; whatever is as wide is no hair
 HAIR_LENGTH = 21  # pixels; more than a stroke of a ruler has
 HAIR_DEPTH = 14  # grey levels; a deeper valley counts no more than this
@@ -83,6 +86,16 @@ STRATA = (
         "high above 25.",
     ),
     Stratum(
+        name="outline",
+        measure="outline_roughness",
+        # Masks of ISIC come from different tools: the training images have two peaks, at 0.08 and
+        # 0.42, and hardly anything between 0.2 and 0.3.
+        limits=(0.25,),
+        groups=("smooth", "rough", UNKNOWN),
+        meaning="How the true mask was drawn: smooth mostly by hand, rough mostly by a program. "
+        "Rough: smoothing it changes more than a quarter as many pixels as its outline has.",
+    ),
+    Stratum(
         name="hair",
         measure="hair_fraction",
         # Chosen by eye on training images: stray finds below, a hairy skin above.
@@ -119,6 +132,8 @@ def measure_image(image: Image, mask: Mask) -> dict[str, float]:
         border_fraction: The same among pixels less than `BORDER` from the border.
         contrast: CIEDE2000 difference between the median CIELAB colours of the lesion and of the
             hairless skin up to `RING` pixels around it; NaN without a lesion or such skin.
+        outline_roughness: Pixels of the mask that smoothing it changes, divided by those of its
+            outline; NaN without a lesion.
         hair_fraction: Share of the skin's pixels that are hair, in [0, 1]; NaN without skin.
         ita: Individual typology angle of the hairless skin's median colour, in degrees; NaN
             without skin, or if the colour tells nothing: see `_typology_angle`.
@@ -133,6 +148,7 @@ def measure_image(image: Image, mask: Mask) -> dict[str, float]:
         "lesion_fraction": float(mask.mean()),
         "border_fraction": float(mask[~_inside(mask.shape, BORDER)].mean()),
         "contrast": float(deltaE_ciede2000(_median_colour(lab, mask), around)),
+        "outline_roughness": _roughness(mask),
         "hair_fraction": float(hair.sum() / skin.sum()) if skin.any() else np.nan,
         "ita": _typology_angle(_median_colour(lab, bare)),
     }
@@ -238,6 +254,13 @@ def _typology_angle(colour: NDArray[np.float32]) -> float:
     """
     lightness, _, b = colour
     return float(np.degrees(np.arctan2(lightness - 50, b))) if b > 0 else np.nan
+
+
+def _roughness(mask: Mask) -> float:
+    """See `measure_image`; where the lesion leaves the image is no outline."""
+    outline = np.count_nonzero(mask & ~binary_erosion(mask, border_value=1))
+    smoothed = gaussian_filter(mask.astype(np.float32), SMOOTHING, mode="nearest") > 0.5
+    return np.count_nonzero(smoothed != mask) / outline if outline else np.nan
 
 
 def _group(stratum: Stratum, value: float) -> str:

@@ -42,6 +42,7 @@ _STRATA_LABELS = {
     "size": "lesion size",
     "border": "image border",
     "contrast_level": "contrast",
+    "outline": "true outline",
     "hair": "hair",
     "skin_tone": "skin tone",
 }
