@@ -28,6 +28,7 @@ from lesionseg.evaluation.calibration import (
     score_thresholds,
     sum_bins,
 )
+from lesionseg.evaluation.limits import score_limits
 from lesionseg.evaluation.prediction import predict_split
 from lesionseg.evaluation.scoring import (
     SCOPES,
@@ -95,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_resamples=config.evaluate.num_resamples,
         seed=config.evaluate.seed,
     )
-    write_json(OUT / "comparison.json", comparison(tables, seeds, config, interval=interval))
+    limits = score_limits(test, mask_paths=mask_paths(test))
+    content = comparison(tables, seeds, limits, config, interval=interval)
+    write_json(OUT / "comparison.json", content)
     attributes = measure(test)
     jaccards = {name: at(table, "test")["jaccard"].to_numpy() for name, table in tables.items()}
     write_csv(
@@ -147,7 +150,7 @@ def score(
     return score_split(
         probabilities,
         test,
-        mask_paths=[RAW / row.mask_path for row in test_files(test)],
+        mask_paths=mask_paths(test),
         threshold=config.evaluate.threshold,
         surface_tolerance=config.evaluate.surface_tolerance,
         out_dir=out_dir,
@@ -195,9 +198,15 @@ def test_files(test: Split) -> list[ManifestRow]:
     return [rows[image_id] for image_id in test.ids]
 
 
+def mask_paths(test: Split) -> list[Path]:
+    """The masks of the test images at own size, in the split's order."""
+    return [RAW / row.mask_path for row in test_files(test)]
+
+
 def comparison(
     tables: Mapping[str, pd.DataFrame],
     seeds: Sequence[Row],
+    limits: Mapping[str, float],
     config: Config,
     *,
     interval: Callable[[NDArray[np.float64]], list[float]],
@@ -210,6 +219,7 @@ def comparison(
         "num_resamples": options.num_resamples,
         "threshold": options.threshold,
         "surface_tolerance": options.surface_tolerance,
+        "limits": limits,
         "models": {name: sha256(RESULTS / name / "model.pt") for name in RUNS},
         **{
             scope: compare(

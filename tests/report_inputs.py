@@ -199,6 +199,7 @@ def _write_evaluation(
     comparison: dict[str, Any] = {
         **{"num_images": len(ids), "confidence": 0.95, "num_resamples": 1000},
         **{"threshold": 0.5, "surface_tolerance": 1.0, "models": MODELS},
+        "limits": {"perfect_own_size": 0.9812, "pixel_larger": 0.9342, "pixel_smaller": 0.9295},
         "seeds": _compare_seeds(means, num_seeds) if num_seeds > 1 else None,
     }
     for scope in SCOPES:

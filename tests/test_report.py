@@ -287,6 +287,11 @@ def test_other_ways_to_predict_stand_beside_the_main_number(tmp_path):
     assert all(f"<dt>{name}</dt>" in html for name in names)
 
 
+def test_the_page_says_what_a_perfect_mask_and_a_pixel_more_or_less_would_score(html):
+    note = re.search(r"For scale: .*?</p>", html, re.DOTALL).group()
+    assert re.findall(r"<b>(.*?)</b>", note) == ["0.981", "0.934", "0.929"]
+
+
 def test_only_the_variants_that_there_are_are_explained(html):
     assert "<dt>ensemble</dt>" in html
     assert "<dt>tta</dt>" not in html

@@ -55,6 +55,7 @@ _EACH_SCORE = [f"{scope}.{metric}" for scope in SCOPES for metric in METRICS]
 _COMPARISON: Schema = {
     **dict.fromkeys(["num_images", "confidence", "num_resamples"], float),
     **dict.fromkeys(["threshold", "surface_tolerance"], float),
+    **{f"limits.{mask}": float for mask in ("perfect_own_size", "pixel_larger", "pixel_smaller")},
     **{f"models.{run}": str for run in RUNS},
     **{f"{score}.{part}": kind for score in _EACH_SCORE for part, kind in _COMPARED.items()},
 }
