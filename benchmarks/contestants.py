@@ -142,7 +142,7 @@ def first_images(split: Split, num: int) -> Split:
 def make_training(
     config: Config, run: str, *, folder: str, train: Split, epochs: int, val: Split | None = None
 ) -> Training:
-    """Our training as the stage sets it up; without `val`, with one image of it."""
+    """Our training as the stage sets it up, not pretrained; without `val`, with one image of it."""
     make_deterministic()
     device = choose_device(config.train.device)
     keep_freed_memory()

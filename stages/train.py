@@ -28,6 +28,7 @@ from lesionseg.training.checkpoints import (
 )
 from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
+from lesionseg.training.pretraining import pretrain_decoder
 from stages import result_dirs, run
 
 PROCESSED, ENCODER = Path("data/processed"), Path("data/raw/encoder.pth")
@@ -88,7 +89,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     tags = {**provenance.tags(stage=name), **facts, "training_key": checkpoints.name}
     id_path = checkpoints / "run_id"
     with tracking.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
-        train(training, checkpoints, logged)
+        train(config, training, checkpoints, logged)
         write_results(folder, config, training, tags=tags, params=params)
     tracking.complete_training(folder, name=name)
     return checkpoints
@@ -136,8 +137,8 @@ def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
     logged.log_metrics(tracking.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
 
 
-def train(training: Training, folder: Path, logged: tracking.Run) -> None:
-    """Run the epochs still to come, each saved before it is reported."""
+def train(config: Config, training: Training, folder: Path, logged: tracking.Run) -> None:
+    """Run the epochs still to come, each saved before it is reported; before them, pretrain."""
     checkpoint = load_checkpoint(folder)
     if checkpoint:
         training.load_state_dict(checkpoint)
@@ -146,6 +147,13 @@ def train(training: Training, folder: Path, logged: tracking.Run) -> None:
         for epoch in training.history:
             if epoch.epoch not in logged_epochs:
                 log_epoch(epoch, logged)
+    elif config.train.phantom_epochs:
+        pretrain_decoder(
+            training,
+            epochs=config.train.phantom_epochs,
+            num_phantoms=config.train.num_phantoms,
+        )
+        save_checkpoint(folder, training.state_dict())  # killed in epoch 1, it is not done twice
     start, num_before = time.perf_counter(), len(training.history)
     for epoch in training:
         save_checkpoint(folder, training.state_dict())
@@ -170,10 +178,10 @@ def write_results(
 ) -> None:
     """Write model.pt, history.csv, metrics.json and run.json."""
     rows = [dataclasses.asdict(epoch) for epoch in training.history]
-    seconds = sum(row.pop("seconds") for row in rows)
+    seconds = training.pretraining_seconds + sum(row.pop("seconds") for row in rows)
     best = training.history[training.best["epoch"] - 1]
     parameters = list(training.model.parameters())
-    num_seen = len(training.train.ids) * training.recipe.epochs
+    num_seen = len(training.train.ids) * training.recipe.epochs  # phantoms do not count
     save_model(
         folder / "model.pt",
         state=training.best["state"],

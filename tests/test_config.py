@@ -141,6 +141,9 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("train_finetuned", "layer_decay", 1.1, "a number above 0 and at most 1"),
         ("train", "ema_decay", 1, "a number at least 0 and below 1"),
         ("train", "deep_supervision", -0.1, "a number at least 0"),
+        ("train", "phantom_epochs", -1, "a whole number at least 0"),
+        ("train", "phantom_epochs", 0.5, "a whole number at least 0"),
+        ("train", "num_phantoms", 1, "a whole number at least 2"),
     ],
 )
 def test_a_wrong_value_is_answered_with_place_expected_and_got(

@@ -125,11 +125,11 @@ def make_tiny(splits):
 
 
 def assert_same(first, second, name="state"):
-    """The same bits, through dicts, lists and tensors; `seconds` may differ."""
+    """The same bits, through dicts, lists and tensors; seconds may differ."""
     assert type(first) is type(second), name
     if isinstance(first, dict):
         assert list(first) == list(second), name
-        for key in first.keys() - {"seconds"}:
+        for key in first.keys() - {"seconds", "pretraining_seconds"}:
             assert_same(first[key], second[key], f"{name}.{key}")
     elif isinstance(first, list | tuple):
         assert len(first) == len(second), name

@@ -93,6 +93,8 @@ class TrainConfig:
     first_image_size: int = _number(at_least=64, at_most=1024, multiple_of=32)
     ema_decay: float = _number(at_least=0, below=1)
     deep_supervision: float = _number(at_least=0)
+    phantom_epochs: int = _number(at_least=0)
+    num_phantoms: int = _number(at_least=2)
     seed: int = _seed()
     num_seeds: int = _number(at_least=1)
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")

@@ -73,6 +73,9 @@ class Training:
 
     Between two epochs `state_dict()` is all that the rest depends on: whatever is random is drawn
     from the seed and the epoch's number, so a training taken up again goes on to the same bytes.
+
+    Attributes:
+        pretraining_seconds: What the decoder's pretraining took; 0 without one.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Training:
         self.validated = self.average.model if self.average else self.model
         self.optimizer = _make_optimizer(model, self.heads, recipe)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.pretraining_seconds = 0.0
         self.history: list[Epoch] = []
         self.best: dict[str, Any] = {"epoch": 0, "jaccard": -math.inf, "state": {}}
 
@@ -102,6 +106,7 @@ class Training:
             "heads": self.heads.state_dict() if self.heads else None,
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
+            "pretraining_seconds": self.pretraining_seconds,
             "history": [dataclasses.asdict(epoch) for epoch in self.history],
             "best": self.best,
         }
@@ -114,6 +119,7 @@ class Training:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.pretraining_seconds = state["pretraining_seconds"]
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best = state["best"]
 
