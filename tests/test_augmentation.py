@@ -1,4 +1,4 @@
-"""Random views: the same for image and mask, never black, drawn from the seed alone."""
+"""Random views: the same for image and mask, drawn from the seed alone."""
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ NAMES = (
     "colour_cast",
     "hair",
 )
+OFF = dict.fromkeys(NAMES, 0.0) | {"padding": "reflection"}
 GEOMETRY = {
     "horizontal_flip": 0.5,
     "vertical_flip": 0.5,
@@ -31,7 +32,7 @@ EXTRA = {"colour_cast": 0.3, "hair": 1.0}
 
 def view(images, masks, *, seed=0, **parameters):
     generator = torch.Generator().manual_seed(seed)
-    return augment(images, masks, generator=generator, **dict.fromkeys(NAMES, 0.0) | parameters)
+    return augment(images, masks, generator=generator, **OFF | parameters)
 
 
 @pytest.fixture
@@ -118,9 +119,17 @@ def test_a_zoom_by_the_limit_enlarges_by_that_factor(draw_largest):
     assert viewed[..., 5:35, 5:35].all()
 
 
-def test_outside_the_image_lies_its_reflection(batch, draw_largest):
-    images = view(*batch, shift=0.25)[0]
-    torch.testing.assert_close(images[..., 24:], images[..., 16:24].flip(3), atol=1e-5, rtol=0)
+def test_outside_the_image_lies_what_padding_says(batch, draw_largest):
+    mirrored, stretched, black = (
+        view(*batch, shift=0.25, padding=padding) for padding in ("reflection", "border", "zeros")
+    )
+    for views in zip(mirrored, stretched, black, strict=True):
+        inside, outside = zip(*(v.split([24, 8], dim=3) for v in views), strict=True)
+        for other in inside[1:]:
+            torch.testing.assert_close(other[:, :, :24], inside[0][:, :, :24], atol=1e-5, rtol=0)
+        expected = (inside[0][..., 16:].flip(3), inside[1][..., -1:].expand(-1, -1, -1, 8))
+        for seen, meant in zip(outside, (*expected, torch.zeros(1)), strict=True):
+            torch.testing.assert_close(seen, meant.expand_as(seen), atol=1e-5, rtol=0)
 
 
 def test_a_centred_disk_looks_the_same_from_every_side():
@@ -177,7 +186,7 @@ def test_without_hair_and_cast_each_image_takes_nine_draws(batch):
     states = []
     for parameters in ({}, GEOMETRY, COLOUR, GEOMETRY | COLOUR):
         generator = torch.Generator().manual_seed(0)
-        augment(*batch, generator=generator, **dict.fromkeys(NAMES, 0.0) | parameters)
+        augment(*batch, generator=generator, **OFF | parameters)
         states.append(generator.get_state())
     # Two flips, an angle, a zoom, two shifts and three colours.
     generator = torch.Generator().manual_seed(0)

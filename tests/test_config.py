@@ -128,6 +128,7 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("augment", "rotation_degrees", 180.5, "a number at least 0 and at most 180"),
         ("augment", "horizontal_flip", 1.1, "a number at least 0 and at most 1"),
         ("augment", "colour_cast", 1, "a number at least 0 and below 1"),
+        ("augment", "padding", "mirror", "one of zeros, border, reflection"),
         ("augment", "hair", 1.1, "a number at least 0 and at most 1"),
         ("evaluate", "num_resamples", 99, "a whole number at least 100"),
         ("evaluate", "tta_views", 3, "one of 1, 2, 4, 8"),

@@ -37,6 +37,7 @@ AUGMENT = {
     "rotation_degrees": 60.0,
     "scale": 0.1,
     "shift": 0.1,
+    "padding": "border",
     "brightness": 0.1,
     "contrast": 0.1,
     "saturation": 0.1,

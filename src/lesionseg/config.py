@@ -136,6 +136,7 @@ class AugmentConfig:
     rotation_degrees: float = _number(at_least=0, at_most=180)
     scale: float = _number(at_least=0, below=1)
     shift: float = _number(at_least=0, at_most=0.5)
+    padding: str = _choice("zeros", "border", "reflection")
     brightness: float = _number(at_least=0, below=1)
     contrast: float = _number(at_least=0, below=1)
     saturation: float = _number(at_least=0, below=1)

