@@ -38,7 +38,7 @@ from lesionseg.memory import keep_freed_memory
 from lesionseg.models.segmenter import MEAN, STD, build_segmenter, load_encoder_state
 from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import Training
-from stages.train import make_recipe
+from stages.train import make_recipe, make_teacher
 
 # After lesionseg, which makes torchvision importable beside any torch.
 from torchvision import tv_tensors  # isort: skip
@@ -157,7 +157,10 @@ def make_training(
     )
     recipe = dataclasses.replace(recipe, epochs=epochs)
     val = val or first_images(load_split(Path(folder) / "processed", "val"), 1)
-    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
+    teacher = make_teacher(config)
+    return Training(
+        model=model, train=train, val=val, recipe=recipe, device=device, teacher=teacher
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from lesionseg.training.distillation import Teacher, find_models, load_teacher
 from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
 from lesionseg.training.pretraining import pretrain_decoder
@@ -68,11 +69,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
         "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
     }
     del params["train.num_seeds"]  # of no concern to a single training
-    facts = {
-        "data_sha256": sha256(require(PROCESSED / "train/index.csv", stage="preprocess")),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "precision": str(precision).removeprefix("torch."),
-    }
+    facts = training_facts(config, device=device, precision=precision)
     unclaimed = checkpoint_dir(
         project_root() / ".checkpoints",
         run=name,
@@ -95,6 +92,21 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     return checkpoints
 
 
+def training_facts(
+    config: Config, *, device: torch.device, precision: torch.dtype
+) -> dict[str, str]:
+    """What a training depends on beside its parameters, for its checkpoints, tags and run.json."""
+    facts = {
+        "data_sha256": sha256(require(PROCESSED / "train/index.csv", stage="preprocess")),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "precision": str(precision).removeprefix("torch."),
+    }
+    teachers = teacher_files(config)
+    if teachers:
+        facts["teacher_sha256"] = " ".join(map(sha256, teachers))
+    return facts
+
+
 def make_training(
     config: Config, name: str, *, seed: int, device: torch.device, precision: torch.dtype
 ) -> Training:
@@ -108,7 +120,21 @@ def make_training(
     )
     recipe = make_recipe(config, name, seed=seed, precision=precision)
     splits = {split: load_split(PROCESSED, split) for split in ("train", "val")}
-    return Training(model=model, **splits, recipe=recipe, device=device)
+    return Training(
+        model=model, **splits, recipe=recipe, device=device, teacher=make_teacher(config)
+    )
+
+
+def teacher_files(config: Config) -> list[Path]:
+    """The models that teach, none where params.yaml names none."""
+    path = config.train.teacher
+    return find_models(project_root() / path) if path else []
+
+
+def make_teacher(config: Config) -> Teacher | None:
+    """What params.yaml names as the teacher."""
+    files = teacher_files(config)
+    return load_teacher(files, image_size=config.preprocess.image_size) if files else None
 
 
 def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype) -> Recipe:
@@ -125,6 +151,7 @@ def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype)
         first_image_size=config.train.first_image_size,
         ema_decay=config.train.ema_decay,
         deep_supervision=config.train.deep_supervision,
+        distillation=config.train.distillation,
         seed=seed,
         precision=precision,
         loss=dataclasses.asdict(config.loss),

@@ -145,6 +145,8 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("train", "phantom_epochs", -1, "a whole number at least 0"),
         ("train", "phantom_epochs", 0.5, "a whole number at least 0"),
         ("train", "num_phantoms", 1, "a whole number at least 2"),
+        ("train", "teacher", None, "text"),
+        ("train", "distillation", 1.1, "a number at least 0 and at most 1"),
     ],
 )
 def test_a_wrong_value_is_answered_with_place_expected_and_got(
@@ -327,6 +329,19 @@ def test_a_decoder_without_levels_cannot_be_deeply_supervised(tmp_path, content,
     )
     content["model"]["decoder"] = "pyramid"
     assert load(tmp_path, content).train.deep_supervision == 0.4
+
+
+@pytest.mark.parametrize(("teacher", "distillation"), [("", 0.5), ("teachers", 0.0)])
+def test_a_teacher_and_its_share_are_set_together_or_not_at_all(
+    tmp_path, content, teacher, distillation
+):
+    content["train"] |= {"teacher": teacher, "distillation": distillation}
+    assert message_of(tmp_path, content) == (
+        f"params.yaml: train: teacher is '{teacher}', and distillation is {distillation:g}. "
+        "Write a path and a number above 0, or '' and 0"
+    )
+    content["train"] |= {"teacher": "teachers", "distillation": 1}
+    assert load(tmp_path, content).train.teacher == "teachers"
 
 
 def test_flat_holds_just_the_sections_asked_for(content):

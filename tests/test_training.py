@@ -1,5 +1,6 @@
 """The training loop: the same bytes every time, also after an interruption."""
 
+import copy
 import dataclasses
 import logging
 import math
@@ -25,6 +26,7 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from lesionseg.training.distillation import Teacher
 from lesionseg.training.hardware import choose_device, choose_precision
 from lesionseg.training.loop import Recipe, Training, resize
 
@@ -56,6 +58,7 @@ RECIPE = Recipe(
     first_image_size=64,
     ema_decay=0.0,
     deep_supervision=0.0,
+    distillation=0.0,
     seed=0,
     precision=torch.float32,
     loss={"bce": 1.0, "dice": 1.0, "iou": 1.0},
@@ -115,14 +118,19 @@ class TinySegmenter(torch.nn.Module):
 def make_tiny(splits):
     """A training of a network too small to matter, for what the loop alone decides."""
 
-    def make_tiny(**changes) -> Training:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = TinySegmenter()
+    def make_tiny(*, teacher: Teacher | None = None, **changes) -> Training:
         recipe = dataclasses.replace(RECIPE, **changes)
-        return Training(model=model, **splits, recipe=recipe, device=CPU)
+        return Training(
+            model=draw_tiny(seed=0), **splits, recipe=recipe, device=CPU, teacher=teacher
+        )
 
     return make_tiny
+
+
+def draw_tiny(*, seed: int) -> TinySegmenter:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TinySegmenter()
 
 
 def assert_same(first, second, name="state"):
@@ -590,6 +598,135 @@ def test_heads_are_drawn_from_the_seed_alone_and_learn(make_training):
     list(training)
     for before, learnt in zip(other.heads.parameters(), training.heads.parameters(), strict=True):
         assert not torch.equal(before, learnt)
+
+
+def draw_teacher() -> Teacher:
+    return Teacher([draw_tiny(seed=1), draw_tiny(seed=2)])
+
+
+def first_batch(training: Training) -> tuple[torch.Tensor, torch.Tensor]:
+    return load_batch(training.train, np.arange(4), CPU)
+
+
+def test_a_teacher_with_no_share_leaves_every_bit_of_a_training(make_tiny):
+    states = []
+    for teacher in (None, draw_teacher()):
+        training = make_tiny(encoder_lr=0.001, teacher=teacher, distillation=0.0)
+        list(training)
+        states.append(training.state_dict())
+    assert_same(*states)
+
+
+@pytest.mark.parametrize(("share", "learns"), [(1.0, False), (0.5, True)])
+def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn_from_it(
+    make_tiny, share, learns
+):
+    training = make_tiny(encoder_lr=0.001, distillation=share)
+    training.model.eval()  # or its batch norm would not agree
+    training.teacher = Teacher([copy.deepcopy(training.model)])
+    training._loss(*first_batch(training)).backward()
+    largest = max(p.grad.abs().max().item() for p in training.model.parameters())
+    assert (largest > 1e-3) == learns
+    assert largest < 1e-6 or learns
+
+
+def test_the_loss_is_the_share_s_mean_of_that_on_masks_and_that_on_the_teacher(make_tiny):
+    training = make_tiny(teacher=draw_teacher(), distillation=0.25)
+    images, masks = first_batch(training)
+    loss = training._loss(images, masks).item()
+    with torch.no_grad():
+        logits = training.model(images)
+        p = logits.sigmoid()
+        q = sum(model(images).sigmoid() for model in training.teacher.models) / 2
+    on_masks = weighted_sum(logits, masks, weights=RECIPE.loss).mean().item()
+    on_teacher = -(q * p.log() + (1 - q) * (1 - p).log()).mean().item()
+    assert loss == pytest.approx(0.75 * on_masks + 0.25 * on_teacher, rel=1e-5)
+    assert abs(on_masks - on_teacher) > 0.1
+
+
+def test_the_loss_on_coarser_levels_stays_that_on_masks(make_training):
+    training = make_training(**CRAFT, distillation=0.7, loss={"bce": 1.0})
+    training.teacher = Teacher([draw_tiny(seed=1)])
+    images, masks = first_batch(training)
+    with torch.no_grad():
+        losses = []
+        for teacher, compute in (
+            (training.teacher, training._loss),
+            (None, training._loss),
+            (training.teacher, training._fine_loss),
+            (None, training._fine_loss),
+        ):
+            training.teacher = teacher
+            torch.manual_seed(0)  # dropout
+            losses.append(compute(images, masks).item())
+    assert losses[0] - losses[1] == pytest.approx(losses[2] - losses[3], rel=1e-4)
+    assert losses[0] != pytest.approx(losses[2], rel=0.01)
+
+
+def test_the_teacher_sees_the_student_s_views_and_comes_out_as_it_went_in(make_tiny):
+    teacher = draw_teacher()
+    before = copy.deepcopy(dict(teacher.state_dict()))
+    training = make_tiny(encoder_lr=0.01, epochs=2, teacher=teacher, distillation=0.5)
+    training.train = make_split("train", 6, 96)
+    taught = []
+    teacher.models[1].register_forward_pre_hook(
+        lambda model, inputs: taught.append((model.training, inputs[0].clone()))
+    )
+    learnt = record_batches(training)
+    list(training)
+    assert [view.shape[-1] for view in learnt] == [64, 64, 96, 96]
+    assert_same([view for _, view in taught], learnt)
+    assert not any(was_training for was_training, _ in taught)
+    assert all(v.is_contiguous(memory_format=torch.channels_last) for _, v in taught)
+    assert_same(dict(teacher.state_dict()), before)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_teacher_is_part_of_neither_checkpoint_model_nor_optimizer(make_tiny):
+    plain = make_tiny(encoder_lr=0.01, epochs=1)
+    taught = make_tiny(encoder_lr=0.01, epochs=1, teacher=draw_teacher(), distillation=0.5)
+    states = []
+    for training in (plain, taught):
+        list(training)
+        states.append(training.state_dict())
+    first, second = states
+    assert list(first) == list(second)
+    assert list(first["best"]["state"]) == list(second["best"]["state"])
+    assert not torch.equal(*(state["model"]["decoder.1.weight"] for state in states))
+    optimised = {id(p) for group in taught.optimizer.param_groups for p in group["params"]}
+    assert optimised == {id(parameter) for parameter in taught.model.parameters()}
+
+
+def test_a_teacher_has_no_say_on_val(make_tiny):
+    plain, taught = make_tiny(), make_tiny(teacher=draw_teacher(), distillation=0.5)
+    assert plain._validate() == taught._validate()
+
+
+def test_a_taught_training_taken_up_again_ends_in_the_bits_of_an_uninterrupted_one(
+    tmp_path, make_tiny
+):
+    def start() -> Training:
+        return make_tiny(encoder_lr=0.01, teacher=draw_teacher(), distillation=0.5)
+
+    whole, killed, resumed = start(), start(), start()
+    list(whole)
+    next(iter(killed))
+    save_checkpoint(tmp_path, killed.state_dict())
+    resumed.load_state_dict(load_checkpoint(tmp_path))
+    assert [epoch.epoch for epoch in resumed] == [2, 3]
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_a_teacher_computes_in_the_recipe_s_precision_and_answers_in_float32(make_tiny):
+    training = make_tiny(teacher=draw_teacher(), distillation=1.0, precision=torch.bfloat16)
+    kinds = []
+    training.teacher.models[0].register_forward_hook(
+        lambda _model, _inputs, logits: kinds.append(logits.dtype)
+    )
+    images, masks = first_batch(training)
+    probabilities = training._forward(training.teacher, images)
+    assert kinds == [torch.bfloat16]
+    assert probabilities.dtype == training._loss(images, masks).dtype == torch.float32
 
 
 def test_eight_phantoms_are_learnt(encoder_state):

@@ -95,10 +95,19 @@ class TrainConfig:
     deep_supervision: float = _number(at_least=0)
     phantom_epochs: int = _number(at_least=0)
     num_phantoms: int = _number(at_least=2)
+    teacher: str
+    distillation: float = _number(at_least=0, at_most=1)
     seed: int = _seed()
     num_seeds: int = _number(at_least=1)
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
     precision: str = _choice("auto", "float32", "bfloat16")
+
+    def __post_init__(self) -> None:
+        if bool(self.teacher) != bool(self.distillation):
+            raise ConfigError(
+                f"params.yaml: train: teacher is {self.teacher!r}, and distillation is "
+                f"{self.distillation:g}. Write a path and a number above 0, or '' and 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,10 @@ FOCAL_TVERSKY_EXPONENT = 0.75  # 1 / gamma with the gamma of Abraham and Khan 20
 
 
 def bce(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy, the mean over pixels: (N,) from two of (N, 1, H, W)."""
+    """Binary cross-entropy, the mean over pixels: (N,) from two of (N, 1, H, W).
+
+    The masks may be probabilities in [0, 1]; it is smallest where the logits have just these.
+    """
     loss = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     return loss.flatten(1).mean(1)
 

@@ -18,9 +18,10 @@ from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.errors import TrainingError
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
-from lesionseg.losses import weighted_sum
+from lesionseg.losses import bce, weighted_sum
 from lesionseg.models.segmenter import Segmenter
 from lesionseg.training.averaging import WeightAverage
+from lesionseg.training.distillation import Teacher
 from lesionseg.training.supervision import LevelHeads
 
 VAL_METRICS = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
@@ -41,6 +42,7 @@ class Recipe:
     first_image_size: int
     ema_decay: float
     deep_supervision: float
+    distillation: float
     seed: int
     precision: torch.dtype
     loss: Mapping[str, float]
@@ -51,8 +53,8 @@ class Recipe:
 class Epoch:
     """What one epoch came to. `seconds` is the only value that two equal runs do not share.
 
-    `train_loss` is all that is minimised, a loss on coarser levels included; `encoder_lr` is that
-    of the encoder's top block.
+    `train_loss` is all that is minimised, losses on coarser levels and on a teacher's probabilities
+    included; `encoder_lr` is that of the encoder's top block.
     """
 
     epoch: int
@@ -79,10 +81,20 @@ class Training:
     """
 
     def __init__(
-        self, *, model: Segmenter, train: Split, val: Split, recipe: Recipe, device: torch.device
+        self,
+        *,
+        model: Segmenter,
+        train: Split,
+        val: Split,
+        recipe: Recipe,
+        device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
         # Channels last is the layout in which convolutions run fastest, on CPUs and on CUDA.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.teacher = teacher
+        if teacher:
+            teacher.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train, self.val = train, val
         self.recipe, self.device = recipe, device
         self.heads = None
@@ -205,23 +217,40 @@ class Training:
 
     def _loss(self, images: Tensor, masks: Tensor) -> Tensor:
         """Mean loss of a batch, with that of the coarser levels where these are supervised."""
-        weights = self.recipe.loss
         if not self.heads:
-            return weighted_sum(self._forward(self.model, images), masks, weights=weights).mean()
+            return self._fine_loss(images, masks)
         with self.heads.watch() as levels:
-            loss = weighted_sum(self._forward(self.model, images), masks, weights=weights).mean()
+            loss = self._fine_loss(images, masks)
         coarser = [
-            weighted_sum(logits, resize_masks(masks, image_size=logits.shape[-1]), weights=weights)
+            weighted_sum(
+                logits,
+                resize_masks(masks, image_size=logits.shape[-1]),
+                weights=self.recipe.loss,
+            )
             for logits in levels
         ]
         return loss + self.recipe.deep_supervision * torch.stack(coarser).mean()
+
+    def _fine_loss(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Mean loss of a batch's logits, a share of it on the teacher's probabilities.
+
+        That share is cross-entropy alone: unlike it, soft Dice and Jaccard are not smallest where
+        the student agrees with a probability (Wang et al. 2023, arXiv:2303.16296).
+        """
+        logits = self._forward(self.model, images)
+        loss = weighted_sum(logits, masks, weights=self.recipe.loss).mean()
+        if not self.teacher:
+            return loss
+        probabilities = self._forward(self.teacher, images)
+        share = self.recipe.distillation
+        return (1 - share) * loss + share * bce(logits.float(), probabilities).mean()
 
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast(
             self.device.type, self.recipe.precision, enabled=self.recipe.precision != torch.float32
         ):
-            logits: Tensor = model(images)
-        return logits
+            output: Tensor = model(images)
+        return output
 
     @torch.inference_mode()
     def _validate(self) -> dict[str, float]:
