@@ -16,7 +16,7 @@ import torch
 
 from lesionseg import provenance, tracking
 from lesionseg.config import RUNS, Config, load_config
-from lesionseg.data.dataset import load_split
+from lesionseg.data.dataset import Fold, Split, load_split, split_fold
 from lesionseg.files import project_root, read_json, require, sha256, write_csv, write_json
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
 from lesionseg.training.checkpoints import (
@@ -61,14 +61,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     training = make_training(config, name, seed=seed, device=device, precision=precision)
-    params = {
-        **config.flat("preprocess", "train", "model", "loss", "augment"),
-        "train.seed": seed,
-        "encoder_lr": config.encoder_lr(name),
-        "layer_decay": config.layer_decay(name),
-        "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
-    }
-    del params["train.num_seeds"]  # of no concern to a single training
+    params = make_params(config, name, seed=seed)
     facts = training_facts(config, device=device, precision=precision)
     unclaimed = checkpoint_dir(
         project_root() / ".checkpoints",
@@ -107,6 +100,21 @@ def training_facts(
     return facts
 
 
+def make_params(config: Config, name: str, *, seed: int) -> dict[str, Any]:
+    """The parameters of one training, as MLflow shows them; no other training has the same."""
+    params = {
+        **config.flat("preprocess", "train", "model", "loss", "augment"),
+        "train.seed": seed,
+        "encoder_lr": config.encoder_lr(name),
+        "layer_decay": config.layer_decay(name),
+        "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
+    }
+    del params["train.num_seeds"]  # of no concern to a single training
+    if config.train.cross_validate:  # the same seed has another fold after another first seed
+        params["fold"] = config.seeds().index(seed)
+    return params
+
+
 def make_training(
     config: Config, name: str, *, seed: int, device: torch.device, precision: torch.dtype
 ) -> Training:
@@ -119,9 +127,14 @@ def make_training(
         seed=seed,
     )
     recipe = make_recipe(config, name, seed=seed, precision=precision)
-    splits = {split: load_split(PROCESSED, split) for split in ("train", "val")}
+    train, val = choose_images(config, seed=seed)
     return Training(
-        model=model, **splits, recipe=recipe, device=device, teacher=make_teacher(config)
+        model=model,
+        train=train,
+        val=val,
+        recipe=recipe,
+        device=device,
+        teacher=make_teacher(config),
     )
 
 
@@ -135,6 +148,20 @@ def make_teacher(config: Config) -> Teacher | None:
     """What params.yaml names as the teacher."""
     files = teacher_files(config)
     return load_teacher(files, image_size=config.preprocess.image_size) if files else None
+
+
+def choose_images(config: Config, *, seed: int) -> tuple[Split | Fold, Split | Fold]:
+    """What the training with one seed learns from, and what it validates on."""
+    train, val = load_split(PROCESSED, "train"), load_split(PROCESSED, "val")
+    if not config.train.cross_validate:
+        return train, val
+    return split_fold(
+        train,
+        val,
+        fold=config.seeds().index(seed),
+        num_folds=config.train.num_seeds,
+        seed=config.train.seed,
+    )
 
 
 def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype) -> Recipe:

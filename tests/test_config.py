@@ -140,6 +140,9 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("train_finetuned", "encoder_lr", 0, POSITIVE),
         ("train_finetuned", "layer_decay", 0, "a number above 0 and at most 1"),
         ("train_finetuned", "layer_decay", 1.1, "a number above 0 and at most 1"),
+        ("train", "cross_validate", 1, "true or false"),
+        ("train", "cross_validate", "true", "true or false"),
+        ("train", "cross_validate", None, "true or false"),
         ("train", "ema_decay", 1, "a number at least 0 and below 1"),
         ("train", "deep_supervision", -0.1, "a number at least 0"),
         ("train", "phantom_epochs", -1, "a whole number at least 0"),
@@ -342,6 +345,16 @@ def test_a_teacher_and_its_share_are_set_together_or_not_at_all(
     )
     content["train"] |= {"teacher": "teachers", "distillation": 1}
     assert load(tmp_path, content).train.teacher == "teachers"
+
+
+def test_a_cross_validation_needs_more_than_one_seed(tmp_path, content):
+    content["train"]["cross_validate"] = True
+    assert message_of(tmp_path, content) == (
+        "params.yaml: train: cross_validate is true, and num_seeds is 1. "
+        "Write num_seeds above 1: each further seed validates on other images"
+    )
+    content["train"]["num_seeds"] = 2
+    assert load(tmp_path, content).train.cross_validate is True
 
 
 def test_flat_holds_just_the_sections_asked_for(content):

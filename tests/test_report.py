@@ -269,6 +269,20 @@ def test_a_single_seed_has_no_section(tmp_path):
     assert not (tmp_path / "results/report/figures/seeds.svg").exists()
 
 
+def test_a_cross_validation_is_told_and_nothing_of_it_otherwise(tmp_path, html):
+    assert "cross-validation" not in html
+    write_report_inputs(tmp_path, num_seeds=3)
+    for run in RUNS:
+        path = tmp_path / f"results/{run}/run.json"
+        record = json.loads(path.read_text())
+        record["params"]["train.cross_validate"] = True
+        path.write_text(json.dumps(record))
+    told = write_page(tmp_path)
+    assert "with the training and with the images it learns from." in told
+    assert "This is a cross-validation: each training after the first" in told
+    assert "they are the folds of a cross-validation." in told
+
+
 def test_other_ways_to_predict_stand_beside_the_main_number(tmp_path):
     write_report_inputs(tmp_path, num_seeds=3, num_views=8)
     html = write_page(tmp_path)

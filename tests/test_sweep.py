@@ -203,6 +203,9 @@ def test_a_grid_is_every_combination_and_a_range_has_its_ends():
     assert parse_axis("model.decoder = bilinear, transposed")[0].values == (
         *("bilinear", "transposed"),
     )
+    assert [value is True for value in parse_axis("train.cross_validate=true,false")[0].values] == [
+        *(True, False),
+    ]
 
 
 AXES = (
@@ -303,8 +306,8 @@ def test_trials_that_differ_in_their_seed_are_one_row_under_the_first_seeds_name
 
 
 def test_values_reach_dvc_as_they_are_meant(tmp_path):
-    assert [dvc_value(value) for value in (1e-05, 3, "cuda:1", "it's")] == [
-        *("1e-05", "3", "'cuda:1'", r"'it\'s'"),
+    assert [dvc_value(value) for value in (1e-05, 3, True, "cuda:1", "it's")] == [
+        *("1e-05", "3", "True", "'cuda:1'", r"'it\'s'"),
     ]
     assert load_config(PARAMS)  # the file that the others of these tests start from
 

@@ -99,6 +99,7 @@ class TrainConfig:
     distillation: float = _number(at_least=0, at_most=1)
     seed: int = _seed()
     num_seeds: int = _number(at_least=1)
+    cross_validate: bool
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
     precision: str = _choice("auto", "float32", "bfloat16")
 
@@ -107,6 +108,11 @@ class TrainConfig:
             raise ConfigError(
                 f"params.yaml: train: teacher is {self.teacher!r}, and distillation is "
                 f"{self.distillation:g}. Write a path and a number above 0, or '' and 0"
+            )
+        if self.cross_validate and self.num_seeds == 1:
+            raise ConfigError(
+                "params.yaml: train: cross_validate is true, and num_seeds is 1. "
+                "Write num_seeds above 1: each further seed validates on other images"
             )
 
 
@@ -282,18 +288,22 @@ def _check_keys(where: str, values: Mapping[str, Any], known: list[str], *, what
 
 def _check_value(where: str, key: "dataclasses.Field[Any]", value: Any) -> Any:
     choices = key.metadata.get("choices", ())
-    fits = _is_number if key.type in (int, float) else _is_text
-    if not (_is_choice if choices else fits)(key, value):
+    fits = {int: _is_number, float: _is_number, bool: _is_bool, str: _is_text}
+    assert isinstance(key.type, type)
+    if not (_is_choice if choices else fits[key.type])(key, value):
         close = difflib.get_close_matches(str(value), map(str, choices), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"{where}: {key.name} must be {_expected(key)}, got {value!r}{hint}")
-    assert isinstance(key.type, type)
     return key.type(value)
 
 
 def _is_choice(key: "dataclasses.Field[Any]", value: Any) -> bool:
     # True is equal to 1, and is no number that anyone would write.
     return value in key.metadata["choices"] and not isinstance(value, bool)
+
+
+def _is_bool(_key: "dataclasses.Field[Any]", value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_text(key: "dataclasses.Field[Any]", value: Any) -> bool:
@@ -319,6 +329,8 @@ def _expected(key: "dataclasses.Field[Any]") -> str:
     rules = key.metadata
     if "choices" in rules:
         return "one of " + ", ".join(map(str, rules["choices"]))
+    if key.type is bool:
+        return "true or false"
     if key.type is str:
         return str(rules.get("meaning", "text"))
     if rules["at_least"] == rules["at_most"]:

@@ -1,13 +1,14 @@
-"""The processed splits as memory-mapped arrays."""
+"""The processed splits as memory-mapped arrays, and folds of a cross-validation made of them."""
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import DataError
+from lesionseg.errors import ConfigError, DataError
 from lesionseg.files import require
 
 SPLITS = ("train", "val", "test")
@@ -24,6 +25,45 @@ class Split:
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     ids: tuple[str, ...]
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of each image in pixels."""
+        return int(self.masks.shape[1])
+
+    def load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Images and masks at some rows, in that order, in memory."""
+        return self.images[rows], self.masks[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Images of one or more splits, sorted by id; read from these splits when they are loaded.
+
+    `members` has the split and the row in it of each image. Nothing is copied, so folds take no
+    memory or disk of their own.
+    """
+
+    name: str
+    members: tuple[tuple[Split, int], ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The id of each image."""
+        return tuple(split.ids[row] for split, row in self.members)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of each image in pixels."""
+        return self.members[0][0].image_size
+
+    def load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Images and masks at some rows, in that order, in memory."""
+        chosen = [self.members[row] for row in rows]
+        return (
+            np.stack([split.images[row] for split, row in chosen]),
+            np.stack([split.masks[row] for split, row in chosen]),
+        )
 
 
 def load_split(processed_dir: Path, name: str) -> Split:
@@ -45,6 +85,53 @@ def load_split(processed_dir: Path, name: str) -> Split:
             "Run: dvc repro -f preprocess"
         )
     return Split(name=name, images=images, masks=masks, ids=ids)
+
+
+def split_fold(
+    train: Split, val: Split, *, fold: int, num_folds: int, seed: int
+) -> tuple[Split | Fold, Split | Fold]:
+    """What one fold of a k-fold cross-validation trains on, and what it validates on.
+
+    Fold 0 has the two splits as they are. For the others `train` is shuffled and cut into chunks
+    as large as `val`; fold n validates on the n-th and trains on all other images, `val` among
+    them. What is left over at the end is a smaller chunk if it has at least half as many images,
+    so that rounding costs no fold; if it has fewer, no fold validates on it.
+
+    Args:
+        train: The split whose images the further folds validate on.
+        val: The split that fold 0 validates on.
+        fold: Number of the fold, in [0, num_folds).
+        num_folds: Number of all folds, at least 1.
+        seed: Of the shuffling; the same for all folds.
+
+    Raises:
+        ConfigError: There are fewer chunks than `num_folds` needs.
+    """
+    num_train, num_val = len(train.ids), len(val.ids)
+    shuffled = np.random.default_rng(seed).permutation(num_train)
+    chunks = [shuffled[start : start + num_val] for start in range(0, num_train, num_val)]
+    chunks = [chunk for chunk in chunks if 2 * len(chunk) >= num_val]
+    if num_folds > len(chunks) + 1:
+        raise ConfigError(
+            f"params.yaml: train: num_seeds is {num_folds}, and cross_validate is true: the "
+            f"{num_train} images of train make {len(chunks)} parts as large as val ({num_val} "
+            f"images). Write num_seeds of at most {len(chunks) + 1}, or a smaller "
+            "preprocess.val_fraction"
+        )
+    if fold == 0:
+        return train, val
+    held_out = set(chunks[fold - 1].tolist())
+    rest = [(train, row) for row in range(num_train) if row not in held_out]
+    return (
+        _gather("train", [*rest, *((val, row) for row in range(num_val))]),
+        _gather("val", ((train, row) for row in held_out)),
+    )
+
+
+def _gather(name: str, members: Iterable[tuple[Split, int]]) -> Fold:
+    """A fold of these images, sorted by id."""
+    ordered = sorted(members, key=lambda member: member[0].ids[member[1]])
+    return Fold(name=name, members=tuple(ordered))
 
 
 def _load(path: Path) -> NDArray[np.uint8]:

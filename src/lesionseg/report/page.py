@@ -180,6 +180,7 @@ def _render(
         comparison=comparison,
         scores=inputs.scores,
         confidence=f"{100 * comparison['confidence']:g} %",
+        cross_validated=bool(inputs.runs[RUNS[0]]["params"].get("train.cross_validate")),
         first_seed=int(inputs.seeds["seed"].iloc[0]),
         variants=_variant_rows(inputs.variants),
         training=_training_rows(inputs),

@@ -90,7 +90,9 @@ def _parse_range(name: str, spec: str) -> tuple[Axis, int]:
 
 
 def parse_value(text: str) -> Value:
-    """A number where the text is one, as params.yaml is read."""
+    """A number, true or false where the text is one, as params.yaml is read."""
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)

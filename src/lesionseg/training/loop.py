@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from lesionseg.data.augmentation import augment
 from lesionseg.data.batches import load_batch
-from lesionseg.data.dataset import Split
+from lesionseg.data.dataset import Fold, Split
 from lesionseg.errors import TrainingError
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.losses import bce, weighted_sum
@@ -84,8 +84,8 @@ class Training:
         self,
         *,
         model: Segmenter,
-        train: Split,
-        val: Split,
+        train: Split | Fold,
+        val: Split | Fold,
         recipe: Recipe,
         device: torch.device,
         teacher: Teacher | None = None,
@@ -198,7 +198,7 @@ class Training:
         equal share of the epochs: coarse views teach the rough shape in a fraction of the time
         (Howard 2018 for DAWNBench; Tan and Le 2021, arXiv:2104.00298).
         """
-        own_size = self.train.masks.shape[1]
+        own_size = self.train.image_size
         sizes = range(min(self.recipe.first_image_size, own_size), own_size + 1, 32)
         return sizes[(epoch - 1) * len(sizes) // self.recipe.epochs]
 

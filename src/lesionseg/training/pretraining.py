@@ -38,7 +38,7 @@ def pretrain_decoder(training: Training, *, epochs: int, num_phantoms: int) -> N
     """
     assert not training.history
     start = time.perf_counter()
-    image_size = training.train.masks.shape[1]
+    image_size = training.train.image_size
     phantoms = draw_split(
         num_phantoms=num_phantoms, image_size=image_size, seed=training.recipe.seed
     )
