@@ -92,8 +92,8 @@ STRATA = (
         # 0.42, and hardly anything between 0.2 and 0.3.
         limits=(0.25,),
         groups=("smooth", "rough", UNKNOWN),
-        meaning="How the true mask was drawn: smooth mostly by hand, rough mostly by a program. "
-        "Rough: smoothing it changes more than a quarter as many pixels as its outline has.",
+        meaning="Outline of the true mask. Rough: smoothing it changes more than a quarter as many "
+        "pixels as the outline has. In ISIC, hands leave smooth ones and flood fills rough ones.",
     ),
     Stratum(
         name="hair",
