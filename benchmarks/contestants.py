@@ -65,7 +65,7 @@ def throughput(*, contestant: str, folder: str, num_images: int) -> dict[str, An
         DataError: There are too few images.
     """
     config = load_config(Path("params.yaml"))
-    train = first_images(load_split(Path(folder) / "processed", "train"), num_images)
+    train = load_split(Path(folder) / "processed", "train").first(num_images)
     if len(train.ids) < (WARM_UP + 1) * config.train.batch_size:
         raise DataError(
             f"{len(train.ids)} training images are fewer than {WARM_UP + 1} batches of "
@@ -132,13 +132,6 @@ def quality(*, contestant: str, folder: str, seed_offset: int) -> dict[str, Any]
     }
 
 
-def first_images(split: Split, num: int) -> Split:
-    """The split's first `num` images, still memory-mapped."""
-    return Split(
-        name=split.name, images=split.images[:num], masks=split.masks[:num], ids=split.ids[:num]
-    )
-
-
 def make_training(
     config: Config, run: str, *, folder: str, train: Split, epochs: int, val: Split | None = None
 ) -> Training:
@@ -156,7 +149,7 @@ def make_training(
         seed=seed,
     )
     recipe = dataclasses.replace(recipe, epochs=epochs)
-    val = val or first_images(load_split(Path(folder) / "processed", "val"), 1)
+    val = val or load_split(Path(folder) / "processed", "val").first(1)
     teacher = make_teacher(config)
     return Training(
         model=model, train=train, val=val, recipe=recipe, device=device, teacher=teacher
