@@ -12,7 +12,7 @@ help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
 	@echo "make sweep     four experiments on synthetic lesions, compared by val (minutes)"
 	@echo "make ablation  every configuration of stages/ablation.yaml, on what params.yaml says (hours)"
-	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (ten minutes)"
+	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
 	@echo "make ui        the MLflow UI on this project's runs, it prints where"

@@ -93,7 +93,7 @@ STRATA = (
         limits=(0.25,),
         groups=("smooth", "rough", UNKNOWN),
         meaning="Outline of the true mask. Rough: smoothing it changes more than a quarter as many "
-        "pixels as the outline has. In ISIC, hands leave smooth ones and flood fills rough ones.",
+        "pixels as the outline has. ISIC's masks come from several tools.",
     ),
     Stratum(
         name="hair",
