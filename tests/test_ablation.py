@@ -1,4 +1,4 @@
-"""An ablation runs each configuration once and compares it with the default, seed by seed."""
+"""An ablation runs each configuration once and compares it with its base, seed by seed."""
 
 import re
 import shutil
@@ -38,7 +38,9 @@ def test_no_two_configurations_are_the_same():
     ("text", "message"),
     [
         ("a: {what: x, set: []}\na: {what: y, set: []}", "key 'a' stands twice"),
-        ("a: {set: []}", "a must have just `what` and `set`"),
+        ("a: {set: []}", "a must have `what` and `set`"),
+        ("a: {what: x, set: [], also: y}", "a must have `what` and `set`, and may have `from`"),
+        ("a: {from: b, what: x, set: []}\nb: {what: y, set: []}", "from must name an entry above"),
         ("a: {what: x, set: {train.lr: 1}}", "a: set must be a list"),
         ("a: {what: x, set: ['train.lr=1,2']}", "a: train.lr takes one value"),
         ("a: {what: x, set: [train.lr=1, train.lr=2]}", "a: train.lr is given twice"),
@@ -56,8 +58,8 @@ def test_a_mistake_in_the_file_is_refused_in_one_line(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "none"], "--only none: .* has system-1, system-2, default"),
-        (["--set", "train.epochs=2"], "30-epochs: train.epochs is set for all"),
+        (["--only", "none"], "--only none: .* has default, plain, system-1"),
+        (["--set", "train.epochs=2"], "plain: train.epochs is set for all"),
         (["--set", "train.num_seeds=2"], "train.num_seeds is given twice"),
         (["--set", "train.lr=-1"], "lr must be a number above 0"),
     ],
@@ -76,13 +78,15 @@ def test_a_dry_run_prints_what_would_run_in_the_files_order(monkeypatch, capsys)
     assert [re.sub("^ablation-|-[0-9a-f]{8}  .*$", "", line) for line in lines] == [
         one.name for one in CONFIGURATIONS
     ]
-    only = ["--only", "bce-only", "--only", "default", "--seeds", "2", "--set", "train.epochs=4"]
+    only = ["--only", "bce-only", "--only", "default", "--seeds", "2", "--set", "train.lr=0.004"]
     ablation.main([*only, "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=1)[1] for line in lines] == [
-        "train.epochs=4 train.num_seeds=2",
-        "train.epochs=4 train.num_seeds=2 loss.dice=0 loss.iou=0",
-    ]
+    settings = [line.split(maxsplit=1)[1] for line in lines]
+    assert settings[0] == "train.lr=0.004 train.num_seeds=2"
+    assert settings[1].startswith(
+        "train.lr=0.004 train.num_seeds=2 train.epochs=15 augment.scale=0"
+    )
+    assert settings[1].endswith(" loss.dice=0 loss.iou=0")
 
 
 def test_a_trial_is_another_one_when_the_scoring_of_test_is(tmp_path, monkeypatch, capsys):
@@ -113,8 +117,8 @@ def results(name, run, *test_jaccards):
     ]
 
 
-def configurations(*names):
-    return [Configuration(name=name, what=f"as {name}", settings={}) for name in names]
+def configurations(*names, base="default"):
+    return [Configuration(name=name, base=base, what=f"as {name}", settings={}) for name in names]
 
 
 def test_the_tables_have_means_over_seeds_and_differences_within_them():
@@ -126,21 +130,50 @@ def test_the_tables_have_means_over_seeds_and_differences_within_them():
         *results("default", frozen, 0.75),
     ]
     head = (
-        "|  | what it changes | val jaccard | test jaccard | test dice | "
-        "test jaccard - default's | training, s |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "|  | base | what it changes | val jaccard | test jaccard | test dice | "
+        "test jaccard - base's | training, s |\n"
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
     )
     # Differences +0.02 and +0.01: mean 0.015, standard deviation 0.01 / sqrt(2).
     assert tables(pd.DataFrame(rows), configurations("better", "not-run", "default")) == (
-        "Fine-tuned:\n\n" + head + "| `better` | as better | 0.900 ±0.000 | 0.835 ±0.021 | "
+        "Fine-tuned:\n\n"
+        + head
+        + "| `better` | `default` | as better | 0.900 ±0.000 | 0.835 ±0.021 | "
         "0.950 ±0.000 | +0.015 ±0.007 | 100 |\n"
-        "| `default` | as default | 0.900 ±0.000 | 0.820 ±0.028 | 0.950 ±0.000 |  | 100 |\n\n"
-        "Frozen:\n\n" + head + "| `better` | as better | 0.900 | 0.700 | 0.950 | -0.050 | 100 |\n"
-        "| `default` | as default | 0.900 | 0.750 | 0.950 |  | 100 |\n"
+        "| `default` |  | as default | 0.900 ±0.000 | 0.820 ±0.028 | 0.950 ±0.000 |  | 100 |\n\n"
+        "Frozen:\n\n"
+        + head
+        + "| `better` | `default` | as better | 0.900 | 0.700 | 0.950 | -0.050 | 100 |\n"
+        "| `default` |  | as default | 0.900 | 0.750 | 0.950 |  | 100 |\n"
     )
 
 
-def test_seeds_that_the_default_has_not_are_in_no_difference():
+def test_an_entry_has_what_its_base_sets_and_may_set_it_otherwise(tmp_path):
+    path = tmp_path / "ablation.yaml"
+    path.write_text(
+        "a: {what: x, set: [train.lr=1, train.epochs=2]}\n"
+        "b: {from: a, what: y, set: [train.epochs=3, loss.iou=0]}\n"
+        "c: {from: b, what: z, set: []}\n"
+    )
+    found = {one.name: (one.base, one.settings) for one in read_configurations(path)}
+    changed = {"train.lr": 1, "train.epochs": 3, "loss.iou": 0}
+    assert found == {
+        "a": ("default", {"train.lr": 1, "train.epochs": 2}),
+        "b": ("a", changed),
+        "c": ("b", changed),
+    }
+
+
+def test_the_difference_is_to_the_base():
+    run = RUNS[1]
+    rows = [*results("default", run, 0.8), *results("base", run, 0.7), *results("one", run, 0.75)]
+    known = [*configurations("default", "base"), *configurations("one", base="base")]
+    text = tables(pd.DataFrame(rows + results("one", RUNS[0], 0.5)), known)
+    assert "| `base` | `default` | as base | 0.900 | 0.700 | 0.950 | -0.100 | 100 |" in text
+    assert "| `one` | `base` | as one | 0.900 | 0.750 | 0.950 | +0.050 | 100 |" in text
+
+
+def test_seeds_that_the_base_has_not_are_in_no_difference():
     run = RUNS[1]
     rows = [*results("default", run, 0.8), *results("other", run, 0.9, 0.1)]
     text = tables(pd.DataFrame(rows + results("other", RUNS[0], 0.5)), configurations("other"))
@@ -180,7 +213,7 @@ def test_a_failed_configuration_is_named_and_the_others_are_compared(ablated):
     _, status, output = ablated
     assert status == 1
     assert re.search(r"FAILED ablation-far-more-.*\n +so much dropout.*\n +its log: ", output)
-    assert output.count("| `more` | more dropout | 0.695 ±0.007 | 0.595 ±0.007 | ") == 2
+    assert output.count("| `more` | `default` | more dropout | 0.695 ±0.007 | 0.595 ±0.007 | ") == 2
     assert output.count("| -0.200 ±0.000 |") == 2
 
 
