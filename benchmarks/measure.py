@@ -8,8 +8,15 @@ import importlib
 import json
 import resource
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from stages import run
+
+STATUS = Path("/proc/self/status")  # Linux only
+SAMPLING_SECONDS = 0.02
 
 
 def peak_mib() -> float:
@@ -19,6 +26,32 @@ def peak_mib() -> float:
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS gives bytes, Linux KiB
+
+
+def own_mib() -> float:
+    """Memory of this process in RAM without pages of files, in MiB; without Linux, its peak."""
+    if not STATUS.exists():
+        return peak_mib()
+    lines = STATUS.read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("RssAnon:"))) / 2**10
+
+
+@contextmanager
+def sampled_own_mib() -> Iterator[list[float]]:
+    """What `own_mib` was while the body ran, every 20 ms."""
+    samples, done = [own_mib()], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(SAMPLING_SECONDS):
+            samples.append(own_mib())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks.measure import sampled_own_mib
 from lesionseg.config import load_config
 from lesionseg.data.folder import copy_folder
 from lesionseg.data.manifest import NAME, read_manifest, write_manifest
@@ -19,23 +20,26 @@ from lesionseg.data.preprocessing import preprocess
 from lesionseg.files import write_csv
 from lesionseg.memory import keep_freed_memory
 
-HEIGHT, WIDTH = 2000, 3000
+WIDTH = 3000
 NUM_DRAWN = 4  # different phantoms; the other files are copies that differ in their last bytes
 TEST_FRACTION = 0.25
 
 
-def prepare(*, folder: str, data: str | None, num_images: int) -> dict[str, Any]:
-    """`num_images` now in `folder`/raw: those of `data`, or phantoms of 2000 x 3000 pixels."""
+def prepare(
+    *, folder: str, data: str | None = None, num_images: int, width: int = WIDTH
+) -> dict[str, Any]:
+    """`num_images` now in `folder`/raw: those of `data`, or phantoms of 2/3 `width` x `width`."""
     raw_dir = Path(folder) / "raw"
     if data is None:
-        _write_large_phantoms(raw_dir, num_images)
+        _write_phantoms(raw_dir, num_images, width=width)
     else:
         copy_folder(Path(data), raw_dir)
     return {"num_images": len(write_manifest(raw_dir))}
 
 
 def preprocess_some(*, folder: str, num_images: int) -> dict[str, Any]:
-    """Images per second of `preprocess` for some of the prepared images.
+    """Images per second of `preprocess` for some of the prepared images, and its `own_peak_mib`,
+    without pages of files.
 
     Their files have been written or read just before: the disk is not measured. Copies are not
     looked for by likeness, as all phantoms here are alike.
@@ -54,20 +58,27 @@ def preprocess_some(*, folder: str, num_images: int) -> dict[str, Any]:
     keep_freed_memory()  # as every stage does
     with TemporaryDirectory(dir=folder) as out_dir:
         start = time.perf_counter()
-        preprocess(some_dir, Path(out_dir) / "processed", **settings)
+        with sampled_own_mib() as samples:
+            preprocess(some_dir, Path(out_dir) / "processed", **settings)
         seconds = time.perf_counter() - start
-    return {"num_images": len(chosen), "images_per_second": len(chosen) / seconds}
+    return {
+        "num_images": len(chosen),
+        "seconds": seconds,
+        "images_per_second": len(chosen) / seconds,
+        "own_peak_mib": max(samples),
+    }
 
 
-def _write_large_phantoms(raw_dir: Path, num_images: int) -> None:
+def _write_phantoms(raw_dir: Path, num_images: int, *, width: int) -> None:
     """Write JPEG images of quality 95 and PNG masks, a quarter of them for test."""
     drawn = raw_dir / "drawn"
     drawn.mkdir(parents=True)
-    top = (WIDTH - HEIGHT) // 2
+    height = 2 * width // 3
+    top = (width - height) // 2
     for number in range(min(NUM_DRAWN, num_images)):
-        image, mask = draw_phantom(size=WIDTH, seed=number)
-        Image.fromarray(image[top : top + HEIGHT]).save(drawn / f"{number}.jpg", quality=95)
-        Image.fromarray(mask[top : top + HEIGHT]).save(drawn / f"{number}.png")
+        image, mask = draw_phantom(size=width, seed=number)
+        Image.fromarray(image[top : top + height]).save(drawn / f"{number}.jpg", quality=95)
+        Image.fromarray(mask[top : top + height]).save(drawn / f"{number}.png")
     num_test = math.ceil(TEST_FRACTION * num_images)
     for number in range(num_images):
         split_dir = raw_dir / ("test" if number < num_test else "train")

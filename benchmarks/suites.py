@@ -19,8 +19,10 @@ PEER_PACKAGE = "segmentation_models_pytorch"
 NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 480, 160, 20
 IMAGE_SIZES = (128, 192, 256, 384)
 NUMBERS = (100, 1000, 10_000, 50_000)
-MAPPED = "Memory counts pages of memory-mapped arrays, which the system may take back"
+SMALL_WIDTH = 192  # pixels; what is written to disk shall not outgrow it
+MAPPED = "Peak memory counts pages of memory-mapped arrays, which the system may take back"
 PEAK = {"peak MiB": ("peak_mib", 0)}
+OWN_PEAK = PEAK | {"without pages of files": ("own_peak_mib", 0)}
 
 Result = tuple[list[str], dict[str, Any]]  # paragraphs of markdown, the raw values behind them
 
@@ -112,7 +114,7 @@ def preprocessing(options: Options, folder: str) -> Result:
     phantoms = "Phantoms of 2000 x 3000 pixels, JPEG with PNG masks"
     what = f"The images of {Path(options.data).name}" if options.data else phantoms
     columns = {"images/s": ("images_per_second", 1)}
-    return [table("preprocessing", raw, columns | PEAK), f"{what}. {MAPPED}."], raw
+    return [table("preprocessing", raw, columns | OWN_PEAK), f"{what}. {MAPPED}."], raw
 
 
 def startup(options: Options, folder: str) -> Result:
@@ -129,7 +131,7 @@ def startup(options: Options, folder: str) -> Result:
 
 
 def scaling(options: Options, folder: str) -> Result:
-    """Image sizes and numbers of images, on random bytes."""
+    """Image sizes and numbers of images, on random bytes; preprocessing, on small phantoms."""
     config = load_config(Path("params.yaml"))
     by_size, by_number = {}, {}
     for size in IMAGE_SIZES:
@@ -154,7 +156,21 @@ def scaling(options: Options, folder: str) -> Result:
     }
     size_table = table("image size", sizes, {"images/s": ("images_per_second", 1)} | PEAK)
     number_table = table("training images", numbers, columns)
-    return [size_table, number_table, f"{MAPPED}."], {"sizes": sizes, "numbers": numbers}
+    preprocessed = _preprocess_numbers(options, f"{folder}/small")
+    columns = {"s": ("seconds", 1), "images/s": ("images_per_second", 1)}
+    small_table = table("images preprocessed", preprocessed, columns | OWN_PEAK)
+    height = 2 * SMALL_WIDTH // 3
+    return (
+        [size_table, number_table, small_table, f"{height} x {SMALL_WIDTH} pixels. {MAPPED}."],
+        {"sizes": sizes, "numbers": numbers, "preprocessed": preprocessed},
+    )
+
+
+def _preprocess_numbers(options: Options, folder: str) -> Raw:
+    """Preprocessing of each of NUMBERS images, small ones."""
+    measure("preprocessing.prepare", folder=folder, num_images=max(NUMBERS), width=SMALL_WIDTH)
+    contestants = {f"{num:,}": {"folder": folder, "num_images": num} for num in NUMBERS}
+    return alternate("preprocessing.preprocess_some", contestants, num_rounds=options.num_rounds)
 
 
 def _prepare(options: Options, folder: str, *, num_images: int) -> None:

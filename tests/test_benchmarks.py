@@ -1,23 +1,24 @@
 """The benchmarks' own arithmetic, and their command at sizes that measure nothing."""
 
 import json
+import mmap
+import time
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import contestants, machine, suites
+from benchmarks import contestants, machine, preprocessing, suites
 from benchmarks.__main__ import main
 from benchmarks.machine import multiply_adds
 from benchmarks.material import prepare, prepare_random
-from benchmarks.preprocessing import preprocess_some
+from benchmarks.measure import peak_mib, sampled_own_mib
 from benchmarks.tables import common_jaccard, median_ratio, seconds_to, spread, table
 from lesionseg.config import override, read_yaml
 from lesionseg.data.dataset import load_split
-from lesionseg.data.manifest import write_manifest
-from lesionseg.data.phantom import write_phantoms
 from lesionseg.errors import ConfigError, DataError, MissingFileError
 from lesionseg.models.segmenter import build_segmenter
 from lesionseg.models.torchvision import mobilenet_v2
@@ -143,12 +144,20 @@ def test_random_material_is_a_split_of_the_size_asked_for(tmp_path):
 
 
 def test_preprocessing_takes_as_many_images_as_it_says(small_project):
-    raw_dir = small_project / "raw"
-    write_phantoms(raw_dir, num_train=9, num_test=3, size=64, seed=0)
-    write_manifest(raw_dir)
+    made = preprocessing.prepare(folder=str(small_project), num_images=12, width=96)
+    assert made == {"num_images": 12}
     for num in (8, 8, 12):  # a second round uses the same folder
-        measured = preprocess_some(folder=str(small_project), num_images=num)
+        measured = preprocessing.preprocess_some(folder=str(small_project), num_images=num)
         assert measured["num_images"] == num
+        assert 0 < measured["own_peak_mib"] <= peak_mib()
+
+
+def test_own_memory_is_sampled_while_the_body_runs():
+    with sampled_own_mib() as samples:
+        taken = mmap.mmap(-1, 64 * 2**20, flags=mmap.MAP_PRIVATE)  # malloc may have some left over
+        np.frombuffer(taken, np.uint8)[:] = 1
+        time.sleep(0.2)
+    assert max(samples) - samples[0] > 60
 
 
 def test_the_command_measures_ours_and_names_the_peers_that_are_not_there(

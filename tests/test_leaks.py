@@ -27,7 +27,8 @@ def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 def fingerprints(split: str, images: np.ndarray, **options: list[str]) -> Fingerprints:
     names = [f"{split}{i}" for i in range(len(images))]
     found = {"ids": names, "sha256": [f"hash of {name}" for name in names], **options}
-    return Fingerprints(split=split, thumbnails=thumbnails(images), **found)
+    members = list(range(len(images)))
+    return Fingerprints(split=split, thumbnails=thumbnails(images), members=members, **found)
 
 
 def test_thumbnails_are_the_mean_colours_of_16_by_16_cells():

@@ -8,20 +8,23 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 THUMBNAIL_SIZE = 16
-CHUNK = 512  # images compared at once with a whole split
+THUMBNAIL_VALUES = 3 * THUMBNAIL_SIZE**2
+CHUNK = 256  # images of one split that are compared at once with as many of another
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprints:
     """What tells the images of a split apart, in the order of `ids`.
 
-    `sha256` is of the files, `thumbnails` is (N, F) float32 in [0, 255].
+    `sha256` is of the files; `thumbnails` is (M, F) float32 in [0, 255] with a row for every image
+    of the data, and may be memory-mapped; `members` are the rows of this split.
     """
 
     split: str
     ids: Sequence[str]
     sha256: Sequence[str]
     thumbnails: NDArray[np.float32]
+    members: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     cell = (height // THUMBNAIL_SIZE, width // THUMBNAIL_SIZE)
     cells = images.reshape(num, THUMBNAIL_SIZE, cell[0], THUMBNAIL_SIZE, cell[1], 3)
     colours: NDArray[np.float32] = cells.mean(axis=(2, 4), dtype=np.float32)
-    return colours.reshape(num, THUMBNAIL_SIZE**2 * 3)
+    return colours.reshape(num, THUMBNAIL_VALUES)
 
 
 def find_duplicates(
@@ -72,7 +75,7 @@ def find_duplicates(
     """
     sha256, ids = np.array(kept.sha256, np.str_), np.array(kept.ids, np.str_)
     leaks = []
-    for row, distances in enumerate(_distances(dropped.thumbnails, kept.thumbnails)):
+    for row, distances in enumerate(_distances(dropped, kept)):
         same_id = ids == dropped.ids[row]
         same_file = sha256 == dropped.sha256[row]
         is_near = distances < near_duplicate_distance
@@ -92,9 +95,16 @@ def find_duplicates(
     return leaks
 
 
-def _distances(
-    first: NDArray[np.float32], second: NDArray[np.float32]
-) -> Iterator[NDArray[np.float64]]:
-    """For each row of `first`, its mean absolute differences to the rows of `second`, (M,)."""
-    for start in range(0, len(first), CHUNK):
-        yield from cdist(first[start : start + CHUNK], second, "cityblock") / first.shape[1]
+def _distances(first: Fingerprints, second: Fingerprints) -> Iterator[NDArray[np.float64]]:
+    """For each image of `first`, its mean absolute differences to those of `second`, (N,)."""
+    for some in _chunks(first.members):
+        blocks = [
+            cdist(first.thumbnails[some], second.thumbnails[others], "cityblock")
+            for others in _chunks(second.members)
+        ]
+        yield from np.hstack(blocks) / first.thumbnails.shape[1]
+
+
+def _chunks(members: Sequence[int]) -> list[Sequence[int]]:
+    """The members in their order, CHUNK at a time; one empty chunk where there are none."""
+    return [members[start : start + CHUNK] for start in range(0, len(members) or 1, CHUNK)]

@@ -17,7 +17,13 @@ from tqdm import tqdm
 from lesionseg.data.dataset import SPLITS
 from lesionseg.data.fetch import check_free_space
 from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
-from lesionseg.data.leaks import Fingerprints, Leak, find_duplicates, thumbnails
+from lesionseg.data.leaks import (
+    THUMBNAIL_VALUES,
+    Fingerprints,
+    Leak,
+    find_duplicates,
+    thumbnails,
+)
 from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.errors import DataError
 from lesionseg.files import replacing
@@ -43,11 +49,12 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
-    """All images (N, H, W, 3) and masks (N, H, W) of the raw data, in the order of `rows`."""
+    """All images (N, H, W, 3), masks (N, H, W) and thumbnails (N, F), in the order of `rows`."""
 
     rows: Sequence[ManifestRow]
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
+    thumbnails: NDArray[np.float32]
 
 
 def preprocess(
@@ -121,22 +128,26 @@ def _decode(
     image_size: int,
     num_threads: int | None,
 ) -> _Decoded:
-    """Every image and mask, resized, in files of `all_dir`."""
+    """Every image and mask, resized, and the thumbnails, in files of `all_dir`."""
     all_dir.mkdir(parents=True)
-    # Twice the arrays of four bytes per pixel. Without room, a memory map ends in SIGBUS.
-    check_free_space(all_dir, 2 * 4 * image_size**2 * len(rows))
+    # Twice the arrays of four bytes per pixel, and the thumbnails. Without room a memory map
+    # ends in SIGBUS.
+    check_free_space(all_dir, (2 * 4 * image_size**2 + 4 * THUMBNAIL_VALUES) * len(rows))
     images, masks = _create_arrays(all_dir, num=len(rows), image_size=image_size)
+    shape = (len(rows), THUMBNAIL_VALUES)
+    colours = open_memmap(all_dir / "thumbnails.npy", "w+", np.float32, shape)
 
     def decode(i: int) -> None:  # Pillow decodes and resizes outside Python's global lock
         image = read_image(raw_dir / rows[i].image_path, at_least=image_size)
         images[i] = resize_image(image, size=image_size)
+        colours[i] = thumbnails(images[i : i + 1])[0]
         masks[i] = resize_mask(_read_checked_mask(raw_dir, rows[i]), size=image_size)
 
     with ThreadPoolExecutor(num_threads) as pool:
         done = pool.map(decode, range(len(rows)))
         for _ in tqdm(done, "Decoding", len(rows), unit="image", disable=None):
             pass
-    return _Decoded(rows=rows, images=images, masks=masks)
+    return _Decoded(rows=rows, images=images, masks=masks, thumbnails=colours)
 
 
 def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
@@ -153,12 +164,11 @@ def _drop_copies(
     decoded: _Decoded, members: dict[str, list[int]], *, near_duplicate_distance: float
 ) -> list[Leak]:
     """What was found twice; the copies to drop are taken out of `members`."""
-    colours = thumbnails(decoded.images)
     leaks = []
     for name, other in PRECEDENCE:
         found = find_duplicates(
-            _fingerprints(decoded.rows, colours, name, members[name]),
-            _fingerprints(decoded.rows, colours, other, members[other]),
+            _fingerprints(decoded, name, members[name]),
+            _fingerprints(decoded, other, members[other]),
             near_duplicate_distance=near_duplicate_distance,
         )
         copies = {leak.id for leak in found}
@@ -174,14 +184,13 @@ def _drop_copies(
     return leaks
 
 
-def _fingerprints(
-    rows: Sequence[ManifestRow], colours: NDArray[np.float32], name: str, members: list[int]
-) -> Fingerprints:
+def _fingerprints(decoded: _Decoded, name: str, members: list[int]) -> Fingerprints:
     return Fingerprints(
         split=name,
-        ids=[rows[i].id for i in members],
-        sha256=[rows[i].image_sha256 for i in members],
-        thumbnails=colours[members],
+        ids=[decoded.rows[i].id for i in members],
+        sha256=[decoded.rows[i].image_sha256 for i in members],
+        thumbnails=decoded.thumbnails,
+        members=members,
     )
 
 
