@@ -1,7 +1,7 @@
 """Train and score every configuration of stages/ablation.yaml: what does each part contribute?
 
     python -m stages.ablation --jobs 2
-    python -m stages.ablation --only default --only bce-only --seeds 5
+    python -m stages.ablation --only plain --only lovasz --seeds 5
 
 Each is a DVC experiment of the whole pipeline. Ends with a table for each model, and every seed's
 values in results/ablation.csv, of all configurations that are finished. Test scores are reported;

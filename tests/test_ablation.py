@@ -78,7 +78,7 @@ def test_a_dry_run_prints_what_would_run_in_the_files_order(monkeypatch, capsys)
     assert [re.sub("^ablation-|-[0-9a-f]{8}  .*$", "", line) for line in lines] == [
         one.name for one in CONFIGURATIONS
     ]
-    only = ["--only", "bce-only", "--only", "default", "--seeds", "2", "--set", "train.lr=0.004"]
+    only = ["--only", "lovasz", "--only", "default", "--seeds", "2", "--set", "train.lr=0.004"]
     ablation.main([*only, "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     settings = [line.split(maxsplit=1)[1] for line in lines]
@@ -86,7 +86,7 @@ def test_a_dry_run_prints_what_would_run_in_the_files_order(monkeypatch, capsys)
     assert settings[1].startswith(
         "train.lr=0.004 train.num_seeds=2 train.epochs=15 augment.scale=0"
     )
-    assert settings[1].endswith(" loss.dice=0 loss.iou=0")
+    assert settings[1].endswith(" loss.dice=0 loss.iou=0 loss.lovasz=1")
 
 
 def test_a_trial_is_another_one_when_the_scoring_of_test_is(tmp_path, monkeypatch, capsys):
