@@ -207,6 +207,15 @@ def test_a_missing_model_is_answered_with_the_stage_that_makes_it(folder, predic
     assert_is_one_line(status, *capsys.readouterr(), message=message)
 
 
+def test_the_model_option_can_be_given_several_times(folder, predict, model_path):
+    status, output, _ = predict("photos", "--model", str(model_path))
+    assert status == 0
+    assert "summary.csv" in output
+    assert_is_one_line(
+        *predict("photos", "--model", "absent.pt"), message=r"absent\.pt is missing.*"
+    )
+
+
 def test_a_broken_model_is_answered_in_one_line(folder, predict):
     (folder / "model.pt").write_text("no model")
     assert_is_one_line(*predict("photos", model="model.pt"), message=r"model\.pt is not a model .*")

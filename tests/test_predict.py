@@ -212,6 +212,32 @@ def test_eight_views_are_the_mean_over_the_turned_and_mirrored_images(model_path
     assert np.abs(probability - maps[0]).max() > 1e-3
 
 
+def save_random_model(path, encoder_state, *, image_size):
+    model = build_segmenter(
+        encoder_state=encoder_state, decoder="bilinear", dropout=0.1, frozen=False, seed=1
+    )
+    state = model.state_dict()
+    save_model(path, state=state, decoder="bilinear", image_size=image_size, frozen=False)
+    return path
+
+
+def test_several_models_predict_their_mean(model_path, predictor, tmp_path, encoder_state):
+    other_path = save_random_model(tmp_path / "other.pt", encoder_state, image_size=SIZE)
+    images = [photograph(40, 60)]
+    both = Predictor.load(model_path, other_path, device="cpu").predict(images)[0]
+    one, other = predictor.predict(images)[0], Predictor.load(other_path).predict(images)[0]
+    np.testing.assert_allclose(both, (one + other) / 2, rtol=0, atol=1e-6)
+    assert np.abs(one - other).max() > 1e-3
+    twice = Predictor.load(model_path, model_path, device="cpu").predict(images)[0]
+    np.testing.assert_array_equal(twice, one)
+
+
+def test_models_for_images_of_different_sizes_are_refused(model_path, tmp_path, encoder_state):
+    other_path = save_random_model(tmp_path / "other.pt", encoder_state, image_size=96)
+    with pytest.raises(DataError, match=r"different sizes .*model\.pt: 64, .*other\.pt: 96"):
+        Predictor.load(model_path, other_path)
+
+
 def test_no_images_have_no_predictions(predictor):
     assert predictor.predict([]) == []
 
@@ -267,7 +293,7 @@ def test_a_device_out_of_memory_is_answered_with_the_next_step(predictor, monkey
     def fail(images):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(predictor, "_model", fail)
+    monkeypatch.setattr(predictor, "_models", [fail])
     with pytest.raises(LesionsegError, match=r"no memory for 1 images .*smaller batch size$"):
         predictor.predict([photograph(8, 8)])
 

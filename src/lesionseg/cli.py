@@ -148,9 +148,10 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image or folder")
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
+        action="append",
         metavar="MODEL",
-        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
+        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry; given several times, the "
+        f"mean probability of all (default: {DEFAULT_MODEL})",
     )
     parser.add_argument(
         "--out",
@@ -228,14 +229,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     from lesionseg.inference.sources import find_images
 
     found = find_images(arguments.paths, out_dir=arguments.out)
-    model_path = _find_model(arguments.model)
+    model_paths = [_find_model(text) for text in arguments.model or [DEFAULT_MODEL]]
     # As in stages/__init__.py; libgomp reads it when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     from dataclasses import asdict
 
     from lesionseg.files import write_csv
 
-    summaries, skipped = _predict_all(found.sources, model_path, arguments)
+    summaries, skipped = _predict_all(found.sources, model_paths, arguments)
     if summaries:
         write_csv(arguments.out / "summary.csv", map(asdict, summaries))
         sys.stdout.write(_table(summaries, arguments.out))
@@ -249,7 +250,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _find_model(text: str) -> Path:
-    """The file of the model that `--model` names.
+    """The file of a model that `--model` names.
 
     Raises:
         MissingFileError: It is not there.
@@ -272,7 +273,7 @@ def _stage_of(path: Path) -> str:
 
 
 def _predict_all(
-    sources: "Sequence[Source]", model_path: Path, arguments: argparse.Namespace
+    sources: "Sequence[Source]", model_paths: Sequence[Path], arguments: argparse.Namespace
 ) -> "tuple[list[Summary], list[Skipped]]":
     """Write the outputs of all images."""
     import contextlib
@@ -295,10 +296,10 @@ def _predict_all(
     )
     outputs.prepare(sources)
     make_deterministic()
-    device, stage = arguments.device, _stage_of(model_path)
+    device, stage = arguments.device, _stage_of(model_paths[0])
     try:
         predictor = Predictor.load(
-            model_path, device=device, stage=stage, num_views=arguments.num_views
+            *model_paths, device=device, stage=stage, num_views=arguments.num_views
         )
     except ConfigError:
         raise ConfigError(f"--device {device} is not there. Write auto or cpu") from None

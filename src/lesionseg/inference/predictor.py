@@ -1,4 +1,4 @@
-"""A trained model that predicts: images of any size in, probabilities of their own size out.
+"""Trained models that predict: images of any size in, probabilities of their own size out.
 
 It knows no command line and no server; both are built on it.
 """
@@ -21,16 +21,26 @@ BATCH_SIZE = 32
 
 
 class Predictor:
-    """A segmenter in evaluation mode on its device, in float32 as in the stage `evaluate`.
+    """Segmenters in evaluation mode on their device, in float32 as in the stage `evaluate`.
+
+    Of several, an ensemble, the mean probability is taken, as there.
 
     Attributes:
         image_size: Height and width in pixels of what the network sees.
     """
 
     def __init__(
-        self, model: Segmenter, *, image_size: int, device: torch.device, num_views: int = 1
+        self,
+        models: Sequence[Segmenter],
+        *,
+        image_size: int,
+        device: torch.device,
+        num_views: int = 1,
     ) -> None:
-        self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._models = [
+            model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            for model in models
+        ]
         self._device = device
         self._num_views = num_views
         self.image_size = image_size
@@ -38,28 +48,33 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        path: Path,
-        *,
+        *paths: Path,
         device: str = "auto",
         stage: str = "train_finetuned",
         num_views: int = 1,
     ) -> "Predictor":
-        """The model in a `model.pt`.
+        """The models in one or several `model.pt`.
 
         Args:
-            path: The file.
+            paths: The files.
             device: `auto` takes CUDA where there is one; or cpu, cuda, cuda:1.
-            stage: The stage that makes the file, named in errors.
+            stage: The stage that makes the files, named in errors.
             num_views: Views of each image, whose mean probability is taken, as in `predict_batch`.
 
         Raises:
-            MissingFileError: The file is not there.
-            DataError: It is not a model of this program.
+            MissingFileError: A file is not there.
+            DataError: It is not a model of this program, or one for images of another size.
             ConfigError: The device is not there.
         """
         chosen = choose_device(device)
-        model, image_size = load_model(path, stage=stage)
-        return cls(model, image_size=image_size, device=chosen, num_views=num_views)
+        models, sizes = zip(*(load_model(path, stage=stage) for path in paths), strict=True)
+        if len(set(sizes)) > 1:
+            listed = ", ".join(f"{path}: {size}" for path, size in zip(paths, sizes, strict=True))
+            raise DataError(
+                f"the models are for images of different sizes in pixels ({listed}). "
+                "Take models of one size"
+            )
+        return cls(models, image_size=sizes[0], device=chosen, num_views=num_views)
 
     def predict(
         self, images: Sequence[NDArray[np.uint8]], *, batch_size: int = BATCH_SIZE
@@ -119,7 +134,8 @@ class Predictor:
         """
         try:
             images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 255
-            predicted = predict_batch(self._model, images, num_views=self._num_views)
+            maps = [predict_batch(m, images, num_views=self._num_views) for m in self._models]
+            predicted = torch.stack(maps).mean(dim=0)
         except torch.OutOfMemoryError:
             raise LesionsegError(
                 f"{self._device} has no memory for {len(pixels)} images of {self.image_size} "
