@@ -208,12 +208,11 @@ def test_a_missing_model_is_answered_with_the_stage_that_makes_it(folder, predic
 
 
 def test_the_model_option_can_be_given_several_times(folder, predict, model_path):
-    status, output, _ = predict("photos", "--model", str(model_path))
+    again = ("photos", "--model", str(model_path))
+    status, output, _ = predict(*again)
     assert status == 0
     assert "summary.csv" in output
-    assert_is_one_line(
-        *predict("photos", "--model", "absent.pt"), message=r"absent\.pt is missing.*"
-    )
+    assert_is_one_line(*predict(*again, model="absent.pt"), message=r"absent\.pt is missing.*")
 
 
 def test_a_broken_model_is_answered_in_one_line(folder, predict):

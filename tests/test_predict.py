@@ -38,14 +38,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 
 
+def save_random_model(path, encoder_state, *, decoder, image_size=SIZE):
+    model = build_segmenter(
+        encoder_state=encoder_state, decoder=decoder, dropout=0.1, frozen=False, seed=0
+    )
+    state = model.state_dict()
+    save_model(path, state=state, decoder=decoder, image_size=image_size, frozen=False)
+    return path
+
+
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory, encoder_state):
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="transposed", dropout=0.1, frozen=False, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="transposed", image_size=SIZE, frozen=False)
-    return path
+    return save_random_model(path, encoder_state, decoder="transposed")
 
 
 @pytest.fixture(scope="module")
@@ -212,17 +217,8 @@ def test_eight_views_are_the_mean_over_the_turned_and_mirrored_images(model_path
     assert np.abs(probability - maps[0]).max() > 1e-3
 
 
-def save_random_model(path, encoder_state, *, image_size):
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="bilinear", dropout=0.1, frozen=False, seed=1
-    )
-    state = model.state_dict()
-    save_model(path, state=state, decoder="bilinear", image_size=image_size, frozen=False)
-    return path
-
-
 def test_several_models_predict_their_mean(model_path, predictor, tmp_path, encoder_state):
-    other_path = save_random_model(tmp_path / "other.pt", encoder_state, image_size=SIZE)
+    other_path = save_random_model(tmp_path / "other.pt", encoder_state, decoder="bilinear")
     images = [photograph(40, 60)]
     both = Predictor.load(model_path, other_path, device="cpu").predict(images)[0]
     one, other = predictor.predict(images)[0], Predictor.load(other_path).predict(images)[0]
@@ -233,7 +229,8 @@ def test_several_models_predict_their_mean(model_path, predictor, tmp_path, enco
 
 
 def test_models_for_images_of_different_sizes_are_refused(model_path, tmp_path, encoder_state):
-    other_path = save_random_model(tmp_path / "other.pt", encoder_state, image_size=96)
+    other_path = tmp_path / "other.pt"
+    save_random_model(other_path, encoder_state, decoder="bilinear", image_size=96)
     with pytest.raises(DataError, match=r"different sizes .*model\.pt: 64, .*other\.pt: 96"):
         Predictor.load(model_path, other_path)
 
