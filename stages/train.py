@@ -17,17 +17,31 @@ import torch
 from lesionseg import provenance, tracking
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Fold, Split, load_split, split_fold
-from lesionseg.files import project_root, read_json, require, sha256, write_csv, write_json
+from lesionseg.files import (
+    only_writer,
+    project_root,
+    read_json,
+    require,
+    sha256,
+    write_csv,
+    write_json,
+)
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
     claimed,
-    delete_checkpoints,
+    delete_committed,
     load_checkpoint,
+    mark_finished,
     save_checkpoint,
 )
 from lesionseg.training.distillation import Teacher, find_models, load_teacher
-from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
+from lesionseg.training.hardware import (
+    choose_device,
+    choose_precision,
+    describe,
+    make_deterministic,
+)
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
 from lesionseg.training.pretraining import pretrain_decoder
 from stages import result_dirs, run
@@ -44,14 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
     make_deterministic()
+    delete_committed(project_root() / ".checkpoints")
     with ExitStack() as claims:
+        claims.enter_context(only_writer(Path("results") / name))
         checkpoints = [
             train_seed(config, name, seed=seed, folder=folder, claims=claims)
             for seed, folder in result_dirs(name, config.seeds()).items()
         ]
         write_csv(Path("results") / name / "seeds/scores.csv", seed_rows(name, config.seeds()))
         for folder in checkpoints:  # not before: a killed stage starts at its first seed again
-            delete_checkpoints(folder)
+            mark_finished(folder, Path("results") / name / "model.pt")
 
 
 def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: ExitStack) -> Path:
@@ -60,8 +76,9 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
         _log.info("%s with seed %d of %s", name, seed, list(config.seeds()))
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
+    _log.info("%s on %s", name, describe(device, precision))
     training = make_training(config, name, seed=seed, device=device, precision=precision)
-    params = make_params(config, name, seed=seed)
+    params = config.training_params(name, seed=seed)
     facts = training_facts(config, device=device, precision=precision)
     unclaimed = checkpoint_dir(
         project_root() / ".checkpoints",
@@ -98,21 +115,6 @@ def training_facts(
     if teachers:
         facts["teacher_sha256"] = " ".join(map(sha256, teachers))
     return facts
-
-
-def make_params(config: Config, name: str, *, seed: int) -> dict[str, Any]:
-    """The parameters of one training, as MLflow shows them; no other training has the same."""
-    params = {
-        **config.flat("preprocess", "train", "model", "loss", "augment"),
-        "train.seed": seed,
-        "encoder_lr": config.encoder_lr(name),
-        "layer_decay": config.layer_decay(name),
-        "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
-    }
-    del params["train.num_seeds"]  # of no concern to a single training
-    if config.train.cross_validate:  # the same seed has another fold after another first seed
-        params["fold"] = config.seeds().index(seed)
-    return params
 
 
 def make_training(
@@ -196,7 +198,9 @@ def train(config: Config, training: Training, folder: Path, logged: tracking.Run
     checkpoint = load_checkpoint(folder)
     if checkpoint:
         training.load_state_dict(checkpoint)
-        _log.info("%s goes on after epoch %d", training.recipe.run, len(training.history))
+        done, epochs = len(training.history), training.recipe.epochs
+        how = "is trained already" if done == epochs else "goes on"
+        _log.info("%s %s after epoch %d", training.recipe.run, how, done)
         logged_epochs = logged.logged_steps("val/jaccard")
         for epoch in training.history:
             if epoch.epoch not in logged_epochs:

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from lesionseg.config import RUNS, override, read_yaml
+from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.errors import DataError
 from lesionseg.files import sha256
+from lesionseg.training.checkpoints import delete_committed
 from stages.demo import ROOT, copy_pipeline
+from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
 
 PARAMS = {
@@ -367,3 +371,55 @@ def test_a_stage_without_its_input_says_in_one_line_which_stage_to_run(tmp_path)
         )
         assert done.returncode == 1
         assert re.fullmatch(r"error: .* is missing\. Run: dvc repro .*\n", done.stderr), done.stderr
+
+
+def test_a_training_whose_commit_failed_is_not_trained_again(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    # As DVC leaves a project whose cache it could not write: no lock file, no outputs.
+    (kept,) = (copy / ".checkpoints").glob("*")  # of the last training; of the first DVC has all
+    assert kept.name.startswith("train_finetuned-")
+    shutil.rmtree(copy / "results/train_finetuned")
+    (copy / "dvc.lock").unlink()
+    shutil.rmtree(copy / ".dvc/cache/runs")
+    output = dvc(copy, "repro", "-s", "train_finetuned")
+    assert "train_finetuned is trained already after epoch 4" in output
+    for name in ("model.pt", "history.csv", "metrics.json"):
+        path = f"results/train_finetuned/{name}"
+        assert sha256(copy / path) == sha256(project / path)
+    assert len(runs_of(copy)) == len(runs_of(project))
+    assert {run.info.status for run in runs_of(copy)} == {"FINISHED"}
+
+
+def test_checkpoints_are_kept_while_the_cache_lacks_an_output(project, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    (copy / "dvc.lock").unlink()  # as after an experiment in a workspace of its own
+    monkeypatch.chdir(copy)
+    root = copy / ".checkpoints"
+    md5 = (next(root.glob("*")) / "finished").read_text()
+    cached = copy / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.rename(copy / "aside")
+    delete_committed(root)
+    assert len(list(root.iterdir())) == 1
+    (copy / "aside").rename(cached)
+    delete_committed(root)
+    assert list(root.iterdir()) == []
+
+
+def test_a_model_of_other_parameters_or_of_another_training_is_not_evaluated(project, tmp_path):
+    config = load_config(project / "params.yaml")
+    folder = tmp_path / "train_finetuned"
+    shutil.copytree(project / "results/train_finetuned", folder)
+    check_training(folder, config, "train_finetuned", seed=0)
+    other = replace(config, train=replace(config.train, epochs=5))
+    with pytest.raises(DataError) as caught:
+        check_training(folder, other, "train_finetuned", seed=0)
+    assert str(caught.value) == (
+        f"{folder}/model.pt was trained with train.epochs 4, and params.yaml says 5. "
+        "Run: dvc repro -f train_finetuned"
+    )
+    shutil.copy(project / "results/train_frozen/model.pt", folder)
+    with pytest.raises(DataError) as caught:
+        check_training(folder, config, "train_finetuned", seed=0)
+    assert str(caught.value).startswith(f"{folder}/model.pt is not the model that run.json is")

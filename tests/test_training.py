@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import logging
 import math
 from itertools import pairwise
@@ -22,12 +23,13 @@ from lesionseg.training import loop
 from lesionseg.training.averaging import WeightAverage
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
-    delete_checkpoints,
+    delete_committed,
     load_checkpoint,
+    mark_finished,
     save_checkpoint,
 )
 from lesionseg.training.distillation import Teacher
-from lesionseg.training.hardware import choose_device, choose_precision
+from lesionseg.training.hardware import choose_device, choose_precision, describe
 from lesionseg.training.loop import Recipe, Training, resize
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -800,11 +802,38 @@ def test_a_damaged_checkpoint_is_warned_about_and_the_training_starts_afresh(
     assert str(path) in record.getMessage()
 
 
-def test_checkpoints_are_deleted_and_deleting_none_is_no_error(tmp_path):
-    save_checkpoint(tmp_path / "folder", {"a": 1})
-    delete_checkpoints(tmp_path / "folder")
-    assert list(tmp_path.iterdir()) == []
-    delete_checkpoints(tmp_path / "folder")
+LOCK = """\
+schema: '2.0'
+stages:
+  train_frozen:
+    cmd: python -m stages.train train_frozen
+    deps:
+    - path: data/processed/train
+      hash: md5
+      md5: {dep}
+    outs:
+    - path: results/train_frozen/model.pt
+      hash: md5
+      md5: {out}
+      size: 10
+"""
+
+
+def test_a_finished_training_s_checkpoints_go_only_when_dvc_has_its_model(tmp_path):
+    model = tmp_path / "model.pt"
+    model.write_bytes(b"a model")
+    md5 = hashlib.md5(b"a model").hexdigest()
+    root = tmp_path / ".checkpoints"
+    save_checkpoint(root / "unfinished", {"a": 1})
+    save_checkpoint(root / "finished", {"a": 1})
+    mark_finished(root / "finished", model)
+    delete_committed(root)  # no lock file
+    (tmp_path / "dvc.lock").write_text(LOCK.format(dep=md5, out="0" * 32))
+    delete_committed(root)  # the model is no output of it
+    assert {path.name for path in root.iterdir()} == {"unfinished", "finished"}
+    (tmp_path / "dvc.lock").write_text(LOCK.format(dep="0" * 32, out=md5))
+    delete_committed(root)
+    assert [path.name for path in root.iterdir()] == ["unfinished"]
 
 
 def test_the_checkpoint_s_folder_is_another_for_every_other_training(tmp_path):
@@ -855,22 +884,19 @@ def test_the_checkpoint_s_folder_does_not_depend_on_where_the_inputs_lie(tmp_pat
     assert len(folders) == 1
 
 
-@pytest.mark.parametrize(
-    ("avx512_bf16", "amx", "expected"),
-    [
-        (False, False, torch.float32),
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-    ],
-)
-def test_auto_takes_bfloat16_only_where_the_cpu_multiplies_in_it(
-    monkeypatch, avx512_bf16, amx, expected
-):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert choose_precision("auto", CPU) == expected
+@pytest.mark.parametrize("fast", [False, True])
+def test_auto_is_float32_on_every_kind_of_cpu(monkeypatch, fast):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: fast)
+    assert choose_precision("auto", CPU) == torch.float32
     assert choose_precision("float32", CPU) == torch.float32
     assert choose_precision("bfloat16", CPU) == torch.bfloat16
+
+
+def test_a_line_says_device_kind_precision_and_threads():
+    kind = torch.backends.cpu.get_cpu_capability()
+    line = f"cpu ({kind}), bfloat16, {torch.get_num_threads()} threads"
+    assert describe(CPU, torch.bfloat16) == line
 
 
 @pytest.mark.parametrize("expected", [torch.float32, torch.bfloat16])

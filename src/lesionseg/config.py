@@ -233,6 +233,20 @@ class Config:
         """The seeds that each model is trained with; the first one's model is the one shown."""
         return range(self.train.seed, self.train.seed + self.train.num_seeds)
 
+    def training_params(self, run: str, *, seed: int) -> dict[str, Any]:
+        """What one training goes by, flat, as MLflow shows it; no other training has the same."""
+        params = {
+            **self.flat("download", "preprocess", "train", "model", "loss", "augment"),
+            "train.seed": seed,
+            "encoder_lr": self.encoder_lr(run),
+            "layer_decay": self.layer_decay(run),
+            "encoder": "fine-tuned" if self.encoder_lr(run) else "frozen",
+        }
+        del params["train.num_seeds"]  # of no concern to a single training
+        if self.train.cross_validate:  # the same seed has another fold after another first seed
+            params["fold"] = self.seeds().index(seed)
+        return params
+
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections as `{"train.lr": 0.002, ...}`."""
         return {
