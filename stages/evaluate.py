@@ -75,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args(argv)
     config = load_config(Path("params.yaml"))
     make_deterministic()
-    device = choose_device(config.train.device)
-    _log.info("evaluate on %s", describe(device, torch.float32))
     for name in RUNS:
         for seed, folder in result_dirs(name, config.seeds()).items():
             check_training(folder, config, name, seed=seed)
+    device = choose_device(config.train.device)
+    _log.info("evaluate on %s", describe(device, torch.float32))
     with only_writer(OUT):
         evaluate(config)
 

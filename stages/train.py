@@ -76,8 +76,8 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
         _log.info("%s with seed %d of %s", name, seed, list(config.seeds()))
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
-    _log.info("%s on %s", name, describe(device, precision))
     training = make_training(config, name, seed=seed, device=device, precision=precision)
+    _log.info("%s on %s", name, describe(device, precision))
     params = config.training_params(name, seed=seed)
     facts = training_facts(config, device=device, precision=precision)
     unclaimed = checkpoint_dir(
