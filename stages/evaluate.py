@@ -52,7 +52,6 @@ from lesionseg.evaluation.variants import (
     variant_rows,
 )
 from lesionseg.files import (
-    only_writer,
     read_json,
     replacing,
     require,
@@ -61,6 +60,7 @@ from lesionseg.files import (
     write_json,
 )
 from lesionseg.models.segmenter import load_model
+from lesionseg.processes import only_writer
 from lesionseg.replay import complete_evaluation
 from lesionseg.training.hardware import choose_device, describe, make_deterministic
 from stages import result_dirs, run

@@ -18,7 +18,6 @@ from lesionseg import provenance, tracking
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Fold, Split, load_split, split_fold
 from lesionseg.files import (
-    only_writer,
     project_root,
     read_json,
     require,
@@ -27,6 +26,7 @@ from lesionseg.files import (
     write_json,
 )
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
+from lesionseg.processes import only_writer
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
     claimed,
@@ -255,6 +255,7 @@ def write_results(
         **tags,
         "seconds": seconds,
         "images_per_second": num_seen / seconds,
+        "num_images": len(training.train.ids),
         "num_parameters": sum(p.numel() for p in parameters),
         "num_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "versions": provenance.versions(),

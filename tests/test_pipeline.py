@@ -1,6 +1,8 @@
 """The real `dvc repro`, end to end, on a handful of phantoms."""
 
+import base64
 import csv
+import io
 import json
 import os
 import re
@@ -11,12 +13,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.errors import DataError
@@ -423,3 +429,112 @@ def test_a_model_of_other_parameters_or_of_another_training_is_not_evaluated(pro
     with pytest.raises(DataError) as caught:
         check_training(folder, config, "train_finetuned", seed=0)
     assert str(caught.value).startswith(f"{folder}/model.pt is not the model that run.json is")
+
+
+def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    # The card is about what was trained, whatever params.yaml says by now.
+    set_params(copy, {"download.source": "isic2016", "download.weights": "imagenet"})
+    assert "is now version 1; champion is version 1" in lesionseg(copy, "register")
+    assert "is registered already as version 1" in lesionseg(copy, "register")
+    assert re.search(r"^1 .* champion$", lesionseg(copy, "champion"), flags=re.MULTILINE)
+    assert "champion is version 1" in lesionseg(copy, "champion", "--set", "1")
+    client = client_of(copy)
+    version = client.get_model_version_by_alias("lesionseg", "champion")
+    assert "Synthetic phantoms, no photographs" in version.description
+    assert "ISIC" not in version.description
+    assert "start: `none`" in version.description
+    assert "17 images to train on" in version.description
+    photographs = sorted((copy / "data/raw/test/images").iterdir())[:3]
+    for photograph in photographs:
+        model = copy / "results" / version.tags["run"] / "model.pt"
+        for name, source in (("file", str(model)), ("registry", "models:/lesionseg@champion")):
+            arguments = [str(photograph), "--model", source, "--probability", "--out", name]
+            lesionseg(copy, "predict", *arguments)
+        masks = f"{photograph.stem}_segmentation.png", f"{photograph.stem}_probability.png"
+        assert [sha256(copy / "file" / m) for m in masks] == [
+            sha256(copy / "registry" / m) for m in masks
+        ]
+    with served(copy) as url:
+        for photograph in photographs:
+            given = ask(url, photograph)
+            for key, ending in (("mask", "segmentation"), ("probability", "probability")):
+                answer = pixels(io.BytesIO(base64.b64decode(given[key])))
+                expected = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
+                assert answer.dtype == expected.dtype
+                assert (answer == expected).all()
+
+
+def lesionseg(project: Path, *arguments: str) -> str:
+    """Standard output of a lesionseg command that succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lesionseg", *arguments],
+        cwd=project,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def served(project: Path) -> Iterator[str]:
+    """The address at which `mlflow models serve` answers, as docs/serving.md starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            *("mlflow", "models", "serve", "-m", "models:/lesionseg@champion"),
+            *("--env-manager", "local", "--port", str(port), "--workers", "1"),
+        ],
+        cwd=project,
+        env={
+            **ENVIRONMENT,
+            "MLFLOW_TRACKING_URI": "sqlite:///mlruns/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/ping", server)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    """Return when a server answers, at the latest after a minute and a half."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.2)
+
+
+def ask(url: str, photograph: Path) -> dict:
+    """The server's answer for one image file."""
+    row = {"image": base64.b64encode(photograph.read_bytes()).decode()}
+    request = urllib.request.Request(
+        f"{url}/invocations",
+        json.dumps({"dataframe_records": [row]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        (given,) = json.load(response)["predictions"]
+    return given
+
+
+def pixels(file: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)

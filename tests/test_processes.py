@@ -9,9 +9,9 @@ import time
 import psutil
 import pytest
 
-from lesionseg import files
+from lesionseg import processes
 from lesionseg.errors import LesionsegError
-from lesionseg.files import only_writer
+from lesionseg.processes import only_writer
 
 # Says that it runs, and then whether it was asked to end.
 CHILD = """
@@ -64,7 +64,7 @@ def test_what_dvc_did_not_start_outlives_its_parent(tmp_path):
 
 
 def test_a_second_writer_is_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "LOCK_SECONDS", 0.1)
     with only_writer(tmp_path / "train_frozen"):
         with pytest.raises(LesionsegError) as caught, only_writer(tmp_path / "train_frozen"):
             pass

@@ -10,11 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from lesionseg.errors import DataError, LesionsegError, MissingFileError
-
-LOCK_SECONDS = 20
+from lesionseg.errors import DataError, MissingFileError
 
 
 def project_root() -> Path:
@@ -101,27 +97,3 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """A block in which no other process of this machine writes the results in `folder`.
-
-    Raises:
-        LesionsegError: One does, and goes on for more than some seconds.
-    """
-    lock_path = folder.with_name(f".{folder.name}.lock")
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
-    # A process whose parent has died needs a moment to end.
-    lock = FileLock(lock_path, timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LesionsegError(
-            f"another process is writing {folder}. Wait until it has finished, or end it, and run "
-            "the same command again"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -1,14 +1,21 @@
-"""A stage's process, and the one that started it."""
+"""A stage's process: it ends with the one that started it, and no two write the same results."""
 
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
+
+from lesionseg.errors import LesionsegError
 
 POLL_SECONDS = 1.0
+LOCK_SECONDS = 20.0  # more than the grace
 GRACE_SECONDS = 15.0  # to leave the files whole and to say good-bye to MLflow
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 _log = logging.getLogger(__name__)
@@ -59,3 +66,27 @@ def _is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """A block in which no other process of this machine writes the results in `folder`.
+
+    Raises:
+        LesionsegError: One does, and goes on for more than some seconds.
+    """
+    lock_path = folder.with_name(f".{folder.name}.lock")
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    # A process whose parent has died needs a moment to end.
+    lock = FileLock(lock_path, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LesionsegError(
+            f"another process is writing {folder}. Wait until it has finished, or end it, and run "
+            "the same command again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
