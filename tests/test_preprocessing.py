@@ -19,6 +19,7 @@ from lesionseg.data.manifest import read_manifest, write_manifest
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
 from lesionseg.files import write_csv
+from stages import evaluate
 from stages import preprocess as stage
 
 OPTIONS = {
@@ -388,7 +389,7 @@ def test_a_disk_that_runs_full_meanwhile_is_an_error_before_a_memory_map_is_writ
     monkeypatch.setattr("lesionseg.data.preprocessing.read_image", None)
     with pytest.raises(DiskSpaceError) as caught:
         preprocess(raw_dir, out_dir, **OPTIONS)
-    assert str(caught.value).startswith(f"the disk of {out_dir.parent} has run full. Make room")
+    assert str(caught.value).startswith(f"the disk of {out_dir} has run full. Make room")
     assert [entry.name for entry in out_dir.parent.iterdir()] == ["raw"]
 
 
@@ -550,6 +551,20 @@ def test_a_split_without_a_single_image_is_refused(val_dir):
     (val_dir / "index.csv").write_text("id\n")
     with pytest.raises(DataError, match="Run: dvc repro -f preprocess"):
         load_split(val_dir.parent, "val")
+
+
+def test_test_images_that_the_manifest_does_not_have_are_named(renamed_dir, out_dir, monkeypatch):
+    preprocess(renamed_dir, out_dir, **OPTIONS)
+    monkeypatch.setattr(evaluate, "RAW", renamed_dir)
+    test = load_split(out_dir, "test")
+    assert [row.image_path for row in evaluate.test_files(test)] == [
+        f"test/images/{id_}.jpg" for id_ in test.ids
+    ]
+    (renamed_dir / "test/images/IMG_002.jpg").unlink()
+    (renamed_dir / "test/masks/IMG_002.png").unlink()
+    write_manifest(renamed_dir)  # IMG_002 is in train still
+    with pytest.raises(DataError, match=r"no test image IMG_002, .* Run: dvc repro preprocess"):
+        evaluate.test_files(test)
 
 
 def test_the_stage_writes_data_processed_as_params_yaml_says(raw_dir, tmp_path, monkeypatch):

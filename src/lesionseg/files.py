@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path.name))
     try:
-        with full_disk_is_an_error(path.parent):
+        with full_disk_is_an_error(path):
             yield temporary
             if path.is_dir():  # a folder is not replaced while it holds anything
                 shutil.rmtree(path)
@@ -71,11 +71,11 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def full_disk_is_an_error(folder: Path) -> Iterator[None]:
+def full_disk_is_an_error(path: Path) -> Iterator[None]:
     """A block in which a disk that runs full ends as DiskSpaceError.
 
     Raises:
-        DiskSpaceError: The disk of `folder` is full, or its quota used up.
+        DiskSpaceError: The disk of `path`, a file or folder, is full, or its quota used up.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def full_disk_is_an_error(folder: Path) -> Iterator[None]:
         if not is_full(error):
             raise
         raise DiskSpaceError(
-            f"the disk of {folder} has run full. Make room there and run the same command again"
+            f"the disk of {path} has run full. Make room there and run the same command again"
         ) from error
 
 

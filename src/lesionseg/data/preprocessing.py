@@ -28,7 +28,7 @@ from lesionseg.data.leaks import (
 from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.data.summary import SplitSummary, summarise
 from lesionseg.errors import DataError
-from lesionseg.files import check_free_space, full_disk_is_an_error, is_full, replacing
+from lesionseg.files import check_free_space, is_full, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def preprocess(
     """
     rows = sorted(read_manifest(raw_dir), key=lambda row: (row.split, row.id))
     members = _assign(rows, val_fraction=val_fraction, seed=seed)
-    with full_disk_is_an_error(out_dir), replacing(out_dir) as part_dir:
+    with replacing(out_dir) as part_dir:
         decoded = _decode(
             raw_dir, part_dir / "all", rows, image_size=image_size, num_threads=num_threads
         )
