@@ -23,6 +23,9 @@ if importlib.util.find_spec("torch") is None:
 
 from lesionseg.errors import LesionsegError
 from lesionseg.memory import keep_freed_memory
+from lesionseg.processes import end_with_dvc
+
+_PARENT = os.getppid()  # before torch is loaded, which takes seconds
 
 
 def result_dirs(name: str, seeds: range) -> dict[int, Path]:
@@ -38,6 +41,7 @@ def run(main: Callable[[], None]) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     keep_freed_memory()
+    end_with_dvc(parent=_PARENT)
     try:
         main()
     except (LesionsegError, OSError) as error:

@@ -41,15 +41,11 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def image_bytes(
-    mode: str = "RGB",
-    size: tuple[int, int] = (12, 8),
-    kind: str = "JPEG",
-    colour: str = "grey",
-    **options: Any,
+    mode: str = "RGB", size: tuple[int, int] = (12, 8), kind: str = "JPEG", **options: Any
 ) -> bytes:
-    """A picture of one colour and (width, height) pixels."""
+    """A grey picture, or an all white mask (mode L), of (width, height) pixels."""
     stream = io.BytesIO()
-    Image.new(mode, size, colour).save(stream, kind, **options)
+    Image.new(mode, size, "white" if mode == "L" else "grey").save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -91,12 +87,10 @@ def download(source: str = "folder", **values: Any) -> None:
 
 
 @contextlib.contextmanager
-def refused(
-    error: type[LesionsegError], *parts: str
-) -> Iterator[pytest.ExceptionInfo[LesionsegError]]:
+def refused(error: type[LesionsegError], *parts: str) -> Iterator[None]:
     """A block that ends in `error`, one line with all `parts`, and leaves nothing behind."""
     with pytest.raises(error) as caught:
-        yield caught
+        yield
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -220,6 +214,44 @@ def test_a_jpeg_mask_becomes_a_grey_png(project: Path) -> None:
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (12, 8))
 
 
+def test_masks_of_any_meaning_become_black_and_white_and_a_line_says_how(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = project / "source/train/masks"
+    lesion = np.zeros((8, 12), np.uint8)
+    lesion[2:5, 3:9] = 1
+    Image.fromarray(lesion).save(masks / "ISIC_0000000_Segmentation.png")  # 0 and 1
+    layers = np.dstack([np.full((8, 12, 3), 255, np.uint8), lesion * np.uint8(255)])
+    Image.fromarray(layers).save(masks / "ISIC_0000001_Segmentation.png")  # in the alpha channel
+    with caplog.at_level("INFO"):
+        download()
+    for name in IDS["train"]:
+        with Image.open(f"data/raw/train/masks/{name}.png") as written:
+            assert written.mode == "L"
+            np.testing.assert_array_equal(np.array(written), lesion * 255)
+    assert "train: in 1 of 2 masks 0 is skin and 1 is lesion" in caplog.messages
+    assert "train: in 1 of 2 masks what is not transparent is lesion" in caplog.messages
+    assert not any("test: in" in message for message in caplog.messages)
+
+
+def test_a_turned_mask_lies_as_its_turned_image_does(project: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lesion = np.zeros((8, 12), np.uint8)
+    lesion[1:4, 1:7] = 255
+    source = project / "source/test"
+    Image.new("RGB", (12, 8)).save(source / "images/ISIC_0000003.jpg", exif=exif)
+    (source / "masks/ISIC_0000003_Segmentation.png").unlink()
+    mask_path = source / "masks/ISIC_0000003.jpg"
+    Image.fromarray(lesion).resize((96, 64), 0).save(mask_path, quality=95, exif=exif)
+    Image.new("RGB", (96, 64)).save(source / "images/ISIC_0000003.jpg", exif=exif)
+    download()
+    with Image.open("data/raw/test/masks/ISIC_0000003.png") as written:
+        assert written.getexif().get(0x0112) is None
+        small = np.array(written.resize((8, 12), 0))
+    np.testing.assert_array_equal(small, np.rot90(lesion, -1))
+
+
 def test_hidden_files_are_no_images(project: Path) -> None:
     (project / "source/train/images/.DS_Store").write_bytes(b"")
     download()
@@ -279,7 +311,7 @@ def test_an_unreadable_jpeg_mask_is_refused(project: Path) -> None:
     mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
     mask_path.unlink()
     mask_path.with_suffix(".jpg").write_bytes(IMAGE[: len(IMAGE) // 2])
-    with refused(DataError, "ISIC_0000003_Segmentation.jpg is not a readable image", "Mend"):
+    with refused(DataError, "ISIC_0000003_Segmentation.jpg cannot be read as an image", "Replace"):
         download()
 
 
@@ -413,14 +445,13 @@ def lesion_bytes(mask: bool) -> bytes:
     pixels = np.random.default_rng(0).normal([200, 160, 140], 6, (64, 64, 3))
     pixels[16:48, 16:48] -= 90
     stream = io.BytesIO()
-    Image.fromarray((255 * (pixels[..., 0] < 160) if mask else pixels).astype(np.uint8)).save(
-        stream, "PNG"
-    )
+    shown = 255 * (pixels[..., 0] < 160) if mask else pixels
+    Image.fromarray(shown.astype(np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("exchanged", ["images", "masks", "both", "none"])
-def test_exchanged_folders_draw_a_warning(
+@pytest.mark.parametrize("exchanged", ["images", "both", "none"])
+def test_images_that_look_like_masks_draw_a_warning(
     project: Path, caplog: pytest.LogCaptureFixture, exchanged: str
 ) -> None:
     for path in (project / "source/train").glob("*/*"):
@@ -429,23 +460,28 @@ def test_exchanged_folders_draw_a_warning(
         for kind in ("images", "masks"):
             content = lesion_bytes((kind == "masks") ^ (exchanged in (kind, "both")))
             (project / f"source/train/{kind}/{number}.png").write_bytes(content)
-    with contextlib.suppress(DataError):  # photographs may well be no masks
+    refusal = pytest.raises(DataError, match="looks like a photograph")
+    with refusal if exchanged == "both" else contextlib.nullcontext():
         download()
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     said = [text for text in warnings if "exchanged" in text]
     assert len(said) == (exchanged != "none")
     for text in said:
-        assert text.startswith(f"WARNING: {project}/source/train: ")
-        assert ("images look like masks" in text) == (exchanged != "masks")
-        assert ("masks look like photographs" in text) == (exchanged != "images")
+        assert text.startswith(f"WARNING: {project}/source/train/images: the files look like masks")
+        assert "\n" not in text
 
 
-def test_a_mask_that_cannot_be_read_is_named_as_in_the_source(project: Path) -> None:
-    path = project / "source/train/masks/ISIC_0000001_Segmentation.png"
-    path.write_bytes(MASK[: len(MASK) // 2])
-    with refused(DataError, "train/masks/ISIC_0000001.png") as caught:
+def test_a_grey_photograph_is_no_mask_and_an_unreadable_one_no_traceback(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = Image.open(io.BytesIO(lesion_bytes(mask=False))).convert("L")
+    image.save(project / "source/test/images/ISIC_0000003.jpg")
+    mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
+    mask_path.write_bytes(lesion_bytes(mask=True))
+    (project / "source/train/images/ISIC_0000000.jpg").write_bytes(b"not an image")
+    with refused(DataError, "train/images/ISIC_0000000.jpg is not a readable JPEG"):
         download()
-    assert "raw.part" not in str(caught.value)
+    assert "exchanged" not in caplog.text
 
 
 # Manifest

@@ -55,8 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         if host.num_breaks:
             host.num_breaks -= 1
             body = body[: len(body) // 2]
+        host.num_sent += len(body)  # before the client can go on
         self.wfile.write(body)
-        host.num_sent += len(body)
 
     def log_message(self, *args: object) -> None:
         pass

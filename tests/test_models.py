@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.models.decoders import (
@@ -10,7 +11,7 @@ from lesionseg.models.decoders import (
     PyramidDecoder,
     TransposedDecoder,
 )
-from lesionseg.models.depthwise import DepthwiseConv2d
+from lesionseg.models.depthwise import DepthwiseConv2d, use_depthwise
 from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder, fold_batch_norms
 from lesionseg.models.segmenter import (
     build_segmenter,
@@ -430,3 +431,18 @@ def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path):
     assert str(caught.value).startswith(f"{path} ")
     assert str(caught.value).endswith("Run: dvc repro -f download")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize(("stride", "expected"), [(1, torch.bfloat16), (2, torch.float32)])
+def test_only_strided_depthwise_convolutions_stay_in_float32_under_bfloat16(size, stride, expected):
+    layer = nn.Conv2d(4, 4, 3, stride=stride, padding=1, groups=4, bias=False)
+    images = torch.randn(2, 4, size, size)
+    plain = layer(images)
+    use_depthwise(nn.Sequential(layer))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(images)
+    assert output.dtype == expected
+    torch.testing.assert_close(output.float(), plain, atol=0.05, rtol=0.05)
+    if expected == torch.float32:  # not rounded on the way
+        torch.testing.assert_close(output, plain)

@@ -1,6 +1,8 @@
 """The real `dvc repro`, end to end, on a handful of phantoms."""
 
+import base64
 import csv
+import io
 import json
 import os
 import re
@@ -11,15 +13,23 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from PIL import Image
 
-from lesionseg.config import RUNS, override, read_yaml
+from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.errors import DataError
 from lesionseg.files import sha256
+from lesionseg.training.checkpoints import delete_committed
 from stages.demo import ROOT, copy_pipeline
+from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
 
 PARAMS = {
@@ -367,3 +377,164 @@ def test_a_stage_without_its_input_says_in_one_line_which_stage_to_run(tmp_path)
         )
         assert done.returncode == 1
         assert re.fullmatch(r"error: .* is missing\. Run: dvc repro .*\n", done.stderr), done.stderr
+
+
+def test_a_training_whose_commit_failed_is_not_trained_again(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    # As DVC leaves a project whose cache it could not write: no lock file, no outputs.
+    (kept,) = (copy / ".checkpoints").glob("*")  # of the last training; of the first DVC has all
+    assert kept.name.startswith("train_finetuned-")
+    shutil.rmtree(copy / "results/train_finetuned")
+    (copy / "dvc.lock").unlink()
+    shutil.rmtree(copy / ".dvc/cache/runs")
+    output = dvc(copy, "repro", "-s", "train_finetuned")
+    assert "train_finetuned is trained already after epoch 4" in output
+    for name in ("model.pt", "history.csv", "metrics.json"):
+        path = f"results/train_finetuned/{name}"
+        assert sha256(copy / path) == sha256(project / path)
+    assert len(runs_of(copy)) == len(runs_of(project))
+    assert {run.info.status for run in runs_of(copy)} == {"FINISHED"}
+
+
+def test_checkpoints_are_kept_while_the_cache_lacks_an_output(project, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    (copy / "dvc.lock").unlink()  # as after an experiment in a workspace of its own
+    monkeypatch.chdir(copy)
+    root = copy / ".checkpoints"
+    md5 = (next(root.glob("*")) / "finished").read_text()
+    cached = copy / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.rename(copy / "aside")
+    delete_committed(root)
+    assert len(list(root.iterdir())) == 1
+    (copy / "aside").rename(cached)
+    delete_committed(root)
+    assert list(root.iterdir()) == []
+
+
+def test_a_model_of_other_parameters_or_of_another_training_is_not_evaluated(project, tmp_path):
+    config = load_config(project / "params.yaml")
+    folder = tmp_path / "train_finetuned"
+    shutil.copytree(project / "results/train_finetuned", folder)
+    check_training(folder, config, "train_finetuned", seed=0)
+    other = replace(config, train=replace(config.train, epochs=5))
+    with pytest.raises(DataError) as caught:
+        check_training(folder, other, "train_finetuned", seed=0)
+    assert str(caught.value) == (
+        f"{folder}/model.pt was trained with train.epochs 4, and params.yaml says 5. "
+        "Run: dvc repro -f train_finetuned"
+    )
+    shutil.copy(project / "results/train_frozen/model.pt", folder)
+    with pytest.raises(DataError) as caught:
+        check_training(folder, config, "train_finetuned", seed=0)
+    assert str(caught.value).startswith(f"{folder}/model.pt is not the model that run.json is")
+
+
+def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(project, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    # The card is about what was trained, whatever params.yaml says by now.
+    set_params(copy, {"download.source": "isic2016", "download.weights": "imagenet"})
+    assert "is now version 1; champion is version 1" in lesionseg(copy, "register")
+    assert "is registered already as version 1" in lesionseg(copy, "register")
+    assert re.search(r"^1 .* champion$", lesionseg(copy, "champion"), flags=re.MULTILINE)
+    assert "champion is version 1" in lesionseg(copy, "champion", "--set", "1")
+    client = client_of(copy)
+    version = client.get_model_version_by_alias("lesionseg", "champion")
+    assert "Synthetic phantoms, no photographs" in version.description
+    assert "ISIC" not in version.description
+    assert "start: `none`" in version.description
+    assert "17 images to train on" in version.description
+    photographs = sorted((copy / "data/raw/test/images").iterdir())[:3]
+    for photograph in photographs:
+        model = copy / "results" / version.tags["run"] / "model.pt"
+        for name, source in (("file", str(model)), ("registry", "models:/lesionseg@champion")):
+            arguments = [str(photograph), "--model", source, "--probability", "--out", name]
+            lesionseg(copy, "predict", *arguments)
+        masks = f"{photograph.stem}_segmentation.png", f"{photograph.stem}_probability.png"
+        assert [sha256(copy / "file" / m) for m in masks] == [
+            sha256(copy / "registry" / m) for m in masks
+        ]
+    with served(copy) as url:
+        for photograph in photographs:
+            given = ask(url, photograph)
+            for key, ending in (("mask", "segmentation"), ("probability", "probability")):
+                answer = pixels(io.BytesIO(base64.b64decode(given[key])))
+                expected = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
+                assert answer.dtype == expected.dtype
+                assert (answer == expected).all()
+
+
+def lesionseg(project: Path, *arguments: str) -> str:
+    """Standard output of a lesionseg command that succeeds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lesionseg", *arguments],
+        cwd=project,
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextmanager
+def served(project: Path) -> Iterator[str]:
+    """The address at which `mlflow models serve` answers, as docs/serving.md starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            *("mlflow", "models", "serve", "-m", "models:/lesionseg@champion"),
+            *("--env-manager", "local", "--port", str(port), "--workers", "1"),
+        ],
+        cwd=project,
+        env={
+            **ENVIRONMENT,
+            "MLFLOW_TRACKING_URI": "sqlite:///mlruns/mlflow.db",
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/ping", server)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    """Return when a server answers, at the latest after a minute and a half."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.2)
+
+
+def ask(url: str, photograph: Path) -> dict:
+    """The server's answer for one image file."""
+    row = {"image": base64.b64encode(photograph.read_bytes()).decode()}
+    request = urllib.request.Request(
+        f"{url}/invocations",
+        json.dumps({"dataframe_records": [row]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        (given,) = json.load(response)["predictions"]
+    return given
+
+
+def pixels(file: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)

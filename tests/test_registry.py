@@ -123,7 +123,8 @@ def test_the_requirements_are_what_serving_imports():
     files = import_closure(ROOT / "src/lesionseg/inference/served.py")
     names = {name for file in files for name in imported_names(file) if "." not in name}
     expected = {name.replace("pillow", "PIL") for name in registry.REQUIREMENTS}
-    assert names - sys.stdlib_module_names - {"lesionseg"} == expected
+    others = {"lesionseg", "pillow_heif", "tifffile"}  # it takes JPEG and PNG only
+    assert names - sys.stdlib_module_names - others == expected
 
 
 def test_the_same_model_gives_no_second_version(project, train):
@@ -280,7 +281,7 @@ def test_the_card_tells_use_data_scores_and_failures(project, train):
         "| test, at 64 px | 0.720 (0.710 to 0.740) |",
         "size small: jaccard 0.620, 25% of the 10 images below 0.65",
         "Too few test images to tell: skin tone brown (3)",
-        "Loss: bce 1. Random views: horizontal_flip 0.5.",
+        "Loss: bce 1. Random views: horizontal_flip 0.5, padding border.",
     ):
         assert text in card
     assert len(card) < MAX_CHARACTERS
@@ -291,14 +292,35 @@ def test_the_card_tells_use_data_scores_and_failures(project, train):
 @pytest.mark.parametrize(
     ("source", "text"), [("phantom", "Synthetic phantoms"), ("folder", "a folder, `mine`")]
 )
-def test_the_card_claims_no_photographs_that_the_model_has_not_seen(project, train, source, text):
+def test_the_card_is_about_the_data_of_the_training_not_of_params_yaml(
+    project, train, source, text
+):
     train(val=0.85)
-    path = project / "params.yaml"
-    lines = path.read_text().replace("source: isic2016", f"source: {source}")
-    path.write_text(lines.replace('folder: ""', "folder: mine"))
+    path = project / "results/train_finetuned/run.json"
+    record = json.loads(path.read_text())
+    record["params"] |= {"download.source": source, "download.folder": "mine"}
+    record["params"] |= {"download.weights": "none"}
+    write_json(path, record)
+    assert "source: isic2016" in (project / "params.yaml").read_text()
     card = write_card(registry.read_facts(project / "results"))
     assert text in card
+    assert "at the\nstart: `none`" in card
     assert "ISIC" not in card
+    (project / "params.yaml").unlink()  # nothing of it is asked
+    assert write_card(registry.read_facts(project / "results")) == card
+
+
+def test_a_record_that_says_no_source_is_refused_not_guessed(project, train):
+    train(val=0.85)
+    path = project / "results/train_finetuned/run.json"
+    record = json.loads(path.read_text())
+    del record["params"]["download.source"]
+    write_json(path, record)
+    with pytest.raises(
+        DataError, match=r"download\.source.*dvc repro -f train_finetuned"
+    ) as caught:
+        registry.register()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_registering_leaves_the_process_with_the_store_it_had(project, train, monkeypatch):

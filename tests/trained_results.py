@@ -50,8 +50,12 @@ def write_run(root, run, *, val, encoder_state, seed=0):
         "precision": "float32",
         "seconds": 10.0,
         "images_per_second": 30.0,
+        "num_images": 100,
         "num_parameters": 3258353,
         "params": {
+            "download.source": "isic2016",
+            "download.folder": "",
+            "download.weights": "imagenet",
             "preprocess.image_size": IMAGE_SIZE,
             "train.epochs": 3,
             "train.batch_size": 16,
@@ -61,6 +65,7 @@ def write_run(root, run, *, val, encoder_state, seed=0):
             "loss.bce": 1.0,
             "loss.dice": 0.0,
             "augment.horizontal_flip": 0.5,
+            "augment.padding": "border",
             "encoder_lr": 0.0 if run == "train_frozen" else 0.001,
         },
     }

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import lesionseg
 from lesionseg import tracking
-from lesionseg.config import RUNS, load_config
+from lesionseg.config import RUNS
 from lesionseg.errors import DataError, DownloadError, LesionsegError, MissingFileError
 from lesionseg.files import project_root, read_json, require, sha256
 from lesionseg.inference.card import Facts, write_card
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NAME, ALIAS = "lesionseg", "champion"
 # What serving imports, and not all that training does. A test compares it with the imports.
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "tqdm")
+DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 _SCOPES = ("test", "test_own_size")
 _MODEL_FILE = "data/model.pt"  # where `mlflow.pyfunc.save_model` puts it
 
@@ -215,15 +216,11 @@ def read_facts(results_dir: Path) -> Facts:
         )
     evaluate_dir = results_dir / "evaluate"
     comparison = _read_comparison(evaluate_dir, run, model_sha256)
-    config = load_config(project_root() / "params.yaml")
     return Facts(
         details=details,
         metrics={"val": _read_val(results_dir, run)},
         model_sha256=model_sha256,
-        source=config.download.source,
-        folder=config.download.folder,
-        weights=config.download.weights,
-        threshold=comparison["threshold"] if comparison else config.evaluate.threshold,
+        threshold=comparison["threshold"] if comparison else DEFAULT_THRESHOLD,
         comparison=comparison,
         strata=_read_rows(evaluate_dir / "strata.csv") if comparison else [],
     )
@@ -322,8 +319,9 @@ def _describe(facts: Facts, results_dir: Path) -> tuple[dict[str, str], str]:
         return _make_tags(facts), write_card(facts)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{results_dir}/{facts.run} or {results_dir}/evaluate is of another version of this "
-            f"program ({type(error).__name__}: {error}). Run: dvc repro -f {facts.run} evaluate"
+            f"{results_dir}/{facts.run}/run.json or {results_dir}/evaluate does not hold what a "
+            f"model card tells ({type(error).__name__}: {error}); an older version of this program "
+            f"wrote less. Run: dvc repro -f {facts.run} evaluate"
         ) from error
 
 

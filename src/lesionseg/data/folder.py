@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -15,13 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from lesionseg.data.images import read_image
+from lesionseg.data.masks import understand_mask
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import NAME_BYTES, check_free_space, write_bytes
 
 SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 NUM_NAMED = 3  # ids that a message names before it says how many more there are
-NUM_LOOKED_AT = 5  # pairs of a split that tell whether its two folders were exchanged
+NUM_LOOKED_AT = 5  # images of a split that tell whether its two folders were exchanged
 LONGEST_ENDING = "_segmentation.png"  # of the files that later stages call after an image
 REMEDY = "then run: dvc repro -f download"
 
@@ -34,18 +36,19 @@ def copy_folder(source_dir: Path, raw_dir: Path) -> None:
     An image's id is its file name without the ending, in Unicode's form NFC: macOS may write an
     accent as a character of its own, which makes other bytes of the same name. Its mask is called
     `<id>` or `<id>_segmentation` in any case; both may be jpg, jpeg or png in any case. Images are
-    copied byte for byte, and so are PNG masks; JPEG masks become PNG. Hidden files are left out.
-    Nothing is copied before every name is known to be good and every file can be opened.
+    copied byte for byte, and so are grey PNG masks that any program reads alike; others become such
+    ones. Hidden files are left out. Nothing is copied before every name is known to be good and
+    every file can be opened.
 
     Raises:
         MissingFileError: A folder of the layout is not there.
         DataError: A folder is empty or holds something else, a name is too long or no text, a file
-            cannot be opened, or an image or a mask stands alone.
+            cannot be opened, an image or a mask stands alone, or it is not clear what a mask means.
         DiskSpaceError: There is no room for the copies.
     """
     pairs = {split: _pairs(source_dir / split) for split in SPLITS}
     for split, found in pairs.items():
-        _warn_if_exchanged(source_dir / split, list(found.values()))
+        _warn_if_exchanged(source_dir / split / "images", [image for image, _ in found.values()])
     sources = [path for found in pairs.values() for pair in found.values() for path in pair]
     raw_dir.mkdir(parents=True, exist_ok=True)
     check_free_space(raw_dir, sum(path.stat().st_size for path in sources))
@@ -53,11 +56,15 @@ def copy_folder(source_dir: Path, raw_dir: Path) -> None:
         images_dir, masks_dir = raw_dir / split / "images", raw_dir / split / "masks"
         images_dir.mkdir(parents=True)
         masks_dir.mkdir()
+        meanings: Counter[str] = Counter()
         for name, (image_path, mask_path) in tqdm(
             found.items(), f"Copying {split}", unit="image", disable=None
         ):
             shutil.copyfile(image_path, images_dir / (name + image_path.suffix.lower()))
-            _copy_mask(mask_path, masks_dir / f"{name}.png")
+            meanings[_copy_mask(mask_path, masks_dir / f"{name}.png")] += 1
+        for meaning, num in meanings.items():
+            if meaning:
+                logger.info("%s: in %d of %d masks %s", split, num, len(found), meaning)
 
 
 def _pairs(split_dir: Path) -> Mapping[str, tuple[Path, Path]]:
@@ -156,53 +163,37 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path} cannot be opened ({error.strerror}). Mend it, {REMEDY}") from error
 
 
-def _warn_if_exchanged(split_dir: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Say so when a split's images look like masks, or its masks like photographs; a few do."""
-    some = pairs[:: max(1, len(pairs) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]
+def _warn_if_exchanged(images_dir: Path, paths: Sequence[Path]) -> None:
+    """Say so when images look like masks: a few tell. Photographs among masks are refused later."""
+    some = paths[:: max(1, len(paths) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]
     try:
-        images, masks = ([read_image(pair[i], at_least=64) for pair in some] for i in (0, 1))
-    except DataError:  # a damaged file is named when all are checked
+        exchanged = all(_is_mask(read_image(path, at_least=64)) for path in some)
+    except DataError:  # a damaged file is named when all are decoded
         return
-    seen = ["files of images look like masks"] if all(map(_is_mask, images)) else []
-    seen += ["files of masks look like photographs"] if all(map(_is_photograph, masks)) else []
-    if seen:
+    if exchanged:
         logger.warning(
-            "WARNING: %s: %s. Were the two folders exchanged?", split_dir, " and ".join(seen)
+            "WARNING: %s: the files look like masks, black and white. Were the folders images and "
+            "masks exchanged?",
+            images_dir,
         )
 
 
 def _is_mask(image: NDArray[np.uint8]) -> bool:
     """Whether an image (H, W, 3) uint8 is black and white, but for what JPEG does to it."""
-    return _extreme_fraction(image) > 0.95 and _mean_colour(image) < 8
+    is_extreme = (image < 32) | (image > 223)
+    return bool(is_extreme.mean() > 0.95 and np.ptp(image, axis=2).mean() < 8)
 
 
-def _is_photograph(image: NDArray[np.uint8]) -> bool:
-    """Whether an image (H, W, 3) uint8 has colours between black and white."""
-    return _extreme_fraction(image) < 0.5 and _mean_colour(image) >= 8
-
-
-def _extreme_fraction(image: NDArray[np.uint8]) -> float:
-    """The share of values near 0 or 255."""
-    return float(np.mean((image < 32) | (image > 223)))
-
-
-def _mean_colour(image: NDArray[np.uint8]) -> float:
-    """The mean difference of a pixel's highest and lowest value; 0 for grey."""
-    return float(np.mean(np.ptp(image, axis=2)))
-
-
-def _copy_mask(source: Path, target: Path) -> None:
-    """A mask as PNG; one that is PNG already keeps its bytes."""
-    if source.suffix.lower() == ".png":
+def _copy_mask(source: Path, target: Path) -> str:
+    """Write a mask as grey PNG of 0 and 255; what was taken for lesion, where that needs saying."""
+    understood = understand_mask(source)
+    if understood.is_plain:  # it keeps its bytes
         shutil.copyfile(source, target)
-        return
+        return ""
     stream = BytesIO()
-    try:
-        with Image.open(source) as mask:
-            mask.convert("L").save(stream, "PNG")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{source} is not a readable image. Mend or replace it") from error
+    Image.fromarray(understood.mask * 255).save(stream, "PNG")
     write_bytes(target, stream.getvalue())
+    return understood.meaning
 
 
 def _listed(names: Sequence[str]) -> str:

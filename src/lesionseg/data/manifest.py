@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
-from lesionseg.data.images import read_mask
+from lesionseg.data.images import DAMAGE, upright_size
+from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
 from lesionseg.files import require, sha256, write_csv
 
@@ -60,7 +61,8 @@ def write_manifest(raw_dir: Path) -> list[tuple[ManifestRow, float]]:
 
     def check(pair: tuple[str, Path, Path]) -> tuple[ManifestRow, float]:
         row = _row(raw_dir, *pair)
-        return row, _lesion_fraction(raw_dir, row)
+        mask = read_mask(raw_dir / row.mask_path)
+        return row, float(np.count_nonzero(mask) / mask.size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(
@@ -135,22 +137,15 @@ def _row(raw_dir: Path, split: str, image_path: Path, mask_path: Path) -> Manife
     )
 
 
-def _lesion_fraction(raw_dir: Path, row: ManifestRow) -> float:
-    """The share of lesion in an image's mask."""
-    try:
-        mask = read_mask(raw_dir / row.mask_path)
-    except DataError as error:  # who reads this knows the folder by another name
-        raise DataError(str(error).replace(f"{raw_dir}/", "")) from error
-    return float(np.count_nonzero(mask) / mask.size)
-
-
 def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
     """(H, W) of an image in pixels, EXIF orientation applied."""
+    name = path.relative_to(raw_dir).as_posix()
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        name = path.relative_to(raw_dir).as_posix()
+            return upright_size(image)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name} is too large: it has more than 178 megapixels. {REMEDY}"
+        ) from error
+    except DAMAGE as error:
         raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error
-    return (width, height) if is_turned else (height, width)

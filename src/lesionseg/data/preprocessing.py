@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lesionseg.data.dataset import SPLITS
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
     THUMBNAIL_VALUES,
     Fingerprints,
@@ -26,6 +26,7 @@ from lesionseg.data.leaks import (
     thumbnails,
 )
 from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.masks import read_mask
 from lesionseg.data.summary import SplitSummary, summarise
 from lesionseg.errors import DataError
 from lesionseg.files import check_free_space, is_full, replacing

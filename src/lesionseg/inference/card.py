@@ -80,9 +80,6 @@ class Facts:
         details: The content of the run's run.json.
         metrics: That of its metrics.json.
         model_sha256: Of its model.pt.
-        source: `download.source` of params.yaml.
-        folder: `download.folder`, for source `folder`.
-        weights: `download.weights`.
         threshold: A pixel is lesion above this probability, in (0, 1).
         comparison: That of evaluate/comparison.json; None if this model has not been evaluated.
         strata: Rows of evaluate/strata.csv, likewise.
@@ -91,9 +88,6 @@ class Facts:
     details: Mapping[str, Any]
     metrics: Mapping[str, Any]
     model_sha256: str
-    source: str
-    folder: str
-    weights: str
     threshold: float
     comparison: Mapping[str, Any] | None
     strata: Sequence[Mapping[str, str]]
@@ -107,8 +101,7 @@ class Facts:
 def write_card(facts: Facts) -> str:
     """The card as Markdown, at most `MAX_CHARACTERS` long."""
     details, params = facts.details, facts.details["params"]
-    data, licence = _SOURCES[facts.source]
-    num_seen = details["images_per_second"] * details["seconds"]
+    data, licence = _SOURCES[params["download.source"]]
     card = _CARD.format(
         run=facts.run,
         threshold=facts.threshold,
@@ -116,15 +109,15 @@ def write_card(facts: Facts) -> str:
         decoder=params["model.decoder"],
         num_parameters=details["num_parameters"],
         size=params["preprocess.image_size"],
-        data=data.format(folder=facts.folder),
+        data=data.format(folder=params["download.folder"]),
         licence=licence,
-        num_train=round(num_seen / params["train.epochs"]),
+        num_train=details["num_images"],
         **{key: details[key] for key in ("data_sha256", "device", "precision", "commit")},
         **{key: params[f"train.{key}"] for key in ("epochs", "lr", "batch_size", "seed")},
         encoder_lr=params["encoder_lr"],
-        loss=_list_weights(params, "loss."),
-        augment=_list_weights(params, "augment."),
-        weights=facts.weights,
+        loss=_list_used(params, "loss."),
+        augment=_list_used(params, "augment."),
+        weights=params["download.weights"],
         interval_note=_note_interval(facts.comparison),
         scores=_tabulate_scores(facts),
         failures=_list_failures(facts),
@@ -133,10 +126,10 @@ def write_card(facts: Facts) -> str:
     return card if len(card) <= MAX_CHARACTERS else f"{card[: MAX_CHARACTERS - 4]}...\n"
 
 
-def _list_weights(params: Mapping[str, Any], prefix: str) -> str:
-    """The parameters of a section that are not 0, such as `bce 1, dice 1`."""
+def _list_used(params: Mapping[str, Any], prefix: str) -> str:
+    """The parameters of a section that are not 0, such as `bce 1, dice 1`; words as they are."""
     used = [
-        f"{key.removeprefix(prefix)} {value:g}"
+        f"{key.removeprefix(prefix)} {value if isinstance(value, str) else format(value, 'g')}"
         for key, value in params.items()
         if key.startswith(prefix) and value
     ]
