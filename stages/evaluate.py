@@ -20,8 +20,9 @@ from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Split, load_split
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
 from lesionseg.evaluation.calibration import (
     expected_calibration_error,

@@ -35,7 +35,6 @@ from lesionseg.training.checkpoints import (
     mark_finished,
     save_checkpoint,
 )
-from lesionseg.training.distillation import Teacher, find_models, load_teacher
 from lesionseg.training.hardware import (
     choose_device,
     choose_precision,
@@ -43,7 +42,6 @@ from lesionseg.training.hardware import (
     make_deterministic,
 )
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
-from lesionseg.training.pretraining import pretrain_decoder
 from stages import result_dirs, run
 
 PROCESSED, ENCODER = Path("data/processed"), Path("data/raw/encoder.pth")
@@ -79,7 +77,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     training = make_training(config, name, seed=seed, device=device, precision=precision)
     _log.info("%s on %s", name, describe(device, precision))
     params = config.training_params(name, seed=seed)
-    facts = training_facts(config, device=device, precision=precision)
+    facts = training_facts(device=device, precision=precision)
     unclaimed = checkpoint_dir(
         project_root() / ".checkpoints",
         run=name,
@@ -96,25 +94,19 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     tags = {**provenance.tags(stage=name), **facts, "training_key": checkpoints.name}
     id_path = checkpoints / "run_id"
     with tracking.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
-        train(config, training, checkpoints, logged)
+        train(training, checkpoints, logged)
         write_results(folder, config, training, tags=tags, params=params)
     tracking.complete_training(folder, name=name)
     return checkpoints
 
 
-def training_facts(
-    config: Config, *, device: torch.device, precision: torch.dtype
-) -> dict[str, str]:
+def training_facts(*, device: torch.device, precision: torch.dtype) -> dict[str, str]:
     """What a training depends on beside its parameters, for its checkpoints, tags and run.json."""
-    facts = {
+    return {
         "data_sha256": sha256(require(PROCESSED / "train/index.csv", stage="preprocess")),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
-    teachers = teacher_files(config)
-    if teachers:
-        facts["teacher_sha256"] = " ".join(map(sha256, teachers))
-    return facts
 
 
 def make_training(
@@ -130,26 +122,7 @@ def make_training(
     )
     recipe = make_recipe(config, name, seed=seed, precision=precision)
     train, val = choose_images(config, seed=seed)
-    return Training(
-        model=model,
-        train=train,
-        val=val,
-        recipe=recipe,
-        device=device,
-        teacher=make_teacher(config),
-    )
-
-
-def teacher_files(config: Config) -> list[Path]:
-    """The models that teach, none where params.yaml names none."""
-    path = config.train.teacher
-    return find_models(project_root() / path) if path else []
-
-
-def make_teacher(config: Config) -> Teacher | None:
-    """What params.yaml names as the teacher."""
-    files = teacher_files(config)
-    return load_teacher(files, image_size=config.preprocess.image_size) if files else None
+    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
 
 
 def choose_images(config: Config, *, seed: int) -> tuple[Split | Fold, Split | Fold]:
@@ -174,13 +147,9 @@ def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype)
         batch_size=config.train.batch_size,
         lr=config.train.lr,
         encoder_lr=config.encoder_lr(name),
-        layer_decay=config.layer_decay(name),
         weight_decay=config.train.weight_decay,
         warmup_fraction=config.train.warmup_fraction,
         first_image_size=config.train.first_image_size,
-        ema_decay=config.train.ema_decay,
-        deep_supervision=config.train.deep_supervision,
-        distillation=config.train.distillation,
         seed=seed,
         precision=precision,
         loss=dataclasses.asdict(config.loss),
@@ -193,8 +162,8 @@ def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
     logged.log_metrics(tracking.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
 
 
-def train(config: Config, training: Training, folder: Path, logged: tracking.Run) -> None:
-    """Run the epochs still to come, each saved before it is reported; before them, pretrain."""
+def train(training: Training, folder: Path, logged: tracking.Run) -> None:
+    """Run the epochs still to come, each saved before it is reported."""
     checkpoint = load_checkpoint(folder)
     if checkpoint:
         training.load_state_dict(checkpoint)
@@ -205,13 +174,6 @@ def train(config: Config, training: Training, folder: Path, logged: tracking.Run
         for epoch in training.history:
             if epoch.epoch not in logged_epochs:
                 log_epoch(epoch, logged)
-    elif config.train.phantom_epochs:
-        pretrain_decoder(
-            training,
-            epochs=config.train.phantom_epochs,
-            num_phantoms=config.train.num_phantoms,
-        )
-        save_checkpoint(folder, training.state_dict())  # killed in epoch 1, it is not done twice
     start, num_before = time.perf_counter(), len(training.history)
     for epoch in training:
         save_checkpoint(folder, training.state_dict())
@@ -236,10 +198,10 @@ def write_results(
 ) -> None:
     """Write model.pt, history.csv, metrics.json and run.json."""
     rows = [dataclasses.asdict(epoch) for epoch in training.history]
-    seconds = training.pretraining_seconds + sum(row.pop("seconds") for row in rows)
+    seconds = sum(row.pop("seconds") for row in rows)
     best = training.history[training.best["epoch"] - 1]
     parameters = list(training.model.parameters())
-    num_seen = len(training.train.ids) * training.recipe.epochs  # phantoms do not count
+    num_seen = len(training.train.ids) * training.recipe.epochs
     save_model(
         folder / "model.pt",
         state=training.best["state"],

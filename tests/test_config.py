@@ -127,9 +127,7 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("preprocess", "val_fraction", 1, "a number above 0 and below 1"),
         ("augment", "rotation_degrees", 180.5, "a number at least 0 and at most 180"),
         ("augment", "horizontal_flip", 1.1, "a number at least 0 and at most 1"),
-        ("augment", "colour_cast", 1, "a number at least 0 and below 1"),
         ("augment", "padding", "mirror", "one of zeros, border, reflection"),
-        ("augment", "hair", 1.1, "a number at least 0 and at most 1"),
         ("evaluate", "num_resamples", 99, "a whole number at least 100"),
         ("evaluate", "tta_views", 3, "one of 1, 2, 4, 8"),
         ("evaluate", "tta_views", 0, "one of 1, 2, 4, 8"),
@@ -138,18 +136,9 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("evaluate", "tta_views", [8], "one of 1, 2, 4, 8"),
         ("train_frozen", "encoder_lr", 0.001, "0"),
         ("train_finetuned", "encoder_lr", 0, POSITIVE),
-        ("train_finetuned", "layer_decay", 0, "a number above 0 and at most 1"),
-        ("train_finetuned", "layer_decay", 1.1, "a number above 0 and at most 1"),
         ("train", "cross_validate", 1, "true or false"),
         ("train", "cross_validate", "true", "true or false"),
         ("train", "cross_validate", None, "true or false"),
-        ("train", "ema_decay", 1, "a number at least 0 and below 1"),
-        ("train", "deep_supervision", -0.1, "a number at least 0"),
-        ("train", "phantom_epochs", -1, "a whole number at least 0"),
-        ("train", "phantom_epochs", 0.5, "a whole number at least 0"),
-        ("train", "num_phantoms", 1, "a whole number at least 2"),
-        ("train", "teacher", None, "text"),
-        ("train", "distillation", 1.1, "a number at least 0 and at most 1"),
     ],
 )
 def test_a_wrong_value_is_answered_with_place_expected_and_got(
@@ -171,7 +160,6 @@ def test_a_wrong_value_is_answered_with_place_expected_and_got(
         ("preprocess", "image_size", 1024),
         ("augment", "rotation_degrees", 180),
         ("augment", "shift", 0.5),
-        ("augment", "hair", 1),
         ("evaluate", "num_resamples", 100),
         ("evaluate", "tta_views", 8),
         ("report", "num_examples", 24),
@@ -312,39 +300,6 @@ def test_encoder_lr_is_each_run_s_own(tmp_path, content):
     config = load(tmp_path, content)
     assert config.encoder_lr("train_frozen") == 0
     assert config.encoder_lr("train_finetuned") == 0.25
-
-
-def test_layer_decay_is_the_fine_tuned_run_s_alone(tmp_path, content):
-    content["train_finetuned"]["layer_decay"] = 0.5
-    config = load(tmp_path, content)
-    assert config.layer_decay("train_frozen") == 1
-    assert config.layer_decay("train_finetuned") == 0.5
-
-
-@pytest.mark.parametrize("decoder", ["bilinear", "transposed"])
-def test_a_decoder_without_levels_cannot_be_deeply_supervised(tmp_path, content, decoder):
-    content["model"]["decoder"] = decoder
-    assert load(tmp_path, content).train.deep_supervision == 0
-    content["train"]["deep_supervision"] = 0.4
-    assert message_of(tmp_path, content) == (
-        "params.yaml: train: deep_supervision is 0.4, and model.decoder is "
-        f"{decoder}, which has no levels to supervise. Write 0, or the decoder pyramid"
-    )
-    content["model"]["decoder"] = "pyramid"
-    assert load(tmp_path, content).train.deep_supervision == 0.4
-
-
-@pytest.mark.parametrize(("teacher", "distillation"), [("", 0.5), ("teachers", 0.0)])
-def test_a_teacher_and_its_share_are_set_together_or_not_at_all(
-    tmp_path, content, teacher, distillation
-):
-    content["train"] |= {"teacher": teacher, "distillation": distillation}
-    assert message_of(tmp_path, content) == (
-        f"params.yaml: train: teacher is '{teacher}', and distillation is {distillation:g}. "
-        "Write a path and a number above 0, or '' and 0"
-    )
-    content["train"] |= {"teacher": "teachers", "distillation": 1}
-    assert load(tmp_path, content).train.teacher == "teachers"
 
 
 def test_a_cross_validation_needs_more_than_one_seed(tmp_path, content):

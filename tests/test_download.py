@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -39,9 +40,9 @@ Usage = namedtuple("Usage", "total used free")
 def image_bytes(
     mode: str = "RGB", size: tuple[int, int] = (12, 8), kind: str = "JPEG", **options: Any
 ) -> bytes:
-    """A grey picture of (width, height) pixels."""
+    """A grey picture, or an all white mask (mode L), of (width, height) pixels."""
     stream = io.BytesIO()
-    Image.new(mode, size, "grey").save(stream, kind, **options)
+    Image.new(mode, size, "white" if mode == "L" else "grey").save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -188,10 +189,48 @@ def test_endings_may_be_of_any_case_and_masks_without_suffix(project: Path) -> N
 def test_a_jpeg_mask_becomes_a_grey_png(project: Path) -> None:
     mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
     mask_path.unlink()
-    mask_path.with_suffix(".jpg").write_bytes(IMAGE)
+    mask_path.with_suffix(".jpg").write_bytes(image_bytes("L"))
     download()
     with Image.open("data/raw/test/masks/ISIC_0000003.png") as mask:
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (12, 8))
+
+
+def test_masks_of_any_meaning_become_black_and_white_and_a_line_says_how(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = project / "source/train/masks"
+    lesion = np.zeros((8, 12), np.uint8)
+    lesion[2:5, 3:9] = 1
+    Image.fromarray(lesion).save(masks / "ISIC_0000000_Segmentation.png")  # 0 and 1
+    layers = np.dstack([np.full((8, 12, 3), 255, np.uint8), lesion * np.uint8(255)])
+    Image.fromarray(layers).save(masks / "ISIC_0000001_Segmentation.png")  # in the alpha channel
+    with caplog.at_level("INFO"):
+        download()
+    for name in IDS["train"]:
+        with Image.open(f"data/raw/train/masks/{name}.png") as written:
+            assert written.mode == "L"
+            np.testing.assert_array_equal(np.array(written), lesion * 255)
+    assert "train: in 1 of 2 masks 0 is skin and 1 is lesion" in caplog.messages
+    assert "train: in 1 of 2 masks what is not transparent is lesion" in caplog.messages
+    assert not any("test: in" in message for message in caplog.messages)
+
+
+def test_a_turned_mask_lies_as_its_turned_image_does(project: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lesion = np.zeros((8, 12), np.uint8)
+    lesion[1:4, 1:7] = 255
+    source = project / "source/test"
+    Image.new("RGB", (12, 8)).save(source / "images/ISIC_0000003.jpg", exif=exif)
+    (source / "masks/ISIC_0000003_Segmentation.png").unlink()
+    mask_path = source / "masks/ISIC_0000003.jpg"
+    Image.fromarray(lesion).resize((96, 64), 0).save(mask_path, quality=95, exif=exif)
+    Image.new("RGB", (96, 64)).save(source / "images/ISIC_0000003.jpg", exif=exif)
+    download()
+    with Image.open("data/raw/test/masks/ISIC_0000003.png") as written:
+        assert written.getexif().get(0x0112) is None
+        small = np.array(written.resize((8, 12), 0))
+    np.testing.assert_array_equal(small, np.rot90(lesion, -1))
 
 
 def test_hidden_files_are_no_images(project: Path) -> None:
@@ -253,7 +292,7 @@ def test_an_unreadable_jpeg_mask_is_refused(project: Path) -> None:
     mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
     mask_path.unlink()
     mask_path.with_suffix(".jpg").write_bytes(IMAGE[: len(IMAGE) // 2])
-    with refused(DataError, "ISIC_0000003_Segmentation.jpg is not a readable image", "Mend"):
+    with refused(DataError, "ISIC_0000003_Segmentation.jpg cannot be read as an image", "Replace"):
         download()
 
 

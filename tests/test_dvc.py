@@ -74,7 +74,7 @@ def sections_read(path: Path) -> set[str]:
         for node in attributes
         if isinstance(node.value, ast.Name) and node.value.id == "config"
     }
-    return direct or held - {"encoder_lr", "layer_decay", "seeds", "training_params"}
+    return direct or held - {"encoder_lr", "seeds", "training_params"}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.dataset import SPLITS, load_split
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import read_manifest, write_manifest
+from lesionseg.data.masks import read_mask
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
 from lesionseg.files import write_csv

@@ -91,12 +91,6 @@ class TrainConfig:
     weight_decay: float = _number(at_least=0)
     warmup_fraction: float = _number(at_least=0, below=1)
     first_image_size: int = _number(at_least=64, at_most=1024, multiple_of=32)
-    ema_decay: float = _number(at_least=0, below=1)
-    deep_supervision: float = _number(at_least=0)
-    phantom_epochs: int = _number(at_least=0)
-    num_phantoms: int = _number(at_least=2)
-    teacher: str
-    distillation: float = _number(at_least=0, at_most=1)
     seed: int = _seed()
     num_seeds: int = _number(at_least=1)
     cross_validate: bool
@@ -104,11 +98,6 @@ class TrainConfig:
     precision: str = _choice("auto", "float32", "bfloat16")
 
     def __post_init__(self) -> None:
-        if bool(self.teacher) != bool(self.distillation):
-            raise ConfigError(
-                f"params.yaml: train: teacher is {self.teacher!r}, and distillation is "
-                f"{self.distillation:g}. Write a path and a number above 0, or '' and 0"
-            )
         if self.cross_validate and self.num_seeds == 1:
             raise ConfigError(
                 "params.yaml: train: cross_validate is true, and num_seeds is 1. "
@@ -155,8 +144,6 @@ class AugmentConfig:
     brightness: float = _number(at_least=0, below=1)
     contrast: float = _number(at_least=0, below=1)
     saturation: float = _number(at_least=0, below=1)
-    colour_cast: float = _number(at_least=0, below=1)
-    hair: float = _number(at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +158,6 @@ class FinetunedConfig:
     """Model 2."""
 
     encoder_lr: float = _number(above=0)
-    layer_decay: float = _number(above=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,24 +196,12 @@ class Config:
     evaluate: EvaluateConfig
     report: ReportConfig
 
-    def __post_init__(self) -> None:
-        weight, decoder = self.train.deep_supervision, self.model.decoder
-        if weight and decoder != "pyramid":
-            raise ConfigError(
-                f"params.yaml: train: deep_supervision is {weight:g}, and model.decoder is "
-                f"{decoder}, which has no levels to supervise. Write 0, or the decoder pyramid"
-            )
-
     def encoder_lr(self, run: str) -> float:
         """Learning rate of the encoder in one of `RUNS`; 0 freezes it."""
         return {
             "train_frozen": self.train_frozen.encoder_lr,
             "train_finetuned": self.train_finetuned.encoder_lr,
         }[run]
-
-    def layer_decay(self, run: str) -> float:
-        """Ratio of the learning rates of the encoder's blocks in one of `RUNS`; 1 if frozen."""
-        return {"train_frozen": 1.0, "train_finetuned": self.train_finetuned.layer_decay}[run]
 
     def seeds(self) -> range:
         """The seeds that each model is trained with; the first one's model is the one shown."""
@@ -239,7 +213,6 @@ class Config:
             **self.flat("download", "preprocess", "train", "model", "loss", "augment"),
             "train.seed": seed,
             "encoder_lr": self.encoder_lr(run),
-            "layer_decay": self.layer_decay(run),
             "encoder": "fine-tuned" if self.encoder_lr(run) else "frozen",
         }
         del params["train.num_seeds"]  # of no concern to a single training

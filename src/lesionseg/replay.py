@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lesionseg.config import RUNS
 from lesionseg.data.dataset import Split, load_split
-from lesionseg.data.images import read_mask, resize_mask
+from lesionseg.data.images import resize_mask
+from lesionseg.data.masks import read_mask
 from lesionseg.errors import LesionsegError, MissingFileError
 from lesionseg.files import read_json, require, sha256
 from lesionseg.report.figures import draw_curves, draw_overlay

@@ -260,7 +260,6 @@ def run_tags(record: Mapping[str, Any]) -> dict[str, str]:
     params = json.dumps(record["params"], sort_keys=True)
     return {
         **{key: str(record[key]) for key in (*names, "training_key", "model_sha256")},
-        **{key: str(record[key]) for key in ("teacher_sha256",) if key in record},
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
         **{f"version.{package}": version for package, version in record["versions"].items()},
     }

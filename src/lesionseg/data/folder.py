@@ -1,7 +1,9 @@
 """Any images and masks in the layout `{train,test}/{images,masks}`."""
 
+import logging
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lesionseg.data.fetch import check_free_space
+from lesionseg.data.masks import understand_mask
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import write_bytes
 
@@ -17,17 +20,21 @@ SPLITS = ("train", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png")
 NUM_NAMED = 3  # ids that a message names before it says how many more there are
 
+logger = logging.getLogger(__name__)
+
 
 def copy_folder(source_dir: Path, raw_dir: Path) -> None:
     """Write `raw_dir/{train,test}/images/<id>.<ext>` and `.../masks/<id>.png`.
 
     An image's id is its file name without the ending. Its mask is called `<id>` or
     `<id>_segmentation` in any case; both may be jpg, jpeg or png in any case. Images are copied
-    byte for byte, and so are PNG masks; JPEG masks become PNG. Hidden files are left out.
+    byte for byte, and so are grey PNG masks that any program reads alike; others become such ones.
+    Hidden files are left out.
 
     Raises:
         MissingFileError: A folder of the layout is not there.
-        DataError: A folder is empty or holds something else, or an image or a mask stands alone.
+        DataError: A folder is empty or holds something else, an image or a mask stands alone, or it
+            is not clear what a mask means.
         DiskSpaceError: There is no room for the copies.
     """
     pairs = {split: _pairs(source_dir / split) for split in SPLITS}
@@ -38,11 +45,15 @@ def copy_folder(source_dir: Path, raw_dir: Path) -> None:
         images_dir, masks_dir = raw_dir / split / "images", raw_dir / split / "masks"
         images_dir.mkdir(parents=True)
         masks_dir.mkdir()
+        meanings: Counter[str] = Counter()
         for name, (image_path, mask_path) in tqdm(
             found.items(), f"Copying {split}", unit="image", disable=None
         ):
             shutil.copyfile(image_path, images_dir / (name + image_path.suffix.lower()))
-            _copy_mask(mask_path, masks_dir / f"{name}.png")
+            meanings[_copy_mask(mask_path, masks_dir / f"{name}.png")] += 1
+        for meaning, num in meanings.items():
+            if meaning:
+                logger.info("%s: in %d of %d masks %s", split, num, len(found), meaning)
 
 
 def _pairs(split_dir: Path) -> Mapping[str, tuple[Path, Path]]:
@@ -90,18 +101,16 @@ def _by_id(folder: Path, *, ending: str) -> Mapping[str, Path]:
     return found
 
 
-def _copy_mask(source: Path, target: Path) -> None:
-    """A mask as PNG; one that is PNG already keeps its bytes."""
-    if source.suffix.lower() == ".png":
+def _copy_mask(source: Path, target: Path) -> str:
+    """Write a mask as grey PNG of 0 and 255; what was taken for lesion, where that needs saying."""
+    understood = understand_mask(source)
+    if understood.is_plain:  # it keeps its bytes
         shutil.copyfile(source, target)
-        return
+        return ""
     stream = BytesIO()
-    try:
-        with Image.open(source) as mask:
-            mask.convert("L").save(stream, "PNG")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{source} is not a readable image. Mend or replace it") from error
+    Image.fromarray(understood.mask * 255).save(stream, "PNG")
     write_bytes(target, stream.getvalue())
+    return understood.meaning
 
 
 def _listed(names: Sequence[str]) -> str:

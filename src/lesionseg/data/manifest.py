@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
+from lesionseg.data.images import DAMAGE, upright_size
 from lesionseg.errors import DataError
 from lesionseg.files import require, sha256, write_csv
 
@@ -126,11 +127,13 @@ def _row(raw_dir: Path, split: str, image_path: Path, mask_path: Path) -> Manife
 
 def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
     """(H, W) of an image in pixels, EXIF orientation applied."""
+    name = path.relative_to(raw_dir).as_posix()
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        name = path.relative_to(raw_dir).as_posix()
+            return upright_size(image)
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name} is too large: it has more than 178 megapixels. {REMEDY}"
+        ) from error
+    except DAMAGE as error:
         raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error
-    return (width, height) if is_turned else (height, width)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lesionseg.data.dataset import SPLITS
 from lesionseg.data.fetch import check_free_space
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
     THUMBNAIL_VALUES,
     Fingerprints,
@@ -25,6 +25,7 @@ from lesionseg.data.leaks import (
     thumbnails,
 )
 from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
 from lesionseg.files import replacing
 
