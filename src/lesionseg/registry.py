@@ -288,11 +288,13 @@ def _read_strata(
 ) -> list[dict[str, str]]:
     """The rows of strata.csv, none where it is not there; like history.csv it is DVC's."""
     path = evaluate_dir / "strata.csv"
-    rows = _read_rows(path) if path.exists() else []
+    if not path.exists():
+        return []
+    rows = _read_rows(path)
     with _of_this_version(evaluate_dir):
         means = [float(row[f"{run}_jaccard"]) for row in rows if row["stratum"] == "all"]
         expected = comparison["test"]["jaccard"][run]
-        if rows and not (len(means) == 1 and math.isclose(means[0], expected)):
+        if len(means) != 1 or not math.isclose(means[0], expected):
             raise DataError(
                 f"{path} is of another evaluation than {path.with_name('comparison.json')}. "
                 "Run: dvc checkout && dvc repro"
@@ -301,8 +303,12 @@ def _read_strata(
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, none of what is no table."""
     with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        return list(csv.DictReader(stream))
+        try:
+            return list(csv.DictReader(stream))
+        except csv.Error:
+            return []
 
 
 def _check(
