@@ -238,7 +238,8 @@ def _read_details(folder: Path, run: str, model_sha256: str) -> dict[str, Any]:
     details = read_json(path, stage=run)
     if details.get("model_sha256") != model_sha256:
         raise DataError(
-            f"{path} is about another model than {folder}/model.pt. Run: dvc repro -f {run}"
+            f"{path} is about another model than {folder}/model.pt. "
+            f"Run: dvc repro -sf {run} && dvc repro"
         )
     _check(path, details, RECORDED, stage=run)
     _check(path, details["params"], PARAMS, stage=run, within="params: ")
@@ -268,7 +269,7 @@ def _read_val(folder: Path, run: str) -> dict[str, float]:
     )
     if row is None or row.get("val_jaccard") != str(val["jaccard"]):
         raise DataError(
-            f"{path} is of another training than {history_path}. Run: dvc checkout && dvc repro"
+            f"{path} is of another training than {history_path}. Run: dvc checkout; dvc repro"
         )
     return val
 
@@ -297,7 +298,7 @@ def _read_strata(
         if len(means) != 1 or not math.isclose(means[0], expected):
             raise DataError(
                 f"{path} is of another evaluation than {path.with_name('comparison.json')}. "
-                "Run: dvc checkout && dvc repro"
+                "Run: dvc checkout; dvc repro"
             )
     return rows
 
@@ -319,13 +320,13 @@ def _check(
         if key not in found:
             raise DataError(
                 f"{path}: {within}{key} is missing; another version of this program wrote it. "
-                f"Run: dvc repro -f {stage}"
+                f"Run: dvc repro -sf {stage} && dvc repro"
             )
         value = found[key]
         if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
             raise DataError(
                 f"{path}: {within}{key} must be {_KINDS[kind]}, got {str(value)!r:.60}. "
-                f"Run: dvc repro -f {stage}"
+                f"Run: dvc repro -sf {stage} && dvc repro"
             )
 
 
@@ -366,7 +367,7 @@ def _of_this_version(evaluate_dir: Path) -> Iterator[None]:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(
             f"{evaluate_dir}/comparison.json or strata.csv was written by another version of this "
-            f"program ({reason}). Run: dvc repro -sf evaluate"
+            f"program ({reason}). Run: dvc repro -sf evaluate && dvc repro"
         ) from error
 
 
