@@ -15,8 +15,8 @@ from typing import TypeVar
 
 from lesionseg.errors import TrackingError
 
-CALL_SECONDS = 20.0  # of one call, and of all together...
-_SHARE = 0.05  # ...beside this much of the process's time: a slow store is as bad as none
+CALL_SECONDS = 20.0  # of one call
+_ALL_SECONDS, _SHARE = 40.0, 0.05  # of all calls, and this much of the process's time
 _RETRY_SECONDS = 600.0  # a store that has failed is not asked again before
 # MLflow's codes for what is wrong with one run; all others mean the store.
 _OF_ONE_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
@@ -122,7 +122,7 @@ class Store:
 
     def _left(self) -> float:
         """Seconds that calls may still take; one that is quick always ends in time."""
-        return max(1.0, CALL_SECONDS + _SHARE * (time.monotonic() - self._began) - self._spent)
+        return max(1.0, _ALL_SECONDS + _SHARE * (time.monotonic() - self._began) - self._spent)
 
     def _explain(self, error: Exception) -> str:
         """One line that says what is wrong and what to do."""

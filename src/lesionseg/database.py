@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from lesionseg.errors import TrackingError
 from lesionseg.files import replacing
 
-_LOCK_SECONDS = 12
+_LOCK_SECONDS = 16
 _REPLAY = "then run: lesionseg replay"
 # All columns of MLflow 3.17 that hold where artefacts lie.
 _LOCATIONS = (
@@ -89,6 +89,8 @@ def make_whole(path: Path, build: Callable[[Path], None]) -> None:
         return
     with replacing(path) as temporary:
         build(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def check(path: Path, *, address: str, newest: str, known: Callable[[], set[str]]) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shlex
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,7 @@ def _load_mlflow() -> None:
     # A server that is away should cost seconds, not the minutes of the default.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow  # noqa: F401  (sets up its loggers)
 
     level = logging.WARNING if os.environ.get("LESIONSEG_DEBUG") else logging.CRITICAL
@@ -185,14 +187,24 @@ def _prepare_database(path: Path, address: str) -> None:
 
 
 def _build(path: Path) -> None:
-    """Make MLflow's tables in a new file, as `mlflow db upgrade` does."""
+    """Make MLflow's tables in a new file, as `mlflow db upgrade` does, but in a fifth of its time.
+
+    The file is of no use until it is ready, so nothing needs to be safe on the disk before.
+    """
+    import sqlalchemy
     from mlflow.store.db import utils
 
     engine = utils.create_sqlalchemy_engine(_to_uri(path))
+    sqlalchemy.event.listen(engine, "connect", _hurry)
     try:
         utils._initialize_tables(engine)
     finally:
         engine.dispose()
+
+
+def _hurry(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("PRAGMA journal_mode = OFF")
 
 
 def _open_experiment(artifacts: str | None) -> "tuple[MlflowClient, str]":

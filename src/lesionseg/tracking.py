@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FILES = ("model.pt", "history.csv", "metrics.json", "run.json")  # of a training
 _SAMPLING_SECONDS = 5  # between two samples of CPU, memory, disk and GPU
-_UPLOAD_BYTES = 250_000  # a second, of the slowest connection that counts as one
+_UPLOAD_BYTES = 1_000_000  # a second, of the slowest connection that counts as one
 _BATCH = 100  # parameters or tags that MLflow takes at once
 _MAX_PARAM, _MAX_TAG = 6000, 5000  # characters of a value
 _log = logging.getLogger(__name__)
