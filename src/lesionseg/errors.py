@@ -6,6 +6,7 @@
     ├── MissingFileError   (FileNotFoundError)  an input is not there
     ├── DownloadError      (RuntimeError)       a server, a connection or a checksum failed
     ├── DiskSpaceError     (RuntimeError)       the disk is too full for what comes next
+    ├── TrackingError      (RuntimeError)       MLflow's store cannot be used
     └── TrainingError      (RuntimeError)       the loss is not finite any more
 
 A message says where, expected, got, and the next step.
@@ -34,6 +35,10 @@ class DownloadError(LesionsegError, RuntimeError):
 
 class DiskSpaceError(LesionsegError, RuntimeError):
     """The disk is too full for what comes next."""
+
+
+class TrackingError(LesionsegError, RuntimeError):
+    """MLflow's store cannot be used."""
 
 
 class TrainingError(LesionsegError, RuntimeError):
