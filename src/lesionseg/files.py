@@ -10,12 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import DataError, MissingFileError
+from lesionseg.errors import DISK_FULL, DataError, MissingFileError
 
 
 def project_root() -> Path:
     """The repository's root, the original one also inside DVC's temporary workspaces."""
     return Path(os.environ.get("DVC_ROOT", "")).resolve()
+
+
+def find_project() -> Path | None:
+    """The working directory if it is the root of a project, else None."""
+    here = Path.cwd()
+    is_root = all((here / name).is_file() for name in ("dvc.yaml", "params.yaml"))
+    return here if is_root else None
 
 
 @contextmanager
@@ -31,6 +38,10 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir():  # a folder is not replaced while it holds anything
             shutil.rmtree(path)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno in DISK_FULL and error.filename is None:  # a write does not know its file
+            error.filename = str(path.parent)
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

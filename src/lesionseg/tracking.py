@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from lesionseg.errors import DataError
-from lesionseg.files import project_root, read_json, require
+from lesionseg.files import project_root, read_json, require, write_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,8 +169,7 @@ def _start_run(
     except Exception as error:  # noqa: BLE001  (a server fails in its own ways)
         _warn(error)
         return Run(None, "")
-    id_path.parent.mkdir(parents=True, exist_ok=True)
-    id_path.write_text(started.info.run_id)
+    write_bytes(id_path, started.info.run_id.encode())
     run = Run(client, started.info.run_id)
     run.log_params(params)
     return run
