@@ -423,7 +423,7 @@ def test_leaks_are_listed(tmp_path):
 
 def test_titles_ids_and_parameters_are_escaped(tmp_path):
     hostile = "<script>alert('&\"')<b>"
-    write_report_inputs(tmp_path, ids=(hostile, "007", "NA"))
+    write_report_inputs(tmp_path, ids=("007", hostile, "NA"))
     edit_json(tmp_path / "results/train_frozen/run.json", "params", hostile, value=hostile)
     html = words_of(tmp_path, title=hostile)
     assert hostile not in html
