@@ -19,7 +19,8 @@ from lesionseg.data.images import resize_mask
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import LesionsegError, MissingFileError
 from lesionseg.files import read_json, require, sha256
-from lesionseg.report.figures import draw_curves, draw_overlay
+from lesionseg.report.figures import draw_curves
+from lesionseg.report.overlays import draw_overlay
 from lesionseg.store import patiently
 from lesionseg.tracking import Run, complete_training, find_run
 

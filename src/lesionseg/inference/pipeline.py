@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import DISK_FULL, DataError, first_line
+from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, first_line
 from lesionseg.evaluation.prediction import resize_probabilities
 from lesionseg.inference.decoding import Decoded, decode
 from lesionseg.inference.outputs import Outputs, Summary
@@ -86,9 +86,11 @@ def predict_files(
             return outputs.write(item.source, probability)
         except DataError as error:  # its overlay needs the file once more
             return Skipped(source=item.source, reason=_reason(error))
+        except DiskSpaceError:
+            raise  # no other output could be written either
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
-                raise  # no other output could be written either
+                raise
             reason = f"{item.source.path}: its outputs cannot be written ({_why(error)})."
             return Skipped(source=item.source, reason=reason)
 
