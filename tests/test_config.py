@@ -456,8 +456,6 @@ def test_a_value_that_is_written_is_read_as_the_same_by_us_and_by_dvc(tmp_path, 
     [
         ("train", "epochs", 10_000),
         ("train", "batch_size", 4096),
-        ("train", "phantom_epochs", 10_000),
-        ("train", "num_phantoms", 100_000),
         ("train", "num_seeds", 1000),
         ("download", "phantom_num_train", 100_000),
         ("download", "phantom_num_test", 100_000),
