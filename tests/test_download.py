@@ -554,6 +554,7 @@ def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
         "id,split\nISIC_0000000,train\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,high,wide,a,b,c,d\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,8,12\n",
+        ",".join(COLUMNS) + "\nISIC_0000000,valid,8,12,a,b,c,d\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,8,12,a,b,c,d,e\n",
         "\0\xff",
     ],
