@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 import lesionseg
-from lesionseg import tracking
+from lesionseg import store, tracking
 from lesionseg.config import RUNS
 from lesionseg.errors import (
     DataError,
@@ -353,7 +353,8 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
         with FileLock(folder / ".registry.lock", timeout=_LOCK_SECONDS):
             yield tracking.connect()
     except TrackingError as error:
-        raise DownloadError(f"the model registry at {folder} cannot be used: {error}") from error
+        name = store.current().name
+        raise DownloadError(f"the model registry at {name} cannot be used: {error}") from error
     except LesionsegError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:
