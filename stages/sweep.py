@@ -23,6 +23,7 @@ from lesionseg import store
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.sweep.space import (
+    MOST_TRIALS,
     SAMPLERS,
     Sampler,
     Settings,
@@ -89,10 +90,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number that trials, or jobs, can be."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if not 1 <= value <= MOST_TRIALS:
+        raise argparse.ArgumentTypeError(f"must be in [1, {MOST_TRIALS}], got {text}")
     return value
 
 

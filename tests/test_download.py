@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 import os
 import shutil
 import stat
@@ -927,6 +928,16 @@ def test_a_tensor_of_another_shape_is_named(project: Path, state: dict[str, torc
         "features.0.0.weight of shape (32, 3, 3, 3), got (16, 3, 3, 3)",
         "Write imagenet",
     ):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_tensor_that_is_not_finite_is_named(
+    project: Path, state: dict[str, torch.Tensor], value: float
+) -> None:
+    key = "features.3.conv.1.1.running_mean"
+    torch.save(state | {key: state[key] + value}, "mine.pth")
+    with refused(DataError, f"values that are not finite in {key}", "Write imagenet"):
         download(weights="mine.pth")
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lesionseg.inference.sources import Found, Source
 
 DEFAULT_MODEL = "results/train_finetuned/model.pt"
+MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -238,8 +239,10 @@ def _threshold(text: str) -> float:
 
 def _batch_size(text: str) -> int:
     value = _number(int, text)
-    if not value >= 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got '{text}'")
+    if not 1 <= value <= MOST_IN_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number in [1, {MOST_IN_BATCH}], got '{text}'"
+        )
     return int(value)
 
 
