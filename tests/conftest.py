@@ -28,3 +28,13 @@ def encoder_state():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return mobilenet_v2(weights=None).features.state_dict()
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """An MLflow database with nothing in it: MLflow takes a second to make one, a copy none."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
