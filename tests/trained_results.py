@@ -3,12 +3,28 @@
 import json
 from pathlib import Path
 
-from lesionseg.config import RUNS, load_config
+from lesionseg.config import RUNS, load_config, read_yaml
 from lesionseg.files import sha256, write_csv
 from lesionseg.models.segmenter import build_segmenter, save_model
 
 ROOT = Path(__file__).parents[1]
 IMAGE_SIZE = 64
+# What these trainings have other than the project's params.yaml: few losses and views among it.
+PARAMS = {
+    **{
+        f"{section}.{key}": 0.0
+        for section in ("loss", "augment")
+        for key, value in read_yaml(ROOT / "params.yaml")[section].items()
+        if not isinstance(value, str)
+    },
+    "preprocess.image_size": IMAGE_SIZE,
+    "train.epochs": 3,
+    "train.device": "cpu",
+    "model.decoder": "transposed",
+    "loss.bce": 1.0,
+    "augment.horizontal_flip": 0.5,
+    "augment.padding": "border",
+}
 STRATA = """\
 stratum,group,num_images,train_frozen_jaccard,train_frozen_failure_rate,\
 train_finetuned_jaccard,train_finetuned_failure_rate
@@ -20,9 +36,13 @@ skin_tone,brown,3,0.51,0.1,0.52,0.1
 """
 
 
-def write_run(root, run, *, val, encoder_state, seed=0):
-    """A model that nobody trained, with the numbers of a training; the model's hash."""
-    folder = root / "results" / run
+def write_run(root, path, *, val, encoder_state, seed=0):
+    """A model that nobody trained, with the numbers of a training; the model's hash.
+
+    `path` is a run's name, or for a further seed `<run>/seeds/<seed>`.
+    """
+    folder = root / "results" / path
+    run = path.partition("/")[0]
     network = build_segmenter(
         encoder_state=encoder_state, decoder="transposed", dropout=0.0, frozen=False, seed=seed
     )
@@ -62,19 +82,8 @@ def write_run(root, run, *, val, encoder_state, seed=0):
 
 
 def make_params(run, *, seed):
-    """What the pipeline records of a training, with few losses and views."""
-    params = load_config(ROOT / "params.yaml").training_params(run, seed=seed)
-    for key, value in params.items():
-        if key.startswith(("loss.", "augment.")) and not isinstance(value, str):
-            params[key] = 0.0
-    return params | {
-        "preprocess.image_size": IMAGE_SIZE,
-        "train.epochs": 3,
-        "model.decoder": "transposed",
-        "loss.bce": 1.0,
-        "augment.horizontal_flip": 0.5,
-        "augment.padding": "border",
-    }
+    """What the pipeline records of such a training."""
+    return load_config(ROOT / "params.yaml").training_params(run, seed=seed) | PARAMS
 
 
 def write_evaluation(root, *, threshold=0.5):
