@@ -390,13 +390,13 @@ def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
     (fresh / "my runs").mkdir()
     shutil.copy(made, fresh / "my runs")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", form.format(fresh / "my runs"))
-    train_thrice(fresh)
+    for _ in range(2):
+        with start(fresh) as run:
+            pass
+        assert not run.error
     (line,) = warnings_of(caplog)
     instead = shlex.split(re.search(r"for other commands write (\S.*)$", line)[1])[0]
     assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{fresh}/my runs/mlflow.db"
-    with start(fresh) as run:
-        pass
-    assert not run.error
     monkeypatch.setenv(*instead.split("=", 1))
     client, _ = tracking.connect()
     assert client.get_run(run.run_id).info.status == "FINISHED"
