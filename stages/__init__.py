@@ -22,7 +22,7 @@ if importlib.util.find_spec("torch") is None:
         "Run: make setup && source .venv/bin/activate (or let make run the command)"
     )
 
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import LesionsegError, explain
 from lesionseg.memory import keep_freed_memory
 from lesionseg.processes import end_with_dvc
 
@@ -50,6 +50,6 @@ def run(main: Callable[[], None]) -> None:
     except (LesionsegError, OSError) as error:
         if os.environ.get("LESIONSEG_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted. Run the same command again to go on")

@@ -234,8 +234,17 @@ def measure(test: Split) -> list[Row]:
 
 
 def test_files(test: Split) -> list[ManifestRow]:
-    """The files of the test images, in the split's order."""
+    """The files of the test images, in the split's order.
+
+    Raises:
+        DataError: The manifest does not have them all.
+    """
     rows = {row.id: row for row in read_manifest(RAW) if row.split == "test"}
+    if lost := sorted(set(test.ids) - rows.keys()):
+        raise DataError(
+            f"{RAW / 'manifest.csv'} has no test image {lost[0]}, which the test split has. "
+            "Run: dvc repro preprocess"
+        )
     return [rows[image_id] for image_id in test.ids]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lesionseg import tracking
+from lesionseg import store
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.sweep.space import (
@@ -205,7 +205,7 @@ def open_pool(repository: Repository, *, jobs: int, archives: str) -> Iterator[P
     repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
     with only_one(repository.root) as keep_open:
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            tracking.connect()  # its database and experiment, before trials meet there
+            store.prepare()  # its database and experiment, before trials meet there
         with Pool(repository, jobs=jobs, archives=archives, keep_open=keep_open) as pool:
             yield pool
 

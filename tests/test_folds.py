@@ -126,7 +126,7 @@ def project(tmp_path, monkeypatch, encoder_state):
         folder = tmp_path / "data/processed" / split.name
         folder.mkdir(parents=True)
         np.save(folder / "images.npy", split.images)
-        np.save(folder / "masks.npy", split.masks)
+        np.save(folder / "masks.npy", np.minimum(split.masks, 1))
         (folder / "index.csv").write_text("\n".join(["id", *split.ids, ""]))
     encoder_path = tmp_path / "data/raw/encoder.pth"
     encoder_path.parent.mkdir()

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -31,6 +32,7 @@ from lesionseg.training.checkpoints import delete_committed
 from stages.demo import ROOT, copy_pipeline
 from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
+from tests.trained_results import write_evaluation, write_run
 
 PARAMS = {
     "download.source": "phantom",
@@ -313,8 +315,6 @@ def test_mlflow_has_the_metrics_of_every_epoch(project):
 
 
 def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it(project):
-    import torch
-
     encoder = torch.load(project / "data/raw/encoder.pth", weights_only=True)
     states = {
         name: torch.load(project / f"results/{name}/model.pt", weights_only=True)["state"]
@@ -447,23 +447,55 @@ def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(project
     assert "start: `none`" in version.description
     assert "17 images to train on" in version.description
     photographs = sorted((copy / "data/raw/test/images").iterdir())[:3]
-    for photograph in photographs:
-        model = copy / "results" / version.tags["run"] / "model.pt"
-        for name, source in (("file", str(model)), ("registry", "models:/lesionseg@champion")):
-            arguments = [str(photograph), "--model", source, "--probability", "--out", name]
-            lesionseg(copy, "predict", *arguments)
-        masks = f"{photograph.stem}_segmentation.png", f"{photograph.stem}_probability.png"
-        assert [sha256(copy / "file" / m) for m in masks] == [
-            sha256(copy / "registry" / m) for m in masks
-        ]
+    model = str(copy / "results" / version.tags["run"] / "model.pt")
+    champion = "models:/lesionseg@champion"
+    alone = predict(copy, photographs[:1], "--model", model, "--out", "alone")
+    expected = predict(copy, photographs, "--model", model, "--out", "file", "--batch-size", "1")
+    same = predict(copy, photographs, "--model", champion, "--out", "same", "--batch-size", "1")
+    assert same == expected
+    assert {name: expected[name] for name in alone} == alone
     with served(copy) as url:
-        for photograph in photographs:
-            given = ask(url, photograph)
+        assert ask(url, photographs[:1]) == ask(url, photographs)[:1]
+        for photograph, given in zip(photographs, ask(url, photographs), strict=True):
             for key, ending in (("mask", "segmentation"), ("probability", "probability")):
                 answer = pixels(io.BytesIO(base64.b64decode(given[key])))
-                expected = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
-                assert answer.dtype == expected.dtype
-                assert (answer == expected).all()
+                written = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
+                assert answer.dtype == written.dtype
+                assert (answer == written).all()
+
+
+def test_the_results_that_other_tests_make_up_hold_what_the_pipeline_writes(project, tmp_path):
+    encoder = torch.load(project / "data/raw/encoder.pth", weights_only=True)
+    write_run(tmp_path, "train_finetuned", val=0.8, encoder_state=encoder)
+    write_evaluation(tmp_path)
+    files = [f"train_finetuned/{name}" for name in ("run.json", "metrics.json")]
+    for file in (*files, "evaluate/comparison.json"):
+        real, made_up = (
+            kinds(json.loads((root / "results" / file).read_text())) for root in (project, tmp_path)
+        )
+        assert made_up.items() <= real.items()
+        if "evaluate" not in file:
+            wanted = {key for key in real if not key.startswith("versions.")}
+            assert wanted <= made_up.keys()
+    for file in ("train_finetuned/history.csv", "evaluate/strata.csv"):
+        real, made_up = (pd.read_csv(root / "results" / file) for root in (project, tmp_path))
+        assert set(made_up.columns) <= set(real.columns)
+
+
+def kinds(record: dict, within: str = "") -> dict[str, type]:
+    """The type of each value in a JSON object, by its keys."""
+    found = {}
+    for key, value in record.items():
+        nested = kinds(value, f"{within}{key}.") if isinstance(value, dict) else {}
+        found |= nested or {f"{within}{key}": type(value)}
+    return found
+
+
+def predict(project: Path, images: list[Path], *arguments: str) -> dict[str, str]:
+    """Hashes of the masks and probabilities that `lesionseg predict` writes."""
+    out_dir = project / arguments[arguments.index("--out") + 1]
+    lesionseg(project, "predict", *map(str, images), "--probability", *arguments)
+    return {path.name: sha256(path) for path in out_dir.glob("*.png")}
 
 
 def lesionseg(project: Path, *arguments: str) -> str:
@@ -474,6 +506,7 @@ def lesionseg(project: Path, *arguments: str) -> str:
         env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -485,54 +518,52 @@ def served(project: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [
-            *("mlflow", "models", "serve", "-m", "models:/lesionseg@champion"),
-            *("--env-manager", "local", "--port", str(port), "--workers", "1"),
-        ],
-        cwd=project,
-        env={
-            **ENVIRONMENT,
-            "MLFLOW_TRACKING_URI": "sqlite:///mlruns/mlflow.db",
-            "OMP_NUM_THREADS": "1",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    log_path = project / "server.log"
+    uri = "sqlite:///mlruns/mlflow.db"
+    with log_path.open("w") as log:
+        server = subprocess.Popen(
+            [
+                *("mlflow", "models", "serve", "-m", "models:/lesionseg@champion"),
+                *("--env-manager", "local", "--port", str(port), "--workers", "1"),
+            ],
+            cwd=project,
+            env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(f"{url}/ping", server)
+        wait_for(f"{url}/ping", server, log_path)
         yield url
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
-def wait_for(url: str, server: subprocess.Popen) -> None:
-    """Return when a server answers, at the latest after a minute and a half."""
-    deadline = time.monotonic() + 90
+def wait_for(url: str, server: subprocess.Popen, log_path: Path) -> None:
+    """Return when a server answers; fail with its log when it ends, or after three minutes."""
+    deadline = time.monotonic() + 180
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()
             return
         except OSError:
-            assert server.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server does not answer"
+            assert server.poll() is None, log_path.read_text()
+            assert time.monotonic() < deadline, log_path.read_text()
             time.sleep(0.2)
 
 
-def ask(url: str, photograph: Path) -> dict:
-    """The server's answer for one image file."""
-    row = {"image": base64.b64encode(photograph.read_bytes()).decode()}
+def ask(url: str, photographs: list[Path]) -> list[dict]:
+    """The server's answers for image files in one request."""
+    rows = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in photographs]
     request = urllib.request.Request(
         f"{url}/invocations",
-        json.dumps({"dataframe_records": [row]}).encode(),
+        json.dumps({"dataframe_records": rows}).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as response:
-        (given,) = json.load(response)["predictions"]
-    return given
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)["predictions"]
 
 
 def pixels(file: Path | io.BytesIO) -> np.ndarray:

@@ -1,11 +1,10 @@
 """A small results/ as the stages leave it, for tests of what comes after training."""
 
 import json
-import shutil
 from pathlib import Path
 
-from lesionseg.config import RUNS
-from lesionseg.files import sha256
+from lesionseg.config import RUNS, load_config
+from lesionseg.files import sha256, write_csv
 from lesionseg.models.segmenter import build_segmenter, save_model
 
 ROOT = Path(__file__).parents[1]
@@ -21,11 +20,6 @@ skin_tone,brown,3,0.51,0.1,0.52,0.1
 """
 
 
-def write_project(root):
-    """The parameters that the registry reads."""
-    shutil.copy(ROOT / "params.yaml", root)
-
-
 def write_run(root, run, *, val, encoder_state, seed=0):
     """A model that nobody trained, with the numbers of a training; the model's hash."""
     folder = root / "results" / run
@@ -39,38 +33,48 @@ def write_run(root, run, *, val, encoder_state, seed=0):
         image_size=IMAGE_SIZE,
         frozen=run == "train_frozen",
     )
-    scores = {"jaccard": val, "dice": 0.8, "sensitivity": 0.7, "specificity": 0.9, "loss": 0.4}
+    scores = {"loss": 0.4, "jaccard": val, "dice": 0.8, "accuracy": 0.6}
+    scores |= {"sensitivity": 0.7, "specificity": 0.9}
     write_json(folder / "metrics.json", {"best_epoch": 2, "train": {"loss": 0.5}, "val": scores})
+    epoch = {"train_loss": 0.5, **{f"val_{name}": value for name, value in scores.items()}}
+    rows = [{"epoch": number, **epoch, "lr": 0.002, "encoder_lr": 0.001} for number in (1, 2, 3)]
+    write_csv(folder / "history.csv", rows)
     details = {
         "run": run,
         "model_sha256": sha256(folder / "model.pt"),
         "commit": "abc123",
+        "dvc_stage": run,
+        "dvc_experiment": "",
         "data_sha256": "da7a" * 16,
         "device": "cpu",
         "precision": "float32",
+        "training_key": f"{run}-{seed}",
         "seconds": 10.0,
         "images_per_second": 30.0,
         "num_images": 100,
         "num_parameters": 3258353,
-        "params": {
-            "download.source": "isic2016",
-            "download.folder": "",
-            "download.weights": "imagenet",
-            "preprocess.image_size": IMAGE_SIZE,
-            "train.epochs": 3,
-            "train.batch_size": 16,
-            "train.lr": 0.002,
-            "train.seed": seed,
-            "model.decoder": "transposed",
-            "loss.bce": 1.0,
-            "loss.dice": 0.0,
-            "augment.horizontal_flip": 0.5,
-            "augment.padding": "border",
-            "encoder_lr": 0.0 if run == "train_frozen" else 0.001,
-        },
+        "num_trained_parameters": 3258353,
+        "versions": {"python": "3.11"},
+        "params": make_params(run, seed=seed),
     }
     write_json(folder / "run.json", details)
     return details["model_sha256"]
+
+
+def make_params(run, *, seed):
+    """What the pipeline records of a training, with few losses and views."""
+    params = load_config(ROOT / "params.yaml").training_params(run, seed=seed)
+    for key, value in params.items():
+        if key.startswith(("loss.", "augment.")) and not isinstance(value, str):
+            params[key] = 0.0
+    return params | {
+        "preprocess.image_size": IMAGE_SIZE,
+        "train.epochs": 3,
+        "model.decoder": "transposed",
+        "loss.bce": 1.0,
+        "augment.horizontal_flip": 0.5,
+        "augment.padding": "border",
+    }
 
 
 def write_evaluation(root, *, threshold=0.5):

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lesionseg.data.masks import read_mask
 from lesionseg.data.rasters import DAMAGE, describe, upright_size
 from lesionseg.errors import DataError
 from lesionseg.files import require, sha256, write_csv
@@ -40,26 +42,34 @@ class ManifestRow:
 COLUMNS = tuple(column.name for column in fields(ManifestRow))
 
 
-def write_manifest(raw_dir: Path) -> list[ManifestRow]:
-    """The rows of the new `raw_dir/manifest.csv`, sorted by split and id.
+def write_manifest(raw_dir: Path) -> list[tuple[ManifestRow, float]]:
+    """The rows of the new `raw_dir/manifest.csv`, each with the share of lesion in its mask.
 
-    Reads the headers of all `raw_dir/{train,test}/{images,masks}/<id>.*` and hashes the files.
-    Pixels are decoded by the next stage, which names an image that is damaged further on.
+    They are sorted by split and id. All `raw_dir/{train,test}/{images,masks}/<id>.*` are
+    hashed, the masks decoded, and of the images the headers read: their pixels are decoded by the
+    next stage, which names an image that is damaged further on.
 
     Raises:
         DataError: A split is empty, an image and its mask differ in size, one of them stands alone
-            or is no image at all.
+            or is no image at all, or a mask is none.
     """
     pairs = [
         (split, image_path, mask_path)
         for split in SPLITS
         for image_path, mask_path in _pairs(raw_dir, split)
     ]
+
+    def check(pair: tuple[str, Path, Path]) -> tuple[ManifestRow, float]:
+        row = _row(raw_dir, *pair)
+        mask = read_mask(raw_dir / row.mask_path)
+        return row, float(np.count_nonzero(mask) / mask.size)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _row(raw_dir, *pair), pairs)
-        rows = list(tqdm(found, "Checksums", len(pairs), unit="image", disable=None))
-    write_csv(raw_dir / NAME, [asdict(row) for row in rows])
-    return rows
+        found = list(
+            tqdm(pool.map(check, pairs), "Checking", len(pairs), unit="image", disable=None)
+        )
+    write_csv(raw_dir / NAME, [asdict(row) for row, _ in found])
+    return found
 
 
 def read_manifest(raw_dir: Path) -> list[ManifestRow]:
@@ -86,6 +96,8 @@ def read_manifest(raw_dir: Path) -> list[ManifestRow]:
 def _parse(values: Mapping[str, str]) -> ManifestRow:
     if tuple(values) != COLUMNS or None in values.values():
         raise ValueError("a line has other columns or too few values")
+    if values["split"] not in SPLITS:
+        raise ValueError(f"split must be train or test, got {values['split']!r}")
     sizes = {name: int(values[name]) for name in ("height", "width")}
     return ManifestRow(**{**values, **sizes})  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from lesionseg.errors import DataError
 FOREGROUND_ABOVE = 128  # the rule of the ISIC challenge and its scorer
 # Levels between these are neither black nor white; losses and smooth edges move both by less.
 _BLACK, _WHITE = 32, 223
-_PHOTOGRAPH = 2 / 3  # share of middle levels; photographs of skin have 0.8 and more
+_MIDDLE = 2 / 3  # share of middle levels; most photographs of skin have 0.8 and more
 _SOLID = 5  # pixels; a square of one level as large is an area, not an edge
 _NUM_CLEAN = 8  # levels at most where nothing has smoothed or compressed a mask
 _GREY = 16  # between the channels of a pixel that is grey, after compression
@@ -25,6 +25,7 @@ _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
 _BRIGHT = f"levels above {FOREGROUND_ABOVE} of 255 are lesion"
 _VISIBLE = "what is not transparent is lesion"
 _VISIBLE_AND_BRIGHT = "what is bright and not transparent is lesion"
+_PHOTOGRAPH = "so that it looks like a photograph"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,8 @@ def _refuse_other_areas(
     if present[-1] <= FOREGROUND_ABOVE:
         raise _UnclearMaskError(f"levels from {present[0]} to {present[-1]}")
     share = float(np.mean((levels > _BLACK) & (levels <= _WHITE)))
-    if share > _PHOTOGRAPH and len(present) > 2:
-        raise _UnclearMaskError(f"{share:.0%} that is neither, as if it were a photograph")
+    if share > _MIDDLE and len(present) > 2:
+        raise _UnclearMaskError(f"{share:.0%} that is neither, {_PHOTOGRAPH}")
     is_clean = not is_lossy and len(present) <= _NUM_CLEAN
     solid = _solid_levels(levels)
     between = solid[(solid > (0 if is_clean else _BLACK)) & (solid <= _WHITE)]
@@ -188,7 +189,10 @@ def _read_colours(image: Image.Image) -> tuple[Image.Image, str]:
     if (0, 0, 0) in [colour for _, colour in image.getcolors(2) or ()]:
         return lightest.point(lambda level: 255 * (level > 0)), "what is not black is lesion"
     if spread > _GREY:
-        raise _UnclearMaskError("several colours")
+        is_photograph = image.getcolors(256) is None
+        raise _UnclearMaskError(
+            f"many colours, {_PHOTOGRAPH}" if is_photograph else "several colours"
+        )
     return image.convert("L"), ""
 
 
