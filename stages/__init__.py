@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def run(main: Callable[[], None]) -> None:
     `LESIONSEG_DEBUG=1` shows the traceback as well.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Of damaged EXIF and large photographs; they name no file, and what is lost is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
     end_with_dvc(parent=_PARENT)
     try:

@@ -542,6 +542,27 @@ def test_an_unreadable_image_is_named(project: Path) -> None:
         download()
 
 
+def test_an_image_of_too_many_pixels_is_named_with_their_number(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").write_bytes(image_bytes(size=(3000, 2000)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_900_000)
+    with refused(
+        DataError,
+        "train/images/ISIC_0000001.jpg is too large: 6.0 megapixels, more than",
+        "dvc repro -f download",
+    ):
+        download()
+
+
+def test_a_truncated_png_is_named(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").unlink()
+    content = image_bytes(size=(12, 8), kind="PNG")
+    (project / "source/train/images/ISIC_0000001.png").write_bytes(content[:50])
+    with refused(DataError, "train/images/ISIC_0000001.png is not a readable JPEG or PNG"):
+        download()
+
+
 def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"manifest\.csv is missing\. Run: dvc repro down"):
         read_manifest(tmp_path)

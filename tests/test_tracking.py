@@ -383,20 +383,23 @@ def test_a_deleted_experiment_is_restored_by_what_the_warning_says(project, capl
 
 
 @pytest.mark.parametrize("form", ["file://{}", "{}", "file:{}"])
-def test_a_folder_as_the_store_is_refused_with_what_to_write_instead(
+def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
     fresh, made, form, monkeypatch, caplog
 ):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", form.format(fresh / "my runs"))
-    train_thrice(fresh)
-    (line,) = warnings_of(caplog)
-    instead = shlex.split(re.search(r"Write (\S.*), or unset it, then run: lesio", line)[1])[0]
-    assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{fresh}/my runs/mlflow.db"
-    monkeypatch.setenv(*instead.split("=", 1))
+    monkeypatch.setattr(store, "_noted", set())
     (fresh / "my runs").mkdir()
     shutil.copy(made, fresh / "my runs")
-    with start(fresh) as run:
-        pass
-    assert not run.error
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", form.format(fresh / "my runs"))
+    for _ in range(2):
+        with start(fresh) as run:
+            pass
+        assert not run.error
+    (line,) = warnings_of(caplog)
+    instead = shlex.split(re.search(r"for other commands write (\S.*)$", line)[1])[0]
+    assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{fresh}/my runs/mlflow.db"
+    monkeypatch.setenv(*instead.split("=", 1))
+    client, _ = tracking.connect()
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_artefacts_of_another_database_lie_beside_it(fresh, monkeypatch):

@@ -149,7 +149,7 @@ class Training:
             self._set_lr((first_step + step) / (self.recipe.epochs * len(order)))
             loss = self._step(batch, generator, image_size=image_size)
             if not math.isfinite(loss):
-                has_learnt = first_step + step > 0 or self.pretraining_seconds > 0
+                has_learnt = first_step + step > 0
                 raise TrainingError(
                     f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step + 1}. "
                     f"{_remedy(self.recipe, has_learnt=has_learnt)}"
@@ -221,7 +221,6 @@ def _remedy(recipe: Recipe, *, has_learnt: bool = True) -> str:
     Before the first step no rate has done anything.
     """
     weights = {f"loss.{name}": (weight, 1.0) for name, weight in recipe.loss.items()}
-    weights["train.deep_supervision"] = (recipe.deep_supervision, 1.0)
     rates = {"train.lr": (recipe.lr, 2e-3), f"{recipe.run}.encoder_lr": (recipe.encoder_lr, 1e-3)}
     in_play = {
         name: (value, value / usual)
