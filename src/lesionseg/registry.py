@@ -354,7 +354,8 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
             yield tracking.connect()
     except TrackingError as error:
         name = store.current().name
-        raise DownloadError(f"the model registry at {name} cannot be used: {error}") from error
+        reason = str(error).replace("run: lesionseg replay", "run the same command again")
+        raise DownloadError(f"the model registry at {name} cannot be used: {reason}") from error
     except LesionsegError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:
