@@ -75,7 +75,7 @@ class TransposedDecoder(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """Multi-scale aggregation, the future work of seed system 1: all scales, then all fused.
+    """Multi-scale aggregation, the future work of baseline 1: all scales, then all fused.
 
     As in feature pyramid networks (Lin et al. 2017, arXiv:1612.03144) 1x1 convolutions bring the
     maps at strides 4 to 32 to one width, and each is added to the coarser one below it, twofold
