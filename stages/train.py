@@ -34,6 +34,7 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     mark_finished,
     save_checkpoint,
+    stage_code,
 )
 from lesionseg.training.hardware import (
     choose_device,
@@ -89,6 +90,7 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
             "cpu": torch.backends.cpu.get_cpu_capability(),
         },
         inputs=[*INPUTS, ENCODER],
+        code=stage_code(name),
     )
     checkpoints = claims.enter_context(claimed(unclaimed))
     tags = {**provenance.tags(stage=name), **facts, "training_key": checkpoints.name}

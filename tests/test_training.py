@@ -28,6 +28,7 @@ from lesionseg.training.checkpoints import (
     load_checkpoint,
     mark_finished,
     save_checkpoint,
+    stage_code,
 )
 from lesionseg.training.hardware import choose_device, choose_precision, describe
 from lesionseg.training.loop import Recipe, Training, resize
@@ -608,7 +609,7 @@ def test_the_checkpoint_s_folder_is_another_for_every_other_training(tmp_path):
 
     def folder(run="train_frozen", inputs=(data, other), **settings):
         settings = {"train.lr": 0.002, "loss.bce": 1.0, "torch": "2.13"} | settings
-        return checkpoint_dir(tmp_path, run=run, settings=settings, inputs=inputs)
+        return checkpoint_dir(tmp_path, run=run, settings=settings, inputs=inputs, code=[])
 
     first = folder()
     assert first.parent == tmp_path
@@ -629,14 +630,19 @@ def test_the_checkpoint_s_folder_is_another_for_every_other_training(tmp_path):
     assert len({first, *changed}) == len(changed) + 1
 
 
-def test_the_checkpoint_s_folder_is_another_for_other_code(tmp_path, monkeypatch):
-    from lesionseg.training import checkpoints
+def test_the_checkpoint_s_folder_is_another_for_other_code(tmp_path):
+    code = tmp_path / "a.py"
+    code.write_text("1")
+    first = checkpoint_dir(tmp_path, run="r", settings={}, inputs=[], code=[code])
+    code.write_text("2")
+    assert checkpoint_dir(tmp_path, run="r", settings={}, inputs=[], code=[code]) != first
 
-    (tmp_path / "a.py").write_text("1")
-    monkeypatch.setattr(checkpoints, "PACKAGE", tmp_path)
-    first = checkpoint_dir(tmp_path, run="r", settings={}, inputs=[])
-    (tmp_path / "a.py").write_text("2")
-    assert checkpoint_dir(tmp_path, run="r", settings={}, inputs=[]) != first
+
+def test_a_training_s_code_is_what_dvc_makes_it_depend_on(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    names = {path.as_posix() for path in stage_code("train_frozen")}
+    assert {"stages/train.py", "src/lesionseg/models/encoder.py"} <= names
+    assert not {"src/lesionseg/tracking.py", "src/lesionseg/report/page.py"} & names
 
 
 def test_the_checkpoint_s_folder_does_not_depend_on_where_the_inputs_lie(tmp_path):
@@ -645,7 +651,7 @@ def test_the_checkpoint_s_folder_does_not_depend_on_where_the_inputs_lie(tmp_pat
         path = tmp_path / name / "images.npy"
         path.parent.mkdir()
         path.write_bytes(b"1")
-        folders.add(checkpoint_dir(tmp_path, run="r", settings={}, inputs=[path]))
+        folders.add(checkpoint_dir(tmp_path, run="r", settings={}, inputs=[path], code=[]))
     assert len(folders) == 1
 
 

@@ -23,15 +23,20 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from lesionseg.config import read_yaml
 from lesionseg.files import sha256, write_bytes
 
-PACKAGE = Path(__file__).resolve().parents[1]
 FINISHED = "finished"  # a file in the folder of a training that is through
 _log = logging.getLogger(__name__)
 
 
 def checkpoint_dir(
-    root: Path, *, run: str, settings: Mapping[str, Any], inputs: Iterable[Path]
+    root: Path,
+    *,
+    run: str,
+    settings: Mapping[str, Any],
+    inputs: Iterable[Path],
+    code: Iterable[Path],
 ) -> Path:
     """The folder of checkpoints of one training.
 
@@ -40,16 +45,24 @@ def checkpoint_dir(
         run: Name of the training.
         settings: Everything else the result depends on, as JSON knows it.
         inputs: Files the training reads.
+        code: Those of the program, as from `stage_code`.
     """
-    code = sorted(PACKAGE.rglob("*.py"))
     facts = {
         **settings,
         "run": run,
         "inputs": [sha256(path) for path in inputs],
-        "code": [(path.relative_to(PACKAGE).as_posix(), sha256(path)) for path in code],
+        "code": [(path.as_posix(), sha256(path)) for path in code],
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return root / f"{run}-{key[:16]}"
+
+
+def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[Path]:
+    """The files of the program that a stage's outputs depend on, as DVC has them in `pipeline`."""
+    deps = read_yaml(pipeline)["stages"][stage]["deps"]
+    paths = [Path(dep) for dep in deps if dep.startswith(("src/", "stages/"))]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    return sorted(files)
 
 
 @contextmanager
