@@ -132,7 +132,8 @@ class Store:
             return f"{self.name} is too slow ({error}). When it answers again {_REPLAY}"
         text = str(error)
         readable = re.search(_READABLE, text)
-        reason = readable[0] if readable else (text.splitlines() or [type(error).__name__])[0][:200]
+        lines = [line for line in text.splitlines() if not line.startswith("(raised as a result")]
+        reason = readable[0] if readable else (lines or [type(error).__name__])[0][:200]
         for pattern, line in _CAUSES:
             if re.search(pattern, text):
                 return line.format(store=self.name, reason=reason)

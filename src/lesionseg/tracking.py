@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 FILES = ("model.pt", "history.csv", "metrics.json", "run.json")  # of a training
 _SAMPLING_SECONDS = 5  # between two samples of CPU, memory, disk and GPU
 _UPLOAD_BYTES = 1_000_000  # a second, of the slowest connection that counts as one
-_BATCH = 100  # parameters or tags that MLflow takes at once
 _MAX_PARAM, _MAX_TAG = 6000, 5000  # characters of a value
 _log = logging.getLogger(__name__)
 _started: dict[tuple[str, str], str] = {}  # runs of this process, by store and training_key
@@ -96,8 +95,7 @@ class Run:
             for key, value in params.items()
             if key not in known
         ]
-        for batch in _batches(new):
-            self._call(_logger(self.run_id, params=batch), default=None)
+        self._call(lambda client: client.log_batch(self.run_id, params=new), default=None)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Add one value of each metric, but for a step that the run had when it was taken up."""
@@ -107,7 +105,7 @@ class Run:
             return
         now = int(time.time() * 1000)
         entities = [Metric(key, value, now, step) for key, value in metrics.items()]
-        self._call(_logger(self.run_id, metrics=entities), default=None)
+        self._call(lambda client: client.log_batch(self.run_id, metrics=entities), default=None)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         """Add the metrics of which the run has not this very value already, at step 0."""
@@ -123,8 +121,7 @@ class Run:
         from mlflow.entities import RunTag
 
         entities = [RunTag(key, _shorten(value, _MAX_TAG)) for key, value in tags.items()]
-        for batch in _batches(entities):
-            self._call(_logger(self.run_id, tags=batch), default=None)
+        self._call(lambda client: client.log_batch(self.run_id, tags=entities), default=None)
 
     def tag(self, name: str) -> str | None:
         """The value of a tag, or None."""
@@ -179,14 +176,6 @@ class Run:
                 threading.Thread(target=monitor.finish, daemon=True).start()
             elif monitor is not None:
                 self._call(lambda _: monitor.finish(), default=None)
-
-
-def _logger(run_id: str, **entities: Any) -> Callable[["MlflowClient"], None]:
-    return lambda client: client.log_batch(run_id, **entities)
-
-
-def _batches(entities: list[_Result]) -> list[list[_Result]]:
-    return [entities[start : start + _BATCH] for start in range(0, len(entities), _BATCH)]
 
 
 def _shorten(value: str, limit: int) -> str:
