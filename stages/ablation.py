@@ -153,14 +153,14 @@ def run_missing(
 def read_rows(repository: Repository, trial: Trial) -> list[Row]:
     """Scores of each model and seed of a finished trial; none where it is not there, or not whole.
 
-    `dvc exp remove` and `dvc gc` may have taken it away.
+    `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
     """
     files = open_experiment(repository, trial.name)
     if files is None:
         return []
     try:
         return [row for name in RUNS for row in score_rows(files, name)]
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return []
 
 

@@ -195,6 +195,11 @@ def measure(test: Split) -> list[Row]:
 def test_files(test: Split) -> list[ManifestRow]:
     """The files of the test images, in the split's order."""
     rows = {row.id: row for row in read_manifest(RAW) if row.split == "test"}
+    if unknown := [image_id for image_id in test.ids if image_id not in rows]:
+        raise DataError(
+            f"{RAW}/manifest.csv has no test image {unknown[0]}, which the test split has. "
+            "Run: dvc repro preprocess"
+        )
     return [rows[image_id] for image_id in test.ids]
 
 

@@ -318,7 +318,7 @@ def test_a_missing_file_of_a_split_names_the_stage_to_run(raw_dir, out_dir, file
 def test_a_split_whose_files_disagree_is_refused(raw_dir, out_dir):
     preprocess(raw_dir, out_dir, **OPTIONS)
     shutil.copy(out_dir / "test" / "index.csv", out_dir / "val" / "index.csv")
-    with pytest.raises(DataError, match=r"5 images, 5 masks and 6 ids\. Run:"):
+    with pytest.raises(DataError, match=r"5 images, 5 masks and 6 ids in index\.csv\. Run:"):
         load_split(out_dir, "val")
 
 

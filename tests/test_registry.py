@@ -17,6 +17,7 @@ from lesionseg import registry, tracking
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
 from lesionseg.inference.card import MAX_CHARACTERS, write_card
+from tests.damage import KINDS, damage
 from tests.test_dvc import import_closure, imported_names
 from tests.trained_results import ROOT, write_evaluation, write_json, write_project, write_run
 
@@ -254,6 +255,25 @@ def test_broken_results_are_refused_before_anything_is_registered(
         registry.register()
     assert len(str(caught.value).splitlines()) == 1
     assert registry.list_versions() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_damaged_file_is_named_with_the_stage_to_run(project, train, kind):
+    train(val=0.8)
+    write_evaluation(project)
+    for name in ("metrics.json", "run.json", "../evaluate/comparison.json"):
+        path = project / "results/train_finetuned" / name
+        whole = path.read_bytes()
+        damage(path, kind)
+        stage = "evaluate" if "evaluate" in name else "train_finetuned"
+        with pytest.raises(DataError, match=rf"{path.name} .*Run: dvc repro -f {stage}$") as caught:
+            registry.read_facts(project / "results")
+        assert len(str(caught.value).splitlines()) == 1
+        path.write_bytes(whole)
+    damage(project / "results/evaluate/strata.csv", kind)
+    with pytest.raises(DataError, match=r"Run: dvc repro -f .*evaluate$") as caught:
+        registry.register()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_scores_of_another_model_are_not_those_of_this_one(project, train):

@@ -23,7 +23,13 @@ from filelock import FileLock
 import lesionseg
 from lesionseg import tracking
 from lesionseg.config import RUNS, load_config
-from lesionseg.errors import DataError, DownloadError, LesionsegError, MissingFileError
+from lesionseg.errors import (
+    DataError,
+    DownloadError,
+    LesionsegError,
+    MissingFileError,
+    first_line,
+)
 from lesionseg.files import project_root, read_json, require, sha256
 from lesionseg.inference.card import Facts, write_card
 
@@ -247,15 +253,26 @@ def _read_comparison(evaluate_dir: Path, run: str, model_sha256: str) -> dict[st
     if not path.exists():
         return None
     comparison = read_json(path, stage="evaluate")
-    evaluated = comparison.get("models", {}).get(run)
+    models = comparison.get("models")
+    if not isinstance(models, dict):
+        raise DataError(f"{path} has no models. Run: dvc repro -f evaluate")
+    evaluated = models.get(run)
     return comparison if evaluated == model_sha256 else None
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream, strict=True))
+    except (csv.Error, ValueError) as error:
+        raise DataError(
+            f"{path} is no table ({first_line(error)}). Run: dvc repro -f evaluate"
+        ) from None
+    if not rows:
+        raise DataError(f"{path} has no rows. Run: dvc repro -f evaluate")
+    return rows
 
 
 @contextmanager
@@ -320,7 +337,7 @@ def _describe(facts: Facts, results_dir: Path) -> tuple[dict[str, str], str]:
     """
     try:
         return _make_tags(facts), write_card(facts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
             f"{results_dir}/{facts.run} or {results_dir}/evaluate is of another version of this "
             f"program ({type(error).__name__}: {error}). Run: dvc repro -f {facts.run} evaluate"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import ConfigError, DataError
+from lesionseg.errors import ConfigError, DataError, first_line
 from lesionseg.files import require
 
 SPLITS = ("train", "val", "test")
@@ -81,12 +81,11 @@ def load_split(processed_dir: Path, name: str) -> Split:
     images = _load(split_dir / "images.npy")
     masks = _load(split_dir / "masks.npy")
     index_path = require(split_dir / "index.csv", stage="preprocess")
-    with index_path.open(newline="", encoding="utf-8") as stream:
-        ids = tuple(row["id"] for row in csv.DictReader(stream))
+    ids = _load_ids(index_path)
     if not len(images) == len(masks) == len(ids):
         raise DataError(
-            f"{split_dir} has {len(images)} images, {len(masks)} masks and {len(ids)} ids. "
-            "Run: dvc repro -f preprocess"
+            f"{split_dir} has {len(images)} images, {len(masks)} masks and {len(ids)} ids in "
+            "index.csv. Run: dvc repro -f preprocess"
         )
     return Split(name=name, images=images, masks=masks, ids=ids)
 
@@ -136,6 +135,17 @@ def _gather(name: str, members: Iterable[tuple[Split, int]]) -> Fold:
     """A fold of these images, sorted by id."""
     ordered = sorted(members, key=lambda member: member[0].ids[member[1]])
     return Fold(name=name, members=tuple(ordered))
+
+
+def _load_ids(path: Path) -> tuple[str, ...]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return tuple(row["id"] for row in csv.DictReader(stream, strict=True))
+    except (KeyError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is no table with a column id ({first_line(error)}). "
+            "Run: dvc repro -f preprocess"
+        ) from error
 
 
 def _load(path: Path) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ experiment is then fetched into the repository.
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -20,14 +21,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
 from dvc.api import DVCFileSystem
 
 from lesionseg.config import RUNS
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import DataError, LesionsegError
 from lesionseg.files import read_json
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.tables import read_table
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
@@ -170,10 +171,9 @@ def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]
             for revision in experiment["revs"] or []:
                 metrics = (revision["data"] or {}).get("metrics") or {}
                 found = {run: metrics.get(f"results/{run}/metrics.json", {}) for run in RUNS}
-                if all("data" in value for value in found.values()):
-                    scores[revision["name"]] = {
-                        run: [value["data"]["val"]["jaccard"]] for run, value in found.items()
-                    }
+                jaccards = {run: [jaccard_in(value.get("data"))] for run, value in found.items()}
+                if all(math.isfinite(score) for (score,) in jaccards.values()):
+                    scores[revision["name"]] = jaccards
     return scores
 
 
@@ -298,10 +298,22 @@ class Workspace:
 
 def read_scores(folder: Path, run: str) -> list[float]:
     """Best val jaccards of one model, one for each of its training seeds."""
-    seeds = folder / "seeds/scores.csv"
-    if seeds.exists():
-        return [float(value) for value in pd.read_csv(seeds)["val_jaccard"]]
-    return [float(read_json(folder / "metrics.json", stage=run)["val"]["jaccard"])]
+    path = folder / "seeds/scores.csv"
+    if path.exists():
+        scores = [float(v) for v in read_table(path, ["val_jaccard"], stage=run)["val_jaccard"]]
+    else:
+        path = folder / "metrics.json"
+        scores = [jaccard_in(read_json(path, stage=run))]
+    if not scores or not all(map(math.isfinite, scores)):
+        raise DataError(f"{path} has no val jaccard. Run: dvc repro -f {run}")
+    return scores
+
+
+def jaccard_in(metrics: object) -> float:
+    """The val jaccard in a metrics.json, NaN where there is none."""
+    val = metrics.get("val") if isinstance(metrics, dict) else None
+    score = val.get("jaccard") if isinstance(val, dict) else None
+    return float(score) if isinstance(score, int | float) else math.nan
 
 
 def dvc_value(value: Value) -> str:
