@@ -20,13 +20,14 @@ import pandas as pd
 from lesionseg.config import RUNS, load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.files import write_csv
+from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.sweep.ablation import Configuration, read_configurations, tables
 from lesionseg.sweep.space import Settings, parse_settings
 from lesionseg.sweep.table import failures, words
 from lesionseg.sweep.trials import SECTIONS, Outcome, Trial, make_trial
 from lesionseg.sweep.workspaces import Repository, open_experiment, open_repository
 from stages import result_dirs, run
-from stages.sweep import open_pool, positive, report, stopped_like_ctrl_c
+from stages.sweep import open_pool, positive, report
 
 CONFIGURATIONS, OUT = Path("stages/ablation.yaml"), Path("results/ablation.csv")
 COLUMNS = ["run", "seed", "val_jaccard", "test_jaccard", "test_dice", "seconds"]

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,9 +22,11 @@ from pathlib import Path
 
 from dvc.api import DVCFileSystem
 
+from lesionseg import processes
 from lesionseg.config import RUNS
 from lesionseg.errors import DataError, LesionsegError
 from lesionseg.files import read_json
+from lesionseg.processes import Process
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.trials import Outcome, Trial
 from lesionseg.tables import read_table
@@ -194,7 +195,7 @@ class Workspace:
     path: Path
     archives: str
     trial: Trial | None = None
-    process: "subprocess.Popen[bytes] | None" = None
+    process: Process | None = None
     started: float = 0.0
 
     def create(self) -> None:
@@ -245,16 +246,13 @@ class Workspace:
         command = [*DVC, "exp", "run", "--name", trial.name, *settings]
         self.trial, self.started = trial, time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(
+        with log.open("wb") as stream, processes.deferred():
+            self.process = processes.start(
                 command,
                 cwd=self.path,
-                env=self.repository.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is passed on by `stop`, once
-                pass_fds=[keep_open],
+                environment=self.repository.environment,
+                log=stream,
+                keep_open=[keep_open],
             )
 
     def has_ended(self) -> bool:
@@ -282,18 +280,6 @@ class Workspace:
         seconds = time.monotonic() - self.started
         scores = {run: read_scores(self.path / "results" / run, run) for run in RUNS}
         return Outcome(trial=trial, scores=scores, log=log, seconds=seconds)
-
-    def stop(self) -> None:
-        """Interrupt the trial; its finished epochs are kept."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
-            os.killpg(self.process.pid, number)
-            try:
-                self.process.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
-            return
 
 
 def read_scores(folder: Path, run: str) -> list[float]:
@@ -341,8 +327,8 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for workspace in self._all:
-            workspace.stop()
+        # Interrupted, a trial keeps its finished epochs.
+        processes.stop([workspace.process for workspace in self._all if workspace.process])
         shutil.rmtree(self._home / "workspaces", ignore_errors=True)
 
     def prepare(self) -> None:
@@ -360,15 +346,11 @@ class Pool:
         # Paths in params.yaml start at the repository, not at its clone.
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
-            done = subprocess.run(
-                [*DVC, "repro", "preprocess"],
-                cwd=first.path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
+            command = [*DVC, "repro", "preprocess"]
+            status = processes.run_to_end(
+                command, cwd=first.path, environment=environment, log=stream
             )
-        if done.returncode:
+        if status:
             raise LesionsegError(
                 f"the data cannot be made: {last_error(log.read_text(errors='replace'))} "
                 f"(all of it: {log})"
