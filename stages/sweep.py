@@ -11,15 +11,13 @@ import argparse
 import itertools
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from lesionseg import store
+from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.sweep.space import (
@@ -222,20 +220,6 @@ def report(outcome: Outcome) -> None:
         "%s: val jaccard %s fine-tuned, %s frozen; %.0f s (%s)",
         *(trial.name, fine, frozen, outcome.seconds, words(trial.settings)),
     )
-
-
-@contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a sweep as Ctrl-C does: with its trials."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

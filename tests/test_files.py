@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import stages
 from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
 from lesionseg.files import (
     NAME_BYTES,
     check_free_space,
     full_disk_is_an_error,
+    made_by,
     project_root,
     read_json,
     replacing,
@@ -204,3 +206,43 @@ def test_the_project_s_root_is_where_dvc_says_and_else_here(tmp_path, monkeypatc
     assert project_root() == here.resolve()
     monkeypatch.setenv("DVC_ROOT", str(there))
     assert project_root() == there.resolve()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))  # as a write does: without the file
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+
+    def main():
+        write_bytes(tmp_path / "deep/model.pt", b"weights")
+
+    with pytest.raises(SystemExit) as caught:
+        stages.run(main)
+    assert str(caught.value) == (
+        f"error: {tmp_path}/deep: {os.strerror(number)}. Make room and run the same command again"
+    )
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_another_error_of_the_system_keeps_its_own_file(tmp_path):
+    def main():
+        with replacing(tmp_path / "a"):
+            (tmp_path / "absent").read_text()
+
+    with pytest.raises(SystemExit) as caught:
+        stages.run(main)
+    assert str(caught.value) == f"error: {tmp_path}/absent: No such file or directory"
+
+
+def test_what_is_damaged_is_named_with_its_stage():
+    with pytest.raises(DataError) as caught, made_by("evaluate"):
+        raise DataError("a.png cannot be read (truncated). Replace the file; or: dvc repro -f x")
+    assert str(caught.value) == "a.png cannot be read (truncated). Run: dvc repro -f evaluate"
+
+
+def test_json_nested_without_end_is_damaged(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"a\.json is not JSON .*Run: dvc repro -f train_frozen$"):
+        read_json(tmp_path / "a.json", stage="train_frozen")

@@ -1,6 +1,7 @@
 """Results on disk become MLflow runs: whole, once, and again after a server was away."""
 
 import json
+import re
 import shutil
 import socket
 
@@ -11,6 +12,7 @@ from lesionseg import tracking
 from lesionseg.errors import DataError, LesionsegError, MissingFileError
 from lesionseg.files import sha256
 from lesionseg.replay import replay
+from tests.damage import KINDS, damage
 from tests.mlflow_contents import client_of, contents
 from tests.report_inputs import RUNS, write_report_inputs
 
@@ -139,3 +141,68 @@ def test_a_damaged_record_is_named_with_the_stage_to_run(project):
     (project / "results/train_frozen/run.json").write_text("{}")
     with pytest.raises(DataError, match=r"run.json has no .*Run: dvc repro -f train_frozen"):
         bring(project)
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    """Nothing reaches MLflow, which takes seconds."""
+
+    def fail():
+        raise OSError("away")
+
+    monkeypatch.setattr(tracking, "connect", fail)
+
+
+DAMAGED = {
+    **{f"train_frozen/{name}": "train_frozen" for name in ("run.json", "metrics.json")},
+    **{f"train_frozen/{name}": "train_frozen" for name in ("history.csv", "seeds/1/history.csv")},
+    **{f"evaluate/{name}": "evaluate" for name in ("comparison.json", "train_finetuned.json")},
+    **{f"evaluate/{name}": "evaluate" for name in ("seeds.csv", "per_image.csv")},
+    "evaluate/masks/train_frozen/ISIC_0000000_segmentation.png": "evaluate",
+    "../data/processed/test/images.npy": "preprocess",
+    "../data/processed/test/index.csv": "preprocess",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_damaged_file_is_named_with_the_stage_to_run(project, no_server, monkeypatch, kind):
+    monkeypatch.setattr("lesionseg.replay.draw_curves", lambda _: None)
+    monkeypatch.setattr("lesionseg.replay.draw_overlay", lambda *_: None)
+    # Of all test images, so that the damaged one is among them.
+    monkeypatch.setattr("lesionseg.replay.choose_examples", lambda _: {"worst": 0})
+    seed = project / "results/train_frozen/seeds/1"
+    shutil.copytree(project / "results/train_frozen", seed)
+    for name, stage in DAMAGED.items():
+        path = project / "results" / name
+        whole = path.read_bytes()
+        damage(path, kind)
+        with pytest.raises(DataError) as caught:
+            bring(project)
+        message = str(caught.value)
+        assert path.name in message, name
+        assert re.search(rf"Run: dvc repro -f {stage}$", message), message
+        assert len(message.splitlines()) == 1
+        path.write_bytes(whole)
+    with pytest.raises(LesionsegError, match="not all is in MLflow"):
+        bring(project)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train_frozen/metrics.json", {"best_epoch": 1, "val": 3}, "metrics.json is damaged"),
+        ("train_frozen/run.json", {"params": 3}, "run.json or metrics.json is damaged"),
+        ("train_frozen/run.json", {"versions": None}, "run.json or metrics.json is damaged"),
+        ("evaluate/comparison.json", {"test": 3}, "comparison.json lacks something"),
+        (
+            "evaluate/train_frozen.json",
+            {"test": None},
+            "train_frozen.json or comparison.json lacks",
+        ),
+    ],
+)
+def test_a_record_of_another_form_is_named(project, no_server, name, content, message):
+    edit_json(project / "results" / name, **content)
+    with pytest.raises(DataError, match=message) as caught:
+        bring(project)
+    assert len(str(caught.value).splitlines()) == 1

@@ -492,6 +492,22 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
 
 
 @pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("train_frozen/history.csv", "train_frozen"),
+        *((f"evaluate/{name}.csv", "evaluate") for name in ("seeds", "thresholds", "variants")),
+        *((f"evaluate/{name}.csv", "evaluate") for name in ("per_image", "strata", "calibration")),
+    ],
+)
+def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, stage):
+    path = fresh / "results" / name
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError) as caught:
+        write_page(fresh, num_examples=2)
+    assert str(caught.value) == f"{path} has no rows. Run: dvc repro -f {stage}"
+
+
+@pytest.mark.parametrize(
     ("name", "keys", "value", "expected"),
     [
         ("evaluate/comparison.json", ["num_images"], 8, "compares 8 images, the test split has 7"),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, MissingFileError
+from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, MissingFileError, first_line
 
 NAME_BYTES = 255  # the longest name of a file on common file systems
 
@@ -139,11 +139,27 @@ def read_json(path: Path, *, stage: str) -> dict[str, Any]:
     require(path, stage=stage)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Run: dvc repro -f {stage}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not JSON ({first_line(error)}). Run: dvc repro -f {stage}"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object. Run: dvc repro -f {stage}")
     return content
+
+
+@contextmanager
+def made_by(stage: str) -> Iterator[None]:
+    """Name `stage` as what makes the file anew that is found damaged in the block.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    try:
+        yield
+    except DataError as error:
+        problem = str(error).partition(" Replace the file")[0].rstrip(".")
+        raise DataError(f"{problem}. Run: dvc repro -f {stage}") from error
 
 
 def require(path: Path, *, stage: str) -> Path:
