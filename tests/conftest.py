@@ -1,11 +1,19 @@
 """Shared by all tests: set before anything imports torch."""
 
 import os
+import sys
 
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in stages/__init__.py
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """What a test draws from torch's own generator does not depend on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="module")

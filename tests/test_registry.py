@@ -29,24 +29,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """An empty store; MLflow takes seconds to make one, and nothing to use a copy."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("store")
-        patch.setenv("DVC_ROOT", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return root / "mlruns"
-
-
 @pytest.fixture
-def project(tmp_path, store, monkeypatch):
+def project(tmp_path, empty_store, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(store / "mlflow.db", tmp_path / "mlruns")
+    shutil.copy(empty_store, tmp_path / "mlruns")
     return tmp_path
 
 

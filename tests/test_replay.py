@@ -15,10 +15,20 @@ from tests.mlflow_contents import client_of, contents
 from tests.report_inputs import RUNS, write_report_inputs
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """All results, to be copied."""
+    root = tmp_path_factory.mktemp("results")
+    write_report_inputs(root)
+    return root
+
+
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(results, tmp_path, empty_store, monkeypatch):
     """A project with all results and no MLflow runs."""
-    write_report_inputs(tmp_path)
+    shutil.copytree(results, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns")
     for run in RUNS:
         folder = tmp_path / "results" / run
         (folder / "model.pt").write_bytes(run.encode())
@@ -76,13 +86,17 @@ def test_a_second_replay_changes_nothing(project):
     assert contents(client_of(project)) == before
 
 
-def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, monkeypatch):
+def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(
+    project, empty_store, monkeypatch
+):
     other = project / "other"
     shutil.copytree(project / "results", other / "results")
     shutil.copytree(project / "data", other / "data")
     bring(project)
     complete = contents(client_of(project))
     project = other
+    (project / "mlruns").mkdir()
+    shutil.copy(empty_store, project / "mlruns")
     monkeypatch.setenv("DVC_ROOT", str(project))
     record = json.loads((project / "results/train_frozen/run.json").read_text())
     tags = {"training_key": record["training_key"]}

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import shutil
 import socket
 
 import pytest
@@ -16,6 +17,13 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def store(project, empty_store):
+    """The project has a store already, without an experiment."""
+    (project / "mlruns").mkdir()
+    shutil.copy(empty_store, project / "mlruns")
 
 
 def client_of(project):
@@ -43,6 +51,7 @@ def test_the_store_lies_under_the_projects_root_wherever_the_stage_runs(
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
     ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")]
 )
@@ -52,6 +61,7 @@ def test_a_run_that_stops_says_how(project, error, status):
     assert client_of(project).get_run(run.run_id).info.status == status
 
 
+@pytest.mark.usefixtures("store")
 def test_a_training_taken_up_again_goes_on_in_its_own_run(project):
     id_path = project / "run_id"
     with start(project, id_path=id_path) as first:
@@ -62,6 +72,7 @@ def test_a_training_taken_up_again_goes_on_in_its_own_run(project):
     assert client_of(project).get_run(first.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.usefixtures("store")
 def test_a_model_leads_to_the_latest_run_that_trained_it(project):
     with start(project, "first") as first:
         first.set_tags({"model_sha256": "aa"})
@@ -71,6 +82,7 @@ def test_a_model_leads_to_the_latest_run_that_trained_it(project):
     assert first.run_id != second.run_id
 
 
+@pytest.mark.usefixtures("store")
 def test_a_model_that_no_run_trained_costs_one_warning(project, caplog):
     run = tracking.find_run(model_sha256="bb")
     run.log_metrics({"test/jaccard": 1.0})
