@@ -19,10 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from lesionseg import tracking
+from lesionseg import store
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.sweep.space import (
+    MOST_TRIALS,
     SAMPLERS,
     Sampler,
     Settings,
@@ -89,10 +90,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number that trials, or jobs, can be."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if not 1 <= value <= MOST_TRIALS:
+        raise argparse.ArgumentTypeError(f"must be in [1, {MOST_TRIALS}], got {text}")
     return value
 
 
@@ -205,7 +206,7 @@ def open_pool(repository: Repository, *, jobs: int, archives: str) -> Iterator[P
     repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
     with only_one(repository.root) as keep_open:
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            tracking.connect()  # its database and experiment, before trials meet there
+            store.prepare()  # its database and experiment, before trials meet there
         with Pool(repository, jobs=jobs, archives=archives, keep_open=keep_open) as pool:
             yield pool
 

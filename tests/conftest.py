@@ -40,9 +40,12 @@ def encoder_state():
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
-    """An MLflow database with nothing in it: MLflow takes a second to make one, a copy none."""
-    from mlflow import MlflowClient
+    """The database of a store without runs: MLflow takes a second to make one, a copy nothing."""
+    from lesionseg import tracking
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("store")
+        patch.setenv("DVC_ROOT", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect()
+    return root / "mlruns/mlflow.db"

@@ -27,7 +27,11 @@ def _content(client, run):
             for key in run.data.metrics
             if not key.startswith("system/")
         },
-        "tags": {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")},
+        "tags": {
+            key: value
+            for key, value in run.data.tags.items()
+            if not key.startswith("mlflow.") and key not in ("host", "folder")  # where it was run
+        },
         "artifacts": sorted(
             file.path
             for folder in (None, "overlays")

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import logging
+import math
 import os
 import shutil
 import stat
@@ -541,6 +542,27 @@ def test_an_unreadable_image_is_named(project: Path) -> None:
         download()
 
 
+def test_an_image_of_too_many_pixels_is_named_with_their_number(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").write_bytes(image_bytes(size=(3000, 2000)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_900_000)
+    with refused(
+        DataError,
+        "train/images/ISIC_0000001.jpg is too large: 6.0 megapixels, more than",
+        "dvc repro -f download",
+    ):
+        download()
+
+
+def test_a_truncated_png_is_named(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").unlink()
+    content = image_bytes(size=(12, 8), kind="PNG")
+    (project / "source/train/images/ISIC_0000001.png").write_bytes(content[:50])
+    with refused(DataError, "train/images/ISIC_0000001.png is not a readable JPEG or PNG"):
+        download()
+
+
 def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"manifest\.csv is missing\. Run: dvc repro down"):
         read_manifest(tmp_path)
@@ -554,6 +576,7 @@ def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
         "id,split\nISIC_0000000,train\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,high,wide,a,b,c,d\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,8,12\n",
+        ",".join(COLUMNS) + "\nISIC_0000000,valid,8,12,a,b,c,d\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,8,12,a,b,c,d,e\n",
         "\0\xff",
     ],
@@ -926,6 +949,16 @@ def test_a_tensor_of_another_shape_is_named(project: Path, state: dict[str, torc
         "features.0.0.weight of shape (32, 3, 3, 3), got (16, 3, 3, 3)",
         "Write imagenet",
     ):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_tensor_that_is_not_finite_is_named(
+    project: Path, state: dict[str, torch.Tensor], value: float
+) -> None:
+    key = "features.3.conv.1.1.running_mean"
+    torch.save(state | {key: state[key] + value}, "mine.pth")
+    with refused(DataError, f"values that are not finite in {key}", "Write imagenet"):
         download(weights="mine.pth")
 
 

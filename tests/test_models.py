@@ -1,5 +1,8 @@
 """Encoder, decoders and their file: shapes, what is frozen, what a seed decides."""
 
+import io
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -423,9 +426,35 @@ def test_encoder_weights_come_back_and_missing_ones_name_their_stage(tmp_path, e
     assert all(torch.equal(loaded[name], encoder_state[name]) for name in loaded)
 
 
-def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_is_not_finite_is_answered_with_the_place(tmp_path, build, value):
+    path = tmp_path / "model.pt"
+    state = build().state_dict()
+    next(iter(state.values())).flatten()[0] = value
+    save_model(path, state=state, decoder="transposed", image_size=64, frozen=True)
+    assert_is_no_model(path, f"{next(iter(state))} has values that are not finite")
+
+
+def damage_encoder(state, kind):
+    """The bytes of an encoder.pth that is wrong in one way."""
+    stream = io.BytesIO()
+    name = "3.conv.0.0.weight"
+    content = {
+        "list": [1, 2],
+        "missing": {key: value for key, value in state.items() if key != name},
+        "shape": state | {name: torch.zeros(1)},
+        "nan": state | {name: state[name] * math.nan},
+        "inf": state | {name: state[name] / 0},
+    }
+    torch.save(content.get(kind, state), stream)
+    whole = stream.getvalue()
+    return {"empty": b"", "text": b"not weights\n", "cut": whole[:50_000]}.get(kind, whole)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "list", "missing", "shape", "nan", "inf"])
+def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path, encoder_state, kind):
     path = tmp_path / "encoder.pth"
-    path.write_bytes(b"not weights\n")
+    path.write_bytes(damage_encoder(encoder_state, kind))
     with pytest.raises(DataError) as caught:
         load_encoder_state(path)
     assert str(caught.value).startswith(f"{path} ")

@@ -408,12 +408,6 @@ def test_a_disk_that_cannot_give_room_in_advance_is_written_to_all_the_same(
     assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
 
 
-def test_the_arrays_have_their_room_on_disk(raw_dir, out_dir):
-    preprocess(raw_dir, out_dir, **OPTIONS)
-    for path in out_dir.rglob("*.npy"):
-        assert path.stat().st_blocks * 512 >= path.stat().st_size
-
-
 def test_without_a_manifest_the_stage_to_run_is_named(tmp_path, out_dir):
     with pytest.raises(MissingFileError, match="Run: dvc repro download"):
         preprocess(tmp_path, out_dir, **OPTIONS)

@@ -445,3 +445,14 @@ def test_processes_that_register_at_once_lose_nothing(project, train):
     rows = registry.list_versions()
     assert sorted(row.val_jaccard for row in rows) == [0.8, 0.9]
     assert [row.val_jaccard for row in rows if row.is_champion] == [0.9]
+
+
+def test_a_registered_model_follows_its_project_when_that_is_moved(project, train, monkeypatch):
+    model_sha256 = train(val=0.8)
+    registry.register()
+    moved = project.rename(project.with_name(f"{project.name} moved %20"))
+    monkeypatch.setenv("DVC_ROOT", str(moved))
+    monkeypatch.chdir(moved)
+    path = registry.download_model(f"models:/{registry.NAME}@{registry.ALIAS}")
+    assert path.is_relative_to(moved / "mlruns/artifacts")
+    assert sha256(path) == model_sha256

@@ -109,6 +109,18 @@ def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(
     assert now == complete
 
 
+def test_an_artefact_that_a_kill_cut_short_is_made_whole(project):
+    bring(project)
+    expected = contents(client_of(project))
+    (model,) = (p for p in project.rglob("mlruns/**/model.pt") if p.read_text() == "train_frozen")
+    model.write_text("train_")
+    for figure in project.glob("mlruns/artifacts/*/artifacts/overlays/best_*"):
+        figure.unlink()
+    bring(project)
+    assert model.read_text() == "train_frozen"
+    assert contents(client_of(project)) == expected
+
+
 def test_the_same_training_in_two_experiments_is_two_runs(project):
     bring(project)
     edit_json(project / "results/train_frozen/run.json", training_key="train_frozen-other")
@@ -118,12 +130,16 @@ def test_the_same_training_in_two_experiments_is_two_runs(project):
     assert len(client.search_runs([experiment.experiment_id])) == 3
 
 
-def test_without_a_server_a_replay_fails_in_one_line_and_the_files_stay(project, monkeypatch):
+def test_without_a_server_a_replay_fails_in_one_line_and_the_files_stay(
+    project, monkeypatch, caplog
+):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        with pytest.raises(LesionsegError, match="Run again when its server is there"):
+        line = r"not all is in MLflow: http\S+ does not answer .*again run: lesionseg replay"
+        with pytest.raises(LesionsegError, match=line):
             bring(project)
+    assert not caplog.records
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert bring(project) == 2
 

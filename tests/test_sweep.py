@@ -159,6 +159,12 @@ def test_what_experiments_need_is_asked_for_in_one_line(tmp_path, monkeypatch, w
         (["--grid", "train.lr=1", "--set", "train.lr=2"], "train.lr is given twice"),
         (["--grid", "train.lr=1", "--set", "train.epochs=2,3"], "takes one value"),
         (["--grid", "evaluate.threshold=0.4"], "no score on val depends on it"),
+        (["--grid", "train.lr=1..2 1000000000"], "at most 10000 points, got 1000000000"),
+        (
+            ["--grid", "train.lr=1e-4..1 log 200", "--grid", "loss.bce=1..100 51"],
+            "trials, got 10200",
+        ),
+        (["--search", "train.lr=1..1e400"], "must be between finite numbers"),
         (["--search", "train.lr=2..1"], "from the lower to the higher"),
         (["--search", "train.lr=0..1 log"], "a log range begins above 0"),
         (["--search", "model.dropout=0..1"], "dropout must be a number at least 0 and below 1"),
@@ -170,6 +176,14 @@ def test_a_mistake_is_refused_before_anything_runs(monkeypatch, arguments, messa
     with pytest.raises(ConfigError, match=message) as caught:
         sweep.main([*arguments, "--dry-run"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0", "10001", "1" + "0" * 30])
+def test_more_trials_or_jobs_than_anybody_could_wait_for_are_refused(capsys, value):
+    for option in ("--trials", "--jobs"):
+        with pytest.raises(SystemExit):
+            sweep.parse(["--search", "train.lr=1..2", option, value])
+        assert f"must be in [1, 10000], got {value}" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_each_trial_and_what_is_left_out(tmp_path, monkeypatch, capsys):

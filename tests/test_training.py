@@ -483,9 +483,47 @@ def test_a_loss_that_is_not_finite_names_run_epoch_step_and_the_next_step(
         list(training)
     assert str(caught.value) == (
         f"train_frozen: the loss is {value} in epoch 2, step 2. "
-        "Write a smaller train.lr than 0.002 in params.yaml"
+        "Write a smaller train.lr than 0.002 in params.yaml "
+        "(others that may be too large: loss.bce 1, loss.dice 1, loss.iou 1)"
     )
     assert len(training.history) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 1e30, "encoder_lr": 1e-3}, "Write a smaller train.lr than 1e+30"),
+        ({"encoder_lr": 1e30}, "Write a smaller train_finetuned.encoder_lr than 1e+30"),
+        ({"loss": {"bce": 0.0, "dice": 1e30}}, "Write a smaller loss.dice than 1e+30"),
+        ({"lr": 0.01, "encoder_lr": 0.04}, "smaller train_finetuned.encoder_lr than 0.04"),
+        ({"lr": 0.01, "encoder_lr": 0.004}, "Write a smaller train.lr than 0.01"),
+    ],
+)
+def test_what_is_largest_beside_its_usual_value_is_to_blame(
+    make_tiny, monkeypatch, changes, message
+):
+    training = make_tiny(run="train_finetuned", **changes)
+    losses = iter([1.0, 1.0])
+    monkeypatch.setattr(training, "_step", lambda *_, **__: next(losses, math.nan))
+    with pytest.raises(TrainingError) as caught:
+        next(iter(training))
+    assert message in str(caught.value)
+    in_play = {"train.lr": training.recipe.lr, "encoder_lr": training.recipe.encoder_lr}
+    assert all((f"{name} " in str(caught.value)) == bool(value) for name, value in in_play.items())
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [(1e38, "Write a smaller loss.bce than 1e+38 in"), (1.0, "Write another download.weights in")],
+)
+def test_before_the_first_step_no_rate_is_to_blame(make_tiny, weight, message):
+    training = make_tiny(lr=1e9, encoder_lr=1e9, loss={"bce": weight, "dice": 0.0})
+    with torch.no_grad():
+        training.model.decoder[1].weight.fill_(1e38)  # finite, and too large
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1\.") as caught:
+        next(iter(training))
+    assert message in str(caught.value)
+    assert "lr" not in str(caught.value).split()
 
 
 def test_weights_that_the_last_step_destroyed_end_in_an_error_and_are_not_kept(make_tiny):

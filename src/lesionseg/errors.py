@@ -6,10 +6,15 @@
     ├── MissingFileError   (FileNotFoundError)  an input is not there
     ├── DownloadError      (RuntimeError)       a server, a connection or a checksum failed
     ├── DiskSpaceError     (RuntimeError)       the disk is too full for what comes next
+    ├── TrackingError      (RuntimeError)       MLflow's store cannot be used
     └── TrainingError      (RuntimeError)       the loss is not finite any more
 
 A message says where, expected, got, and the next step.
 """
+
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LesionsegError(Exception):
@@ -36,5 +41,23 @@ class DiskSpaceError(LesionsegError, RuntimeError):
     """The disk is too full for what comes next."""
 
 
+class TrackingError(LesionsegError, RuntimeError):
+    """MLflow's store cannot be used."""
+
+
 class TrainingError(LesionsegError, RuntimeError):
     """The loss is not finite any more."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def explain(error: LesionsegError | OSError) -> str:
+    """An error as one line with its next step; the system's own do not have one."""
+    if isinstance(error, LesionsegError) or not error.strerror:
+        return first_line(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = ". Make room and run the same command again" if error.errno in DISK_FULL else ""
+    return f"{where}{error.strerror}{remedy}"

@@ -4,7 +4,6 @@ And never half there on a disk too full.
 """
 
 import csv
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
+from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, MissingFileError
 
 NAME_BYTES = 255  # the longest name of a file on common file systems
 
@@ -22,6 +21,13 @@ NAME_BYTES = 255  # the longest name of a file on common file systems
 def project_root() -> Path:
     """The repository's root, the original one also inside DVC's temporary workspaces."""
     return Path(os.environ.get("DVC_ROOT", "")).resolve()
+
+
+def find_project() -> Path | None:
+    """The working directory if it is the root of a project, else None."""
+    here = Path.cwd()
+    is_root = all((here / name).is_file() for name in ("dvc.yaml", "params.yaml"))
+    return here if is_root else None
 
 
 @contextmanager
@@ -89,7 +95,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
 
 def is_full(error: OSError) -> bool:
     """Whether a disk has no room left, or its user's quota is used up."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in DISK_FULL
 
 
 def _megabytes(num_bytes: int) -> str:

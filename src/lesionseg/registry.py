@@ -21,9 +21,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 import lesionseg
-from lesionseg import tracking
+from lesionseg import store, tracking
 from lesionseg.config import RUNS
-from lesionseg.errors import DataError, DownloadError, LesionsegError, MissingFileError
+from lesionseg.errors import (
+    DataError,
+    DownloadError,
+    LesionsegError,
+    MissingFileError,
+    TrackingError,
+)
 from lesionseg.files import project_root, read_json, require, sha256
 from lesionseg.inference.card import (
     NUMBER,
@@ -47,6 +53,7 @@ REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "
 DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 _SCOPES = ("test", "test_own_size")
 _KINDS = {str: "text", int: "a whole number", NUMBER: "a number", dict: "an object"}
+_LOCK_SECONDS = 120  # some registrations by others
 _MODEL_FILE = "data/model.pt"  # where `mlflow.pyfunc.save_model` puts it
 
 
@@ -340,11 +347,14 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
     from sqlalchemy.exc import SQLAlchemyError
 
     folder = project_root() / "mlruns"
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         # Not the lock of `connect`, which is taken and given back inside.
-        with FileLock(folder / ".registry.lock"):
+        with FileLock(folder / ".registry.lock", timeout=_LOCK_SECONDS):
             yield tracking.connect()
+    except TrackingError as error:
+        name = store.current().name
+        raise DownloadError(f"the model registry at {name} cannot be used: {error}") from error
     except LesionsegError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:

@@ -21,9 +21,11 @@ from lesionseg.errors import LesionsegError, MissingFileError
 from lesionseg.files import read_json, require, sha256
 from lesionseg.report.figures import draw_curves
 from lesionseg.report.overlays import draw_overlay
+from lesionseg.store import patiently
 from lesionseg.tracking import Run, complete_training, find_run
 
 SCOPES = ("test", "test_own_size")
+EXAMPLES = ("best", "median", "worst")
 _log = logging.getLogger(__name__)
 
 
@@ -35,15 +37,18 @@ def replay(results_dir: Path, processed_dir: Path) -> int:
         DataError: A file is damaged.
         LesionsegError: MLflow was not available.
     """
-    runs = [complete_training(folder, name=name) for name, folder in training_folders(results_dir)]
-    if not runs:
+    folders = list(training_folders(results_dir))
+    if not folders:
         raise MissingFileError(f"{results_dir} holds no training. Run: dvc repro, or dvc pull")
-    if (results_dir / "evaluate/comparison.json").exists():
-        runs += complete_evaluation(results_dir, processed_dir)
-    attach_report(results_dir)
-    if any(run.is_lost for run in runs):
-        raise LesionsegError("not all is in MLflow. Run again when its server is there")
-    return len({run.run_id for run in runs})
+    with patiently():
+        runs = [complete_training(folder, name=name) for name, folder in folders]
+        if (results_dir / "evaluate/comparison.json").exists():
+            runs += complete_evaluation(results_dir, processed_dir)
+        runs += attach_report(results_dir)
+    errors = [run.error for run in runs if run.error]
+    if errors:
+        raise LesionsegError(f"not all is in MLflow: {errors[0]}")
+    return len({run.run_id for run in runs if run.run_id})
 
 
 def training_folders(results_dir: Path) -> Iterator[tuple[str, Path]]:
@@ -72,17 +77,23 @@ def complete_evaluation(
         run = _find(results_dir / name, name=name)
         metrics = read_json(evaluate_dir / f"{name}.json", stage="evaluate")
         run.log_summary(test_metrics(name, metrics, comparison))
-        if redraw or not {"curves.png", "overlays"} <= run.artifacts():
+        if not run.is_lost and (redraw or not _has_figures(run)):
             _log_figures(run, name, results_dir, test)
         runs.append(run)
     return runs + _complete_seeds(results_dir)
 
 
-def attach_report(results_dir: Path) -> None:
-    """Add the report, where there is one, to the runs of both models."""
+def _has_figures(run: Run) -> bool:
+    """Whether a run has what `_log_figures` adds, and not the part of one that was killed."""
+    return "curves.png" in run.artifacts() and len(run.artifacts("overlays")) == len(EXAMPLES)
+
+
+def attach_report(results_dir: Path) -> list[Run]:
+    """Add the report, where there is one, to the runs of both models, which are returned."""
     report = results_dir / "report/report.html"
     if not report.exists():
-        return
+        return []
+    runs = []
     digest = sha256(report)
     for name in RUNS:
         record = read_json(results_dir / name / "run.json", stage=name)
@@ -90,6 +101,8 @@ def attach_report(results_dir: Path) -> None:
         if run.tag("report_sha256") != digest:
             run.log_file(report)
             run.set_tags({"report_sha256": digest})
+        runs.append(run)
+    return runs
 
 
 def test_metrics(
@@ -152,4 +165,4 @@ def _log_figures(run: Run, name: str, results_dir: Path, test: Split) -> None:
 def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:
     """Positions in the test split of the best, the median and the worst image."""
     order = np.argsort(-jaccard, kind="stable")
-    return {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    return dict(zip(EXAMPLES, (order[0], order[len(order) // 2], order[-1]), strict=True))

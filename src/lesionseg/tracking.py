@@ -1,120 +1,151 @@
 """MLflow, the history of runs.
 
-Tracking never kills or changes a training. At the first call that fails, one warning is logged and
-the run's other calls do nothing. What is missing then comes from the files in results/ later: at
-the training's end by `complete_training`, or at any time by `lesionseg replay`.
+Tracking never kills, delays or changes a training. Where its store fails, one warning is logged and
+nothing more is tried for some minutes. What is missing then comes from the files in results/ later:
+at the training's end by `complete_training`, or at any time by `lesionseg replay`.
 """
 
 import csv
 import hashlib
 import json
 import logging
-import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
-
-from lesionseg.errors import DataError
-from lesionseg.files import project_root, read_json, require
+from lesionseg import store
+from lesionseg.errors import DataError, TrackingError
+from lesionseg.files import project_root, read_json, require, write_bytes
+from lesionseg.store import connect as connect  # a part of this module for its callers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-EXPERIMENT = "lesionseg"
 FILES = ("model.pt", "history.csv", "metrics.json", "run.json")  # of a training
 _SAMPLING_SECONDS = 5  # between two samples of CPU, memory, disk and GPU
+_UPLOAD_BYTES = 1_000_000  # a second, of the slowest connection that counts as one
+_BATCH = 100  # parameters or tags that MLflow takes at once
+_MAX_PARAM, _MAX_TAG = 6000, 5000  # characters of a value
 _log = logging.getLogger(__name__)
+_started: dict[tuple[str, str], str] = {}  # runs of this process, by store and training_key
+_Result = TypeVar("_Result")
 
 
 class Run:
-    """One MLflow run, or nothing where its server is away."""
+    """One MLflow run, or nothing where its store fails.
 
-    def __init__(self, client: "MlflowClient | None", run_id: str) -> None:
+    Attributes:
+        run_id: MLflow's, or nothing.
+        error: Why the run may not have all: what has failed, in one line; or nothing.
+    """
+
+    def __init__(
+        self,
+        client: "MlflowClient | None",
+        run_id: str,
+        *,
+        error: str = "",
+        logged_steps: frozenset[int] = frozenset(),
+    ) -> None:
         self._client = client
         self.run_id = run_id
+        self.error = error
+        self._logged_steps = logged_steps
 
-    def _call(self, function: Callable[["MlflowClient"], Any]) -> None:
-        if self._client is None:
-            return
+    def _call(
+        self,
+        function: Callable[["MlflowClient"], _Result],
+        *,
+        default: _Result,
+        extra_seconds: float = 0,
+    ) -> _Result:
+        client = self._client
+        if client is None:
+            return default
         try:
-            function(self._client)
-        except Exception as error:  # noqa: BLE001  (a server fails in its own ways)
-            self._client = None
-            _warn(error)
+            return store.current().ask(lambda: function(client), extra_seconds=extra_seconds)
+        except TrackingError as error:
+            self._client, self.error = None, str(error)
+            store.current().warn(error)
+            return default
+
+    def _facts(self, kind: str) -> dict[str, Any]:
+        """The run's `params`, `tags`, or latest `metrics`."""
+        return self._call(
+            lambda client: dict(getattr(client.get_run(self.run_id).data, kind)), default={}
+        )
 
     @property
     def is_lost(self) -> bool:
-        """Whether a call has failed, so that the run may not have all."""
+        """Whether a call has failed, so that the run may not have all, or there is no run."""
         return self._client is None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Add the parameters that the run does not have; each can be set once."""
         from mlflow.entities import Param
 
-        def log(client: "MlflowClient") -> None:
-            known = client.get_run(self.run_id).data.params
-            new = [Param(key, str(value)) for key, value in params.items() if key not in known]
-            client.log_batch(self.run_id, params=new)
-
-        self._call(log)
+        known = self._facts("params")
+        new = [
+            Param(key, _shorten(str(value), _MAX_PARAM))
+            for key, value in params.items()
+            if key not in known
+        ]
+        for batch in _batches(new):
+            self._call(_logger(self.run_id, params=batch), default=None)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Add one value of each metric."""
+        """Add one value of each metric, but for a step that the run had when it was taken up."""
         from mlflow.entities import Metric
 
+        if self.is_lost or step in self._logged_steps:
+            return
         now = int(time.time() * 1000)
         entities = [Metric(key, value, now, step) for key, value in metrics.items()]
-        self._call(lambda client: client.log_batch(self.run_id, metrics=entities))
+        self._call(_logger(self.run_id, metrics=entities), default=None)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
         """Add the metrics of which the run has not this very value already, at step 0."""
-
-        def log(client: "MlflowClient") -> None:
-            known = client.get_run(self.run_id).data.metrics
-            self.log_metrics({k: v for k, v in metrics.items() if known.get(k) != v})
-
-        self._call(log)
+        known = self._facts("metrics")
+        self.log_metrics({k: v for k, v in metrics.items() if known.get(k) != v})
 
     def logged_steps(self, metric: str) -> set[int]:
         """Steps at which the run already has a value of `metric`."""
-        steps: set[int] = set()
-        self._call(
-            lambda client: steps.update(
-                value.step for value in client.get_metric_history(self.run_id, metric)
-            )
-        )
-        return steps
+        return self._call(lambda client: _steps(client, self.run_id, metric), default=set())
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Add or replace tags."""
         from mlflow.entities import RunTag
 
-        entities = [RunTag(key, value) for key, value in tags.items()]
-        self._call(lambda client: client.log_batch(self.run_id, tags=entities))
+        entities = [RunTag(key, _shorten(value, _MAX_TAG)) for key, value in tags.items()]
+        for batch in _batches(entities):
+            self._call(_logger(self.run_id, tags=batch), default=None)
 
     def tag(self, name: str) -> str | None:
         """The value of a tag, or None."""
-        values: list[str | None] = []
-        self._call(lambda client: values.append(client.get_run(self.run_id).data.tags.get(name)))
-        return values[0] if values else None
+        return self._facts("tags").get(name)
 
-    def artifacts(self, folder: str | None = None) -> set[str]:
-        """Names of the run's artifacts, of those in a folder with the folder's."""
-        names: set[str] = set()
-        self._call(
-            lambda client: names.update(
-                file.path for file in client.list_artifacts(self.run_id, folder)
-            )
+    def artifacts(self, folder: str | None = None) -> dict[str, int | None]:
+        """The run's artifacts, or a folder's: sizes in bytes under their names, None of folders."""
+        return self._call(
+            lambda client: {
+                file.path: file.file_size for file in client.list_artifacts(self.run_id, folder)
+            },
+            default={},
         )
-        return names
 
     def log_file(self, path: Path) -> None:
         """Add a file as an artifact, in the place of one of its name."""
-        self._call(lambda client: client.log_artifact(self.run_id, str(path)))
+        self._call(
+            lambda client: client.log_artifact(self.run_id, str(path)),
+            default=None,
+            extra_seconds=path.stat().st_size / _UPLOAD_BYTES,
+        )
 
     def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
         """Say which data the run has used; any number of times."""
@@ -126,16 +157,61 @@ class Run:
             source_type="local",
             source=json.dumps({"uri": source}),
         )
-        tag = InputTag("mlflow.data.context", context)
-        self._call(lambda client: client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])]))
+        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        self._call(lambda client: client.log_inputs(self.run_id, inputs), default=None)
 
     def log_figure(self, figure: Any, name: str) -> None:
         """Add a matplotlib figure as an artifact."""
-        self._call(lambda client: client.log_figure(self.run_id, figure, name))
+        self._call(lambda client: client.log_figure(self.run_id, figure, name), default=None)
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run."""
-        self._call(lambda client: client.set_terminated(self.run_id, status))
+        self._call(lambda client: client.set_terminated(self.run_id, status), default=None)
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """Samples of CPU, memory, disk, network and GPU for as long as the block takes."""
+        monitor = self._call(lambda _: _start_monitor(self.run_id), default=None)
+        try:
+            yield
+        finally:
+            if monitor is not None and self.is_lost:  # it stops, and nobody waits for it
+                threading.Thread(target=monitor.finish, daemon=True).start()
+            elif monitor is not None:
+                self._call(lambda _: monitor.finish(), default=None)
+
+
+def _logger(run_id: str, **entities: Any) -> Callable[["MlflowClient"], None]:
+    return lambda client: client.log_batch(run_id, **entities)
+
+
+def _batches(entities: list[_Result]) -> list[list[_Result]]:
+    return [entities[start : start + _BATCH] for start in range(0, len(entities), _BATCH)]
+
+
+def _shorten(value: str, limit: int) -> str:
+    """A value that MLflow takes; run.json, an artifact of the run, has it whole."""
+    return value if len(value) <= limit else f"{value[: limit - 1]}…"
+
+
+def _steps(client: "MlflowClient", run_id: str, metric: str) -> set[int]:
+    return {value.step for value in client.get_metric_history(run_id, metric)}
+
+
+def _start_monitor(run_id: str) -> "SystemMetricsMonitor | None":
+    """MLflow's sampling of the machine, or None: for want of samples no run is given up."""
+    with suppress(Exception):
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(
+            run_id,
+            sampling_interval=_SAMPLING_SECONDS,
+            resume_logging=True,
+            tracking_uri=store.uri(),
+        )
+        monitor.start()
+        return monitor
+    return None
 
 
 @contextmanager
@@ -144,11 +220,12 @@ def training_run(
 ) -> Iterator[Run]:
     """A run that ends with the block: FINISHED, FAILED after an error, KILLED when interrupted.
 
-    A training that was killed is taken up again in its own run, whose id `id_path` keeps.
+    A training that was killed is taken up again in its own run, whose id `id_path` keeps. Without
+    it that run is known by its tag `training_key`, its status RUNNING, and where it ran.
     """
-    run = _start_run(name, params=params, tags=tags, id_path=id_path)
+    run = _start_run(name, params=params, tags={**tags, **_place()}, id_path=id_path)
     try:
-        with _system_metrics(run):
+        with run.system_metrics():
             yield run
     except BaseException as error:
         run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
@@ -156,46 +233,78 @@ def training_run(
     run.finish()
 
 
+def _place() -> dict[str, str]:
+    """Where a training runs: only there is known whether a process still works on a run."""
+    return {"host": socket.gethostname(), "folder": str(project_root())}
+
+
 def _start_run(
     name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], id_path: Path
 ) -> Run:
+    def start() -> tuple[str, frozenset[int]]:
+        run_id = _take_up(client, experiment_id, tags=tags, id_path=id_path)
+        if run_id:
+            return run_id, frozenset(_steps(client, run_id, "val/jaccard"))
+        short = {key: _shorten(value, _MAX_TAG) for key, value in tags.items()}
+        created = client.create_run(experiment_id, run_name=name, tags=short)
+        return str(created.info.run_id), frozenset()
+
     try:
         client, experiment_id = connect()
-        if id_path.exists():
-            run_id = id_path.read_text().strip()
-            client.update_run(run_id, status="RUNNING")
-            return Run(client, run_id)
-        started = client.create_run(experiment_id, run_name=name, tags=dict(tags))
-    except Exception as error:  # noqa: BLE001  (a server fails in its own ways)
-        _warn(error)
-        return Run(None, "")
-    id_path.parent.mkdir(parents=True, exist_ok=True)
-    id_path.write_text(started.info.run_id)
-    run = Run(client, started.info.run_id)
+        run_id, logged_steps = store.current().ask(start)
+    except TrackingError as error:
+        store.current().warn(error)
+        return Run(None, "", error=str(error))
+    with suppress(OSError):  # without the file the run is found by its tags
+        write_bytes(id_path, run_id.encode())
+    if "training_key" in tags:
+        _started[store.uri(), tags["training_key"]] = run_id
+    run = Run(client, run_id, logged_steps=logged_steps)
     run.log_params(params)
     return run
 
 
-@contextmanager
-def _system_metrics(run: Run) -> Iterator[None]:
-    """MLflow's samples of CPU, memory, disk, network and GPU for as long as the block takes."""
-    if run.is_lost:
-        yield
-        return
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+def _take_up(
+    client: "MlflowClient", experiment_id: str, *, tags: Mapping[str, str], id_path: Path
+) -> str:
+    """The id of the run that a process which is dead has left of this training, or nothing.
 
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # one warning is enough
-    monitor = SystemMetricsMonitor(
-        run.run_id,
-        sampling_interval=_SAMPLING_SECONDS,
-        resume_logging=True,
-        tracking_uri=_tracking_uri(),
-    )
-    monitor.start()
+    Others that were left RUNNING are ended: whoever trains holds the lock on its checkpoints.
+    """
+    left = []
+    if "training_key" in tags:
+        query = f"tags.training_key = '{tags['training_key']}' and attributes.status = 'RUNNING'"
+        found = client.search_runs([experiment_id], query)
+        left = [run.info.run_id for run in found if _is_of_this_place(run)]
+    run_id = _read_id(client, experiment_id, id_path) or (left[0] if left else "")
+    if run_id:
+        client.update_run(run_id, status="RUNNING")
+    for other in left:
+        if other != run_id:
+            client.set_terminated(other, "KILLED")
+    return run_id
+
+
+def _read_id(client: "MlflowClient", experiment_id: str, id_path: Path) -> str:
+    """The id in a file, if it is that of a run in this store that nobody has deleted."""
+    from mlflow.exceptions import MlflowException
+
+    if not id_path.exists():
+        return ""
     try:
-        yield
-    finally:
-        monitor.finish()
+        info = client.get_run(id_path.read_text(errors="replace").strip()).info
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return ""
+        raise
+    is_here = info.lifecycle_stage == "active" and info.experiment_id == experiment_id
+    return str(info.run_id) if is_here else ""
+
+
+def _is_of_this_place(run: "MlflowRun") -> bool:
+    """Whether a run belongs to this project on this machine, as all of its own database do."""
+    tags = run.data.tags
+    return store.is_own() or all(tags.get(k) == v for k, v in _place().items())
 
 
 def complete_training(folder: Path, *, name: str) -> Run:
@@ -236,8 +345,9 @@ def complete_training(folder: Path, *, name: str) -> Run:
     run.log_summary(summary)
     known = run.artifacts()
     for file_name in FILES:
-        if file_name not in known:
-            run.log_file(require(folder / file_name, stage=name))
+        path = require(folder / file_name, stage=name)
+        if known.get(file_name) != path.stat().st_size:  # not there, or cut short by a kill
+            run.log_file(path)
     run.log_dataset(
         "train", digest=record["data_sha256"], source="data/processed/train", context="training"
     )
@@ -266,29 +376,40 @@ def run_tags(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _open_run(name: str, record: Mapping[str, Any]) -> Run:
-    """The latest run with the training's key, or a new one that began as long ago as it took."""
+    """The run of this process's training, the latest with its key, or a new one.
+
+    A new one began as long ago as the training took.
+    """
+
+    def find() -> str:
+        key = record["training_key"]
+        found = _started.get((store.uri(), key)) or _latest(
+            client, experiment_id, tag="training_key", value=key
+        )
+        if found:
+            return found
+        start = int((time.time() - record["seconds"]) * 1000)
+        created = client.create_run(experiment_id, run_name=name, start_time=start)
+        return str(created.info.run_id)
+
     try:
         client, experiment_id = connect()
-        found = _latest(client, experiment_id, tag="training_key", value=record["training_key"])
-        if found:
-            return Run(client, found)
-        start = int((time.time() - record["seconds"]) * 1000)
-        started = client.create_run(experiment_id, run_name=name, start_time=start)
-    except Exception as error:  # noqa: BLE001  (a server fails in its own ways)
-        _warn(error)
-        return Run(None, "")
-    return Run(client, started.info.run_id)
+        return Run(client, store.current().ask(find))
+    except TrackingError as error:
+        store.current().warn(error)
+        return Run(None, "", error=str(error))
 
 
 def _latest(client: "MlflowClient", experiment_id: str, *, tag: str, value: str) -> str:
-    """The id of the latest run with a tag, or nothing."""
+    """The id of the latest run with a tag, or nothing; never one that is under way elsewhere."""
     found = client.search_runs(
         [experiment_id],
         f"tags.{tag} = '{value}'",
-        max_results=1,
+        max_results=100,
         order_by=["attributes.start_time DESC"],
     )
-    return str(found[0].info.run_id) if found else ""
+    ours = [run for run in found if run.info.status != "RUNNING" or _is_of_this_place(run)]
+    return str(ours[0].info.run_id) if ours else ""
 
 
 def find_run(*, model_sha256: str, quiet: bool = False) -> Run:
@@ -298,10 +419,12 @@ def find_run(*, model_sha256: str, quiet: bool = False) -> Run:
     """
     try:
         client, experiment_id = connect()
-        found = _latest(client, experiment_id, tag="model_sha256", value=model_sha256)
-    except Exception as error:  # noqa: BLE001  (a server fails in its own ways)
-        _warn(error)
-        return Run(None, "")
+        found = store.current().ask(
+            lambda: _latest(client, experiment_id, tag="model_sha256", value=model_sha256)
+        )
+    except TrackingError as error:
+        store.current().warn(error)
+        return Run(None, "", error=str(error))
     if not found and not quiet:
         _log.warning(
             "no MLflow run has trained model %s; its test metrics stay in results/. "
@@ -309,46 +432,3 @@ def find_run(*, model_sha256: str, quiet: bool = False) -> Run:
             model_sha256[:12],
         )
     return Run(client if found else None, found)
-
-
-def _tracking_uri() -> str:
-    """Where the runs are: `MLFLOW_TRACKING_URI`, or the project's own database."""
-    own = f"sqlite:///{project_root() / 'mlruns/mlflow.db'}"
-    return os.environ.get("MLFLOW_TRACKING_URI") or own
-
-
-def connect() -> "tuple[MlflowClient, str]":
-    """A client of the project's store, or of `MLFLOW_TRACKING_URI`, and the experiment's id."""
-    # A server that is away should cost seconds, not the minutes of the default.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for chatty in ("alembic", "mlflow"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(
-        logging.ERROR
-    )  # of a server that is away we warn ourselves
-    folder = project_root() / "mlruns"
-    has_server = bool(os.environ.get("MLFLOW_TRACKING_URI"))
-    artifacts = None if has_server else (folder / "artifacts").as_uri()
-    folder.mkdir(exist_ok=True)
-    # Two processes that create the database at once break each other's schema.
-    with FileLock(folder / ".lock"):
-        client = MlflowClient(_tracking_uri())
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            return client, str(experiment.experiment_id)
-        try:
-            return client, str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
-        except MlflowException:  # the lock is this machine's; on a server another was faster
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
-                raise
-            return client, str(experiment.experiment_id)
-
-
-def _warn(error: Exception) -> None:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    _log.warning("MLflow is not available, this run goes on without it: %s", reason)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lesionseg.data.images import DAMAGE, upright_size
 from lesionseg.data.masks import read_mask
+from lesionseg.data.rasters import DAMAGE, describe, upright_size
 from lesionseg.errors import DataError
 from lesionseg.files import require, sha256, write_csv
 
@@ -144,8 +144,6 @@ def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             return upright_size(image)
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{name} is too large: it has more than 178 megapixels. {REMEDY}"
-        ) from error
+        raise DataError(f"{name} is {describe(error)}. {REMEDY}") from error
     except DAMAGE as error:
         raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error

@@ -21,6 +21,7 @@ from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.losses import weighted_sum
 from lesionseg.models.segmenter import Segmenter
 
+_SUSPICIOUS = 100  # times the usual value
 VAL_METRICS = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
 
 
@@ -114,7 +115,7 @@ class Training:
             if not math.isfinite(scores["val_loss"]):  # the last step destroyed the weights
                 raise TrainingError(
                     f"{self.recipe.run}: val/loss is {scores['val_loss']} after epoch {epoch}. "
-                    f"Write a smaller train.lr than {self.recipe.lr:g} in params.yaml"
+                    f"{_remedy(self.recipe)}"
                 )
             lrs = [group["lr"] for group in self.optimizer.param_groups]
             record = Epoch(
@@ -148,9 +149,10 @@ class Training:
             self._set_lr((first_step + step) / (self.recipe.epochs * len(order)))
             loss = self._step(batch, generator, image_size=image_size)
             if not math.isfinite(loss):
+                has_learnt = first_step + step > 0
                 raise TrainingError(
                     f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step + 1}. "
-                    f"Write a smaller train.lr than {self.recipe.lr:g} in params.yaml"
+                    f"{_remedy(self.recipe, has_learnt=has_learnt)}"
                 )
             total += loss * len(batch)
             progress.set_postfix(loss=f"{loss:.3f}")
@@ -211,6 +213,30 @@ class Training:
             factor = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
+
+
+def _remedy(recipe: Recipe, *, has_learnt: bool = True) -> str:
+    """What to change where a loss is not finite: what is largest beside its usual value.
+
+    Before the first step no rate has done anything.
+    """
+    weights = {f"loss.{name}": (weight, 1.0) for name, weight in recipe.loss.items()}
+    rates = {"train.lr": (recipe.lr, 2e-3), f"{recipe.run}.encoder_lr": (recipe.encoder_lr, 1e-3)}
+    in_play = {
+        name: (value, value / usual)
+        for name, (value, usual) in ({**rates, **weights} if has_learnt else weights).items()
+        if value
+    }
+    worst = max(in_play, key=lambda name: in_play[name][1])
+    if not has_learnt and in_play[worst][1] <= _SUSPICIOUS:
+        return (
+            "Nothing has been learnt yet, and no weight of the loss is large: the encoder's first "
+            "weights are. Write another download.weights in params.yaml"
+        )
+    others = ", ".join(f"{name} {value:g}" for name, (value, _) in in_play.items() if name != worst)
+    return f"Write a smaller {worst} than {in_play[worst][0]:g} in params.yaml" + (
+        f" (others that may be too large: {others})" if others else ""
+    )
 
 
 def resize(images: Tensor, masks: Tensor, *, image_size: int) -> tuple[Tensor, Tensor]:

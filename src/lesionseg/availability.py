@@ -1,0 +1,161 @@
+"""A store of runs that may be away, slow or broken: it costs seconds and one line.
+
+Each call has a deadline. What misses it is left behind in a daemon thread, which keeps neither the
+caller nor the end of the process waiting.
+"""
+
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from lesionseg.errors import TrackingError
+
+CALL_SECONDS = 20.0  # of one call
+_ALL_SECONDS, _SHARE = 40.0, 0.05  # of all calls, and this much of the process's time
+_RETRY_SECONDS = 600.0  # a store that has failed is not asked again before
+# MLflow's codes for what is wrong with one run; all others mean the store.
+_OF_ONE_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
+_REPLAY = "run: lesionseg replay"
+# What MLflow's many errors say, what they mean, and what helps.
+_CAUSES = (
+    (
+        r"error code 401\b|UNAUTHENTICATED",
+        "{store} does not know this user and password. Set MLFLOW_TRACKING_USERNAME and "
+        f"MLFLOW_TRACKING_PASSWORD, then {_REPLAY}",
+    ),
+    (
+        r"Invalid Host header",
+        "{store} does not accept this address (Invalid Host header). Who runs it adds it to "
+        f"MLFLOW_SERVER_ALLOWED_HOSTS (docs/team.md); then {_REPLAY}",
+    ),
+    (
+        r"error code 403\b|PERMISSION_DENIED",
+        "{store} does not permit this user to do that ({reason}). Ask who runs it for the "
+        f"permission EDIT (docs/team.md), then {_REPLAY}",
+    ),
+    (
+        r"error code 404\b|not in a valid JSON",
+        "{store} is no MLflow server ({reason}). Correct MLFLOW_TRACKING_URI, or unset it, then "
+        + _REPLAY,
+    ),
+    (
+        r"database is locked",
+        "{store} is being written by another process for too long. Find and end it (fuser shows "
+        f"which), then {_REPLAY}",
+    ),
+    (
+        r"is malformed|not a database",
+        f"{{store}} is damaged ({{reason}}). Move it away, then {_REPLAY}",
+    ),
+    (
+        r"disk is full|No space left|Disk quota",
+        f"no room for {{store}} ({{reason}}). Make room, then {_REPLAY}",
+    ),
+    (
+        r"failed with (timeout )?exception",
+        f"{{store}} does not answer ({{reason}}). When it is there again {_REPLAY}",
+    ),
+)
+# The part that a user can read of an error of urllib3's.
+_READABLE = (
+    r"Connection refused|Name or service not known|nodename nor servname|No route to host|"
+    r"Network is unreachable|Temporary failure in name resolution|timed out|"
+    r"Connection reset by peer|Connection aborted|Remote end closed connection|"
+    r"CERTIFICATE_VERIFY_FAILED[^(]*|too many \d+ error responses|WRONG_VERSION_NUMBER"
+)
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+class Store:
+    """What a process knows of one store of runs.
+
+    Attributes:
+        name: What messages call it.
+        is_patient: Whether all calls together may take any time, and failures are not warned of.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_patient = False
+        self._began = time.monotonic()
+        self._spent = 0.0
+        self._failure = ""
+        self._failed_at = -math.inf
+        self._said: set[str] = set()
+
+    def ask(self, function: Callable[[], _Result], *, extra_seconds: float = 0) -> _Result:
+        """What `function` returns.
+
+        Args:
+            function: Called in another thread.
+            extra_seconds: What it may take beside the time that every call has.
+
+        Raises:
+            TrackingError: It failed, or was too slow; or another call did so not long ago.
+        """
+        start = time.monotonic()
+        if start - self._failed_at < _RETRY_SECONDS:
+            raise TrackingError(self._failure)
+        seconds = CALL_SECONDS if self.is_patient else min(CALL_SECONDS, self._left())
+        try:
+            return within(seconds + extra_seconds, function)
+        except Exception as error:
+            line = self._explain(error)
+            if getattr(error, "error_code", None) not in _OF_ONE_RUN:
+                self._failure, self._failed_at = line, time.monotonic()
+            raise TrackingError(line) from error
+        finally:
+            self._spent += max(0.0, time.monotonic() - start - extra_seconds)
+
+    def warn(self, error: TrackingError) -> None:
+        """Log a failure once in a process."""
+        if self.is_patient or str(error) in self._said:
+            return
+        self._said.add(str(error))
+        _log.warning("MLflow is not available, this run goes on without it: %s", error)
+
+    def _left(self) -> float:
+        """Seconds that calls may still take; one that is quick always ends in time."""
+        return max(1.0, _ALL_SECONDS + _SHARE * (time.monotonic() - self._began) - self._spent)
+
+    def _explain(self, error: Exception) -> str:
+        """One line that says what is wrong and what to do."""
+        if isinstance(error, TrackingError):
+            return str(error)
+        if isinstance(error, TimeoutError):
+            return f"{self.name} is too slow ({error}). When it answers again {_REPLAY}"
+        text = str(error)
+        readable = re.search(_READABLE, text)
+        reason = readable[0] if readable else (text.splitlines() or [type(error).__name__])[0][:200]
+        for pattern, line in _CAUSES:
+            if re.search(pattern, text):
+                return line.format(store=self.name, reason=reason)
+        return f"{self.name} cannot be used ({reason}). When that is mended {_REPLAY}"
+
+
+def within(seconds: float, function: Callable[[], _Result]) -> _Result:
+    """What `function` returns or raises, in a thread of its own.
+
+    Raises:
+        TimeoutError: It has not ended after so many seconds; it goes on, and nobody waits for it.
+    """
+    future: Future[_Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
+            future.set_exception(error)
+
+    thread = threading.Thread(target=work, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not future.done():
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    return future.result()

@@ -1,0 +1,211 @@
+"""MLflow's SQLite database: whole or not there, and found out to be unusable before MLflow is.
+
+MLflow makes its tables in some sixty steps, and a process that is killed there leaves a file that
+never opens again. What it cannot open it tries for minutes, with a traceback each time.
+"""
+
+import logging
+import os
+import re
+import shlex
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+from urllib.request import url2pathname
+
+from filelock import FileLock, Timeout
+
+from lesionseg.errors import TrackingError
+from lesionseg.files import replacing
+
+_LOCK_SECONDS = 16
+_REPLAY = "then run: lesionseg replay"
+# All columns of MLflow 3.17 that hold where artefacts lie.
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for one process at a time.
+
+    Raises:
+        TrackingError: It cannot be written, or another process keeps it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    require_access(folder)
+    lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrackingError(
+            f"{lock.lock_file} is held by another process for more than {_LOCK_SECONDS} s. Find "
+            f"and end it (fuser {lock.lock_file}), {_REPLAY}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_access(folder: Path) -> None:
+    """Check that this user may write what is there of a store.
+
+    Raises:
+        TrackingError: Another user made it.
+    """
+    for path in (folder, *(folder / name for name in (".lock", "mlflow.db", "artifacts"))):
+        mode = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+        if path.exists() and not os.access(path, mode):
+            raise TrackingError(
+                f"{path} cannot be read and written by this user, it belongs to {_owner(path)}. "
+                f"Run: sudo chown -R $(id -u) {shlex.quote(str(folder))}, {_REPLAY}"
+            )
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # of another machine, or of a container
+        return f"user {path.stat().st_uid}"
+
+
+def make_whole(path: Path, build: Callable[[Path], None]) -> None:
+    """Make the database where there is none, under another name that goes when it is ready.
+
+    Only under its folder's lock: what other builds have left is of the dead.
+    """
+    for left in path.parent.glob(f".{path.name}.*.part*"):
+        left.unlink()
+    if path.exists() and path.stat().st_size:
+        return
+    with replacing(path) as temporary:
+        build(temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def check(path: Path, *, address: str, newest: str, known: Callable[[], set[str]]) -> None:
+    """Check that a database is one of MLflow's, and that nobody keeps it from being written.
+
+    Args:
+        path: Of the database, which is there.
+        address: What MLflow calls it.
+        newest: The version of the tables that the installed MLflow takes.
+        known: Gives this version and all that came before.
+
+    Raises:
+        TrackingError: It is not.
+    """
+    name = shlex.quote(str(path))
+    moved = f"Move it away (mv {name} {name}.broken), {_REPLAY}"
+    try:
+        with closing(_connect(path)) as connection:
+            version, num_runs = _read_version(connection)
+    except sqlite3.Error as error:
+        raise TrackingError(_explain(path, error, moved=moved)) from error
+    if version == newest:
+        return
+    if version is None or (version in known() and not num_runs):
+        raise TrackingError(f"{path} is no database of MLflow's, or half of one. {moved}")
+    if version in known():
+        raise TrackingError(
+            f"{path} is of an older MLflow (tables {version}, expected {newest}). Keep a copy, "
+            f"run: mlflow db upgrade {shlex.quote(address)}, {_REPLAY}"
+        )
+    raise TrackingError(
+        f"{path} is of a newer MLflow (tables {version}, expected {newest}). Install that one, or "
+        f"move the file away (mv {name} {name}.newer), {_REPLAY}"
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?mode=rw", uri=True, timeout=_LOCK_SECONDS, isolation_level=None
+    )
+
+
+def _read_version(connection: sqlite3.Connection) -> tuple[str | None, int]:
+    """The version of MLflow's tables, or None, and the number of runs."""
+    connection.execute("BEGIN IMMEDIATE")  # fails where another process writes
+    connection.execute("ROLLBACK")
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not {"alembic_version", "experiments", "runs"} <= tables:
+        return None, 0
+    (num_runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+    (version,) = connection.execute("SELECT max(version_num) FROM alembic_version").fetchone()
+    return version, num_runs
+
+
+def _explain(path: Path, error: sqlite3.Error, *, moved: str) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what narrows it down
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return (
+            f"{path} is being written by another process for more than {_LOCK_SECONDS} s. Find "
+            f"and end it (fuser {path}), {_REPLAY}"
+        )
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return f"{path} is no SQLite database, or a damaged one ({error}). {moved}"
+    return f"{path} cannot be used ({error}). {moved}"
+
+
+def follow_project(path: Path, *, experiment: str) -> None:
+    """Let artefacts lie beside the database again, after the project was moved or copied.
+
+    MLflow keeps absolute addresses. Those of artefacts that lie at the old place only stay: after
+    a move an earlier version of this program went on writing there. A copy never refers to the
+    original.
+
+    Args:
+        path: Of the project's own database, one of the installed MLflow.
+        experiment: The name of the one whose address tells where the project was.
+    """
+    new = path.parent.as_uri()
+    with closing(_connect(path)) as connection:
+        found = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)
+        ).fetchone()
+        address = re.fullmatch(r"(file:///.*/mlruns)/artifacts", found[0] if found else "")
+        if not address or address[1] == new:
+            return
+        old = address[1]
+        connection.create_function("moved", 2, _mover(old, new))
+        connection.execute("BEGIN IMMEDIATE")
+        for table, column in _LOCATIONS:
+            connection.execute(
+                f"UPDATE {table} SET {column} = moved({column}, ?)",
+                (table == "experiments",),
+            )
+        connection.execute("COMMIT")
+    _log.info("mlruns/ was moved from %s: its artefacts' addresses follow", _to_path(old))
+
+
+def _mover(old: str, new: str) -> Callable[[str | None, int], str | None]:
+    """A function that gives a thing's new address; its second argument says that it must go."""
+    is_copy = (_to_path(old) / "mlflow.db").exists()
+    places = ((f"{old}/", f"{new}/"), (f"{_to_path(old)}/", f"{_to_path(new)}/"))
+
+    def moved(address: str | None, must: int) -> str | None:
+        for before, now in places:
+            if address is not None and address.startswith(before):
+                target = now + address.removeprefix(before)
+                stays = _to_path(address).exists() and not _to_path(target).exists()
+                return address if stays and not must and not is_copy else target
+        return address
+
+    return moved
+
+
+def _to_path(address: str) -> Path:
+    """The path of an address, which may be one already."""
+    return (
+        Path(url2pathname(address.removeprefix("file://"))) if "://" in address else Path(address)
+    )
