@@ -439,7 +439,8 @@ def test_processes_that_register_at_once_lose_nothing(project, train):
     for seed, val in enumerate((0.8, 0.9)):
         train(val=val, seed=seed)
         folders.append(str((project / "results").rename(project / f"results{seed}")))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # loads MLflow once for all of them
     with context.Pool(2) as pool:
         pool.starmap(register_from, [(str(project), f) for f in (*folders, folders[1])])
     rows = registry.list_versions()

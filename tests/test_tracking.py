@@ -416,7 +416,8 @@ def create_run(project: str, name: str) -> str:
 
 
 def test_processes_that_start_at_once_on_a_fresh_store_all_get_their_run(fresh):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # loads MLflow once for all of them
     with context.Pool(3) as pool:
         ids = pool.starmap(create_run, [(str(fresh), f"run{i}") for i in range(3)])
     assert len({i for i in ids if i}) == 3
