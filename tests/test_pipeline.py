@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from lesionseg import cli
+from lesionseg import cli, store
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import sha256
@@ -39,6 +38,7 @@ from stages import evaluate, preprocess, report, train
 from stages.demo import ROOT, copy_pipeline
 from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
+from tests.ports import free_port
 from tests.trained_results import write_evaluation, write_run
 
 pytestmark = [
@@ -146,9 +146,10 @@ def untrained(project, tmp_path, empty_store) -> Path:
 
 @pytest.fixture
 def enter(monkeypatch):
-    """Makes a project the working directory, as DVC does for its stages."""
+    """Makes a project the working directory, as DVC does for its stages, each a new process."""
 
     def enter(project: Path) -> None:
+        monkeypatch.setattr(store, "_stores", {})
         monkeypatch.chdir(project)
         monkeypatch.setenv("DVC_ROOT", str(project))
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -278,15 +279,13 @@ def test_a_replay_of_the_files_gives_the_runs_that_the_pipeline_gave(copy, proje
 def test_a_server_that_dies_during_training_costs_nothing(
     untrained, project, enter, empty_store, tmp_path, monkeypatch, caplog
 ):
-    store = tmp_path / "store"
-    store.mkdir()
-    shutil.copy(empty_store, store / "server.db")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    folder = tmp_path / "store"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "server.db")
+    uri = f"http://127.0.0.1:{free_port()}"
     enter(untrained)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    server = start_server(store, uri)
+    server = start_server(folder, uri)
     save_checkpoint = train.save_checkpoint
 
     def save_and_stop_server(*arguments: object) -> None:
@@ -301,7 +300,8 @@ def test_a_server_that_dies_during_training_costs_nothing(
     assert caplog.text.count("MLflow is not available") in (1, 2)  # during the training, at its end
     path = "results/train_frozen/model.pt"
     assert sha256(untrained / path) == sha256(project / path)
-    server = start_server(store, uri)
+    server = start_server(folder, uri)
+    store._stores.clear()  # as in the next process
     try:
         assert cli.main(["replay"]) == 0
         found = contents(MlflowClient(uri))["train_frozen"]
@@ -313,15 +313,15 @@ def test_a_server_that_dies_during_training_costs_nothing(
     assert found["status"] == "FINISHED"
 
 
-def start_server(store: Path, uri: str) -> subprocess.Popen:
+def start_server(folder: Path, uri: str) -> subprocess.Popen:
     """An MLflow server that answers, without the processes that work off MLflow's own jobs."""
-    log_path = store / "server.log"
+    log_path = folder / "server.log"
     with log_path.open("w") as log:
         server = subprocess.Popen(
             [
                 *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
-                *("--backend-store-uri", f"sqlite:///{store}/server.db", "--workers", "1"),
-                *("--artifacts-destination", str(store / "artifacts")),
+                *("--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"),
+                *("--artifacts-destination", str(folder / "artifacts")),
             ],
             env={**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
@@ -529,9 +529,7 @@ def kinds(record: dict, within: str = "") -> dict[str, type]:
 @contextmanager
 def served(project: Path) -> Iterator[str]:
     """The address at which `mlflow models serve` answers, as docs/serving.md starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     log_path = project / "server.log"
     uri = "sqlite:///mlruns/mlflow.db"
     with log_path.open("w") as log:

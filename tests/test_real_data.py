@@ -20,7 +20,7 @@ from stages.train import make_training, write_results
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
-NUM_IMAGES = {"train": 300, "test": 100}
+NUM_IMAGES = {"train": 160, "test": 60}
 LAST_BATCH = 4
 MASKS, MASKS_DIR = Path("data/raw/test/masks"), Path("results/evaluate/masks/train_finetuned")
 
@@ -43,7 +43,8 @@ def project(tmp_path_factory):
         "download.source": "folder",
         "download.folder": str(tmp_path / "source"),
         "download.weights": str(WEIGHTS),
-        "train.epochs": 6,
+        "preprocess.image_size": 64,
+        "train.epochs": 8,
     }
     params = override(read_yaml(Path(__file__).parents[1] / "params.yaml"), values)
     (tmp_path / "params.yaml").write_text(params)
@@ -71,10 +72,11 @@ def trained(project):
     return project
 
 
-def test_six_epochs_of_fine_tuning_segment_unseen_real_lesions(trained):
+def test_eight_epochs_of_fine_tuning_segment_unseen_real_lesions(trained):
+    """The best mask that is the same for all images has 0.55, this training 0.82 on one machine."""
     scores = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")
-    assert scores["test"]["jaccard"] > 0.78
-    assert scores["test_own_size"]["jaccard"] > 0.78
+    assert scores["test"]["jaccard"] > 0.75
+    assert scores["test_own_size"]["jaccard"] > 0.75
 
 
 def test_the_same_model_twice_shows_no_difference(trained):
@@ -102,7 +104,7 @@ def test_the_official_scorer_agrees_on_real_predictions(trained, tmp_path, scope
 
 
 def write_at_network_size(project, folder):
-    """Truth and predictions at 128 x 128 as PNG files, in two folders."""
+    """Truth and predictions at 64 x 64 as PNG files, in two folders."""
     test = load_split(project / "data/processed", "test")
     model, _ = load_model(project / "results/train_finetuned/model.pt", stage="train_finetuned")
     probabilities = predict_split(

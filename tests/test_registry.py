@@ -29,24 +29,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """An empty store; MLflow takes seconds to make one, and nothing to use a copy."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("store")
-        patch.setenv("DVC_ROOT", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return root / "mlruns"
-
-
 @pytest.fixture
-def project(tmp_path, store, monkeypatch):
+def project(tmp_path, empty_store, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(store / "mlflow.db", tmp_path / "mlruns")
+    shutil.copy(empty_store, tmp_path / "mlruns")
     return tmp_path
 
 
@@ -450,7 +439,8 @@ def test_processes_that_register_at_once_lose_nothing(project, train):
     for seed, val in enumerate((0.8, 0.9)):
         train(val=val, seed=seed)
         folders.append(str((project / "results").rename(project / f"results{seed}")))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # loads MLflow once for all of them
     with context.Pool(2) as pool:
         pool.starmap(register_from, [(str(project), f) for f in (*folders, folders[1])])
     rows = registry.list_versions()

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from skimage.measure import approximate_polygon
 
+from lesionseg.config import override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation import scoring
 from lesionseg.report import figures, style, terms
@@ -612,12 +613,20 @@ def test_a_failure_leaves_the_last_page_as_it_was(root, html, fresh):
     assert not list((fresh / "results").glob(".*"))
 
 
-def test_the_stage_writes_the_page_that_params_describe(fresh, monkeypatch):
-    params = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
-    (fresh / "params.yaml").write_text(params, encoding="utf-8")
+def test_the_stage_writes_the_page_that_params_describe(fresh, empty_store, monkeypatch):
+    content = read_yaml(Path(__file__).parents[1] / "params.yaml")
+    assert content["report"]["title"].startswith("Frozen or fine-tuned?")
+    values = {"report.title": "Another title", "report.num_examples": 1}
+    (fresh / "params.yaml").write_text(override(content, values), encoding="utf-8")
+    (fresh / "mlruns").mkdir()
+    shutil.copy(empty_store, fresh / "mlruns")
+    monkeypatch.setenv("DVC_ROOT", str(fresh))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(fresh)
     report.main([])
-    assert "<h1>Frozen or fine-tuned?" in Path("results/report/report.html").read_text()
+    html = Path("results/report/report.html").read_text(encoding="utf-8")
+    assert "<h1>Another title</h1>" in html
+    assert html[: html.index('id="rest"')].count('class="case"') == 3
 
 
 @pytest.mark.parametrize("scale", [1, 3])

@@ -25,6 +25,7 @@ from lesionseg import registry
 from lesionseg.inference import served
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.served import PROBABILITY_LEVELS, ServedModel, answer
+from tests.ports import free_port
 from tests.trained_results import write_evaluation, write_run
 
 pytestmark = [
@@ -117,9 +118,7 @@ def threshold(project):
 @pytest.fixture(scope="module")
 def url(project, tmp_path_factory):
     """The address of a server that was started away from the project, without our sources."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {
         **os.environ,
         "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlruns/mlflow.db",
