@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lesionseg import tracking
-from lesionseg.errors import DataError, LesionsegError, MissingFileError
+from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError
 from lesionseg.files import sha256
 from lesionseg.replay import replay
 from tests.damage import KINDS, damage
@@ -168,7 +168,7 @@ def no_server(monkeypatch):
     """Nothing reaches MLflow, which takes seconds."""
 
     def fail():
-        raise OSError("away")
+        raise TrackingError("away")
 
     monkeypatch.setattr(tracking, "connect", fail)
 
