@@ -188,6 +188,7 @@ DAMAGED = {
 def test_any_damaged_file_is_named_with_the_stage_to_run(project, no_server, monkeypatch, kind):
     monkeypatch.setattr("lesionseg.replay.draw_curves", lambda _: None)
     monkeypatch.setattr("lesionseg.replay.draw_overlay", lambda *_: None)
+    monkeypatch.setattr(tracking.Run, "is_lost", False)  # else its figures are not drawn
     # Of all test images, so that the damaged one is among them.
     monkeypatch.setattr("lesionseg.replay.choose_examples", lambda _: {"worst": 0})
     seed = project / "results/train_frozen/seeds/1"
