@@ -407,13 +407,10 @@ def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
 
 
 @pytest.mark.parametrize("address", [None, "", "sqlite"])
-def test_a_store_that_is_no_folder_draws_no_word(fresh, made, address, monkeypatch, caplog):
+def test_a_store_that_is_no_folder_draws_no_word(project, address, monkeypatch, caplog):
     monkeypatch.setattr(store, "_noted", set())
-    (fresh / "mlruns").mkdir(exist_ok=True)
-    shutil.copy(made, fresh / "mlruns/mlflow.db")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     if address is not None:
-        uri = f"sqlite:///{fresh}/mlruns/mlflow.db" if address else ""
+        uri = f"sqlite:///{project}/mlruns/mlflow.db" if address else ""
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     tracking.connect()
     assert warnings_of(caplog) == []
