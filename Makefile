@@ -59,8 +59,9 @@ check: setup
 	mypy
 
 # A file of tests at a time to each core, and to each a thread: a set-up is shared within a file.
+# The files go out in the order of tests/conftest.py, the longest first.
 test: check
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 format: setup
 	ruff check --fix .

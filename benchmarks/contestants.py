@@ -38,7 +38,7 @@ from lesionseg.memory import keep_freed_memory
 from lesionseg.models.segmenter import MEAN, STD, build_segmenter, load_encoder_state
 from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import Training
-from stages.train import make_recipe, make_teacher
+from stages.train import make_recipe
 
 # After lesionseg, which makes torchvision importable beside any torch.
 from torchvision import tv_tensors  # isort: skip
@@ -135,7 +135,7 @@ def quality(*, contestant: str, folder: str, seed_offset: int) -> dict[str, Any]
 def make_training(
     config: Config, run: str, *, folder: str, train: Split, epochs: int, val: Split | None = None
 ) -> Training:
-    """Our training as the stage sets it up, not pretrained; without `val`, with one image of it."""
+    """Our training as the stage sets it up; without `val`, with one image of it."""
     make_deterministic()
     device = choose_device(config.train.device)
     keep_freed_memory()
@@ -150,10 +150,7 @@ def make_training(
     )
     recipe = dataclasses.replace(recipe, epochs=epochs)
     val = val or load_split(Path(folder) / "processed", "val").first(1)
-    teacher = make_teacher(config)
-    return Training(
-        model=model, train=train, val=val, recipe=recipe, device=device, teacher=teacher
-    )
+    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from lesionseg.config import load_config
-from lesionseg.data.fetch import check_free_space
 from lesionseg.data.folder import copy_folder
 from lesionseg.data.manifest import write_manifest
 from lesionseg.data.phantom import write_phantoms
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.data.weights import write_encoder
-from lesionseg.files import write_csv
+from lesionseg.files import check_free_space, write_csv
 
 CHUNK = 256  # images drawn at once
 
@@ -40,7 +39,10 @@ def prepare(*, folder: str, data: str | None, weights: str, num_images: int) -> 
         copy_folder(Path(data), raw_dir)
     write_encoder(raw_dir / "encoder.pth", weights=weights, seed=0, archives_dir=raw_dir)
     write_manifest(raw_dir)
-    return asdict(preprocess(raw_dir, Path(folder) / "processed", **asdict(config.preprocess)))
+    summary = preprocess(
+        raw_dir, Path(folder) / "processed", source="folder", **asdict(config.preprocess)
+    )
+    return {f"num_{split.name}": split.num_images for split in summary.splits}
 
 
 def prepare_random(*, folder: str, num_images: int, image_size: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def preprocess_some(*, folder: str, num_images: int) -> dict[str, Any]:
     with TemporaryDirectory(dir=folder) as out_dir:
         start = time.perf_counter()
         with sampled_own_mib() as samples:
-            preprocess(some_dir, Path(out_dir) / "processed", **settings)
+            preprocess(some_dir, Path(out_dir) / "processed", source="folder", **settings)
         seconds = time.perf_counter() - start
     return {
         "num_images": len(chosen),

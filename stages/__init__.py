@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +22,11 @@ if importlib.util.find_spec("torch") is None:
         "Run: make setup && source .venv/bin/activate (or let make run the command)"
     )
 
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import LesionsegError, explain
 from lesionseg.memory import keep_freed_memory
+from lesionseg.processes import end_with_dvc
+
+_PARENT = os.getppid()  # before torch is loaded, which takes seconds
 
 
 def result_dirs(name: str, seeds: range) -> dict[int, Path]:
@@ -37,12 +41,15 @@ def run(main: Callable[[], None]) -> None:
     `LESIONSEG_DEBUG=1` shows the traceback as well.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Of damaged EXIF and large photographs; they name no file, and what is lost is an error.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
+    end_with_dvc(parent=_PARENT)
     try:
         main()
     except (LesionsegError, OSError) as error:
         if os.environ.get("LESIONSEG_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error)}")
     except KeyboardInterrupt:
         sys.exit("interrupted. Run the same command again to go on")

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import RUNS, load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.files import write_csv
@@ -26,7 +27,7 @@ from lesionseg.sweep.table import failures, words
 from lesionseg.sweep.trials import SECTIONS, Outcome, Trial, make_trial
 from lesionseg.sweep.workspaces import Repository, open_experiment, open_repository
 from stages import result_dirs, run
-from stages.sweep import open_pool, positive, report, stopped_like_ctrl_c
+from stages.sweep import open_pool, positive, report
 
 CONFIGURATIONS, OUT = Path("stages/ablation.yaml"), Path("results/ablation.csv")
 COLUMNS = ["run", "seed", "val_jaccard", "test_jaccard", "test_dice", "seconds"]
@@ -153,14 +154,14 @@ def run_missing(
 def read_rows(repository: Repository, trial: Trial) -> list[Row]:
     """Scores of each model and seed of a finished trial; none where it is not there, or not whole.
 
-    `dvc exp remove` and `dvc gc` may have taken it away.
+    `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
     """
     files = open_experiment(repository, trial.name)
     if files is None:
         return []
     try:
         return [row for name in RUNS for row in score_rows(files, name)]
-    except FileNotFoundError:
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return []
 
 

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesionseg.children import run_to_end, stopped_like_ctrl_c
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import LesionsegError
 from lesionseg.files import read_json, write_bytes
 from stages import run
 
 ROOT = Path(__file__).resolve().parents[1]
+DVC = (sys.executable, "-m", "dvc")
 COPIED = ("dvc.yaml", ".dvcignore", "stages", "src")
 # A small budget, and an encoder from scratch: no network.
 PARAMS = {
@@ -49,13 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if not (demo_dir / ".dvc").exists():
         subprocess.run(
-            [sys.executable, "-m", "dvc", "init", "--quiet", "--no-scm"],
+            [*DVC, "init", "--quiet", "--no-scm"],
             cwd=demo_dir,
             env=environment,
             check=True,
         )
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=demo_dir, env=environment)
-    if done.returncode:
+    with stopped_like_ctrl_c():
+        status = run_to_end([*DVC, "repro"], cwd=demo_dir, environment=environment)
+    if status:
         raise LesionsegError(
             f"the demo stopped; what it says is above, its files are in {demo_dir}"
         )

@@ -4,27 +4,24 @@ params.yaml, section download, says where they come from.
 """
 
 import argparse
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import DownloadConfig, load_config
-from lesionseg.data.fetch import full_disk_is_an_error
 from lesionseg.data.folder import copy_folder
 from lesionseg.data.isic2016 import unpack_isic2016
 from lesionseg.data.manifest import NAME as MANIFEST
 from lesionseg.data.manifest import ManifestRow, write_manifest
 from lesionseg.data.phantom import write_phantoms
+from lesionseg.data.summary import SplitSummary, log_summaries, summarise
 from lesionseg.data.weights import write_encoder
-from lesionseg.files import project_root
+from lesionseg.files import full_disk_is_an_error, project_root
 from stages import run
 
 RAW_DIR = Path("data/raw")
 STAGING_DIR = Path("data/.raw.part")
 OUTS = ("train", "test", "encoder.pth", MANIFEST)
-
-logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,15 +36,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     _remove(STAGING_DIR)
     STAGING_DIR.mkdir(parents=True)
     try:
-        with full_disk_is_an_error(STAGING_DIR):
-            rows = _fill(STAGING_DIR, config)
+        with full_disk_is_an_error(RAW_DIR):
+            found = _fill(STAGING_DIR, config)
         _move_into_place()
     finally:
         _remove(STAGING_DIR)
-    logger.info("%s: %s", RAW_DIR, _summary(rows))
+    log_summaries(RAW_DIR, [_summary(split, found) for split in ("train", "test")])
 
 
-def _fill(raw_dir: Path, config: DownloadConfig) -> list[ManifestRow]:
+def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, float]]:
     """Write everything to a folder. Paths that the user gives start at the repository."""
     archives_dir = project_root() / config.archives
     match config.source:
@@ -89,14 +86,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _summary(rows: Sequence[ManifestRow]) -> str:
-    """Counts and sizes in pixels."""
-    num_train = sum(row.split == "train" for row in rows)
-    heights = [row.height for row in rows]
-    widths = [row.width for row in rows]
-    return (
-        f"{num_train} training and {len(rows) - num_train} test images, "
-        f"{min(heights)}-{max(heights)} pixels high and {min(widths)}-{max(widths)} wide"
+def _summary(split: str, found: Sequence[tuple[ManifestRow, float]]) -> SplitSummary:
+    """What a split holds, of rows with their shares of lesion."""
+    own = [(row, fraction) for row, fraction in found if row.split == split]
+    return summarise(
+        split,
+        sizes=[(row.height, row.width) for row, _ in own],
+        lesion_fractions=[fraction for _, fraction in own],
     )
 
 

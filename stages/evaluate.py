@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Split, load_split
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
 from lesionseg.evaluation.calibration import (
     expected_calibration_error,
@@ -50,10 +52,18 @@ from lesionseg.evaluation.variants import (
     seed_rows,
     variant_rows,
 )
-from lesionseg.files import replacing, sha256, write_csv, write_json
+from lesionseg.files import (
+    read_json,
+    replacing,
+    require,
+    sha256,
+    write_csv,
+    write_json,
+)
 from lesionseg.models.segmenter import load_model
+from lesionseg.processes import only_writer
 from lesionseg.replay import complete_evaluation
-from lesionseg.training.hardware import choose_device, make_deterministic
+from lesionseg.training.hardware import choose_device, describe, make_deterministic
 from stages import result_dirs, run
 
 RAW, PROCESSED, RESULTS = Path("data/raw"), Path("data/processed"), Path("results")
@@ -66,6 +76,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args(argv)
     config = load_config(Path("params.yaml"))
     make_deterministic()
+    for name in RUNS:
+        for seed, folder in result_dirs(name, config.seeds()).items():
+            check_training(folder, config, name, seed=seed)
+    device = choose_device(config.train.device)
+    _log.info("evaluate on %s", describe(device, torch.float32))
+    with only_writer(OUT):
+        evaluate(config)
+
+
+def check_training(folder: Path, config: Config, name: str, *, seed: int) -> None:
+    """Return when `folder` holds the model that params.yaml asks for.
+
+    Raises:
+        DataError: Its model.pt is not that of its run.json, or was trained otherwise.
+    """
+    record = read_json(folder / "run.json", stage=name)
+    remedy = f"Run: dvc repro -f {name}"
+    if record.get("model_sha256") != sha256(require(folder / "model.pt", stage=name)):
+        raise DataError(f"{folder}/model.pt is not the model that run.json is about. {remedy}")
+    known = record.get("params", {})
+    for key, value in config.training_params(name, seed=seed).items():
+        # The data's own changes show in the data: DVC trains anew after them.
+        if not key.startswith("download.") and known.get(key) != value:
+            raise DataError(
+                f"{folder}/model.pt was trained with {key} {known.get(key)!r}, and params.yaml "
+                f"says {value!r}. {remedy}"
+            )
+
+
+def evaluate(config: Config) -> None:
+    """Score, compare, and write results/evaluate/."""
     test, val = load_split(PROCESSED, "test"), load_split(PROCESSED, "val")
     tables, bins, thresholds, metrics, scored = {}, {}, {}, {}, {}
     with replacing(OUT / "masks") as masks_dir:
@@ -193,8 +234,17 @@ def measure(test: Split) -> list[Row]:
 
 
 def test_files(test: Split) -> list[ManifestRow]:
-    """The files of the test images, in the split's order."""
+    """The files of the test images, in the split's order.
+
+    Raises:
+        DataError: The manifest does not have them all.
+    """
     rows = {row.id: row for row in read_manifest(RAW) if row.split == "test"}
+    if lost := sorted(set(test.ids) - rows.keys()):
+        raise DataError(
+            f"{RAW / 'manifest.csv'} has no test image {lost[0]}, which the test split has. "
+            "Run: dvc repro preprocess"
+        )
     return [rows[image_id] for image_id in test.ids]
 
 

@@ -4,16 +4,16 @@ params.yaml, section preprocess, says how.
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.data.preprocessing import preprocess
+from lesionseg.data.summary import log_summaries
 from stages import run
 
-logger = logging.getLogger(__name__)
+RAW_DIR, PROCESSED_DIR = Path("data/raw"), Path("data/processed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,16 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
-    config = load_config(Path("params.yaml")).preprocess
-    summary = preprocess(Path("data/raw"), Path("data/processed"), **asdict(config))
-    logger.info(
-        "%d training, %d validation and %d test images of %d x %d pixels in data/processed",
-        summary.num_train,
-        summary.num_val,
-        summary.num_test,
-        config.image_size,
-        config.image_size,
+    config = load_config(Path("params.yaml"))
+    summary = preprocess(
+        RAW_DIR, PROCESSED_DIR, source=config.download.source, **asdict(config.preprocess)
     )
+    log_summaries(PROCESSED_DIR, summary.splits)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ import argparse
 import itertools
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from lesionseg import store
+from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.sweep.space import (
+    MOST_TRIALS,
     SAMPLERS,
     Sampler,
     Settings,
@@ -89,10 +88,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1."""
+    """A whole number that trials, or jobs, can be."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if not 1 <= value <= MOST_TRIALS:
+        raise argparse.ArgumentTypeError(f"must be in [1, {MOST_TRIALS}], got {text}")
     return value
 
 
@@ -221,20 +220,6 @@ def report(outcome: Outcome) -> None:
         "%s: val jaccard %s fine-tuned, %s frozen; %.0f s (%s)",
         *(trial.name, fine, frozen, outcome.seconds, words(trial.settings)),
     )
-
-
-@contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a sweep as Ctrl-C does: with its trials."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

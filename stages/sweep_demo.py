@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lesionseg.children import run_to_end, stopped_like_ctrl_c
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import LesionsegError
 from lesionseg.files import write_bytes
@@ -32,6 +33,7 @@ PARAMS = {
     "evaluate.num_resamples": 1000,
     "report.title": "A sweep's trial on synthetic lesions",
 }
+COMMAND = (sys.executable, "-m", "stages.sweep")
 SWEEP = ("--grid", "model.decoder=bilinear,transposed", "--grid", "loss.dice=0,1", "--jobs", "2")
 # What the stages leave behind is DVC's and MLflow's, as in the project's own .gitignore.
 IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*", "!*.json")
@@ -45,8 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_repository(sweep_dir, PARAMS)
     sys.stdout.write(f"In {sweep_dir}: python -m stages.sweep {' '.join(SWEEP)}\n")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "stages.sweep", *SWEEP]
-    if subprocess.run(command, cwd=sweep_dir, env=environment()).returncode:
+    with stopped_like_ctrl_c():
+        status = run_to_end(
+            [*COMMAND, *SWEEP],
+            cwd=sweep_dir,
+            environment=environment(),
+            patience=60,  # it stops its trials first
+        )
+    if status:
         raise LesionsegError(f"the sweep stopped; what it says is above, its files: {sweep_dir}")
     sys.stdout.write(f"(there: cd {sweep_dir})\n")
 

@@ -17,19 +17,32 @@ import torch
 from lesionseg import provenance, tracking
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Fold, Split, load_split, split_fold
-from lesionseg.files import project_root, read_json, require, sha256, write_csv, write_json
+from lesionseg.files import (
+    project_root,
+    read_json,
+    require,
+    sha256,
+    write_csv,
+    write_json,
+)
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
+from lesionseg.processes import only_writer
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
     claimed,
-    delete_checkpoints,
+    delete_committed,
     load_checkpoint,
+    mark_finished,
     save_checkpoint,
+    stage_code,
 )
-from lesionseg.training.distillation import Teacher, find_models, load_teacher
-from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
+from lesionseg.training.hardware import (
+    choose_device,
+    choose_precision,
+    describe,
+    make_deterministic,
+)
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
-from lesionseg.training.pretraining import pretrain_decoder
 from stages import result_dirs, run
 
 PROCESSED, ENCODER = Path("data/processed"), Path("data/raw/encoder.pth")
@@ -44,14 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
     make_deterministic()
+    delete_committed(project_root() / ".checkpoints")
     with ExitStack() as claims:
+        claims.enter_context(only_writer(Path("results") / name))
         checkpoints = [
             train_seed(config, name, seed=seed, folder=folder, claims=claims)
             for seed, folder in result_dirs(name, config.seeds()).items()
         ]
         write_csv(Path("results") / name / "seeds/scores.csv", seed_rows(name, config.seeds()))
         for folder in checkpoints:  # not before: a killed stage starts at its first seed again
-            delete_checkpoints(folder)
+            mark_finished(folder, Path("results") / name / "model.pt")
 
 
 def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: ExitStack) -> Path:
@@ -61,8 +76,9 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     device = choose_device(config.train.device)
     precision = choose_precision(config.train.precision, device)
     training = make_training(config, name, seed=seed, device=device, precision=precision)
-    params = make_params(config, name, seed=seed)
-    facts = training_facts(config, device=device, precision=precision)
+    _log.info("%s on %s", name, describe(device, precision))
+    params = config.training_params(name, seed=seed)
+    facts = training_facts(device=device, precision=precision)
     unclaimed = checkpoint_dir(
         project_root() / ".checkpoints",
         run=name,
@@ -74,45 +90,25 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
             "cpu": torch.backends.cpu.get_cpu_capability(),
         },
         inputs=[*INPUTS, ENCODER],
+        code=stage_code(name),
     )
     checkpoints = claims.enter_context(claimed(unclaimed))
     tags = {**provenance.tags(stage=name), **facts, "training_key": checkpoints.name}
     id_path = checkpoints / "run_id"
     with tracking.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
-        train(config, training, checkpoints, logged)
+        train(training, checkpoints, logged)
         write_results(folder, config, training, tags=tags, params=params)
     tracking.complete_training(folder, name=name)
     return checkpoints
 
 
-def training_facts(
-    config: Config, *, device: torch.device, precision: torch.dtype
-) -> dict[str, str]:
+def training_facts(*, device: torch.device, precision: torch.dtype) -> dict[str, str]:
     """What a training depends on beside its parameters, for its checkpoints, tags and run.json."""
-    facts = {
+    return {
         "data_sha256": sha256(require(PROCESSED / "train/index.csv", stage="preprocess")),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": str(precision).removeprefix("torch."),
     }
-    teachers = teacher_files(config)
-    if teachers:
-        facts["teacher_sha256"] = " ".join(map(sha256, teachers))
-    return facts
-
-
-def make_params(config: Config, name: str, *, seed: int) -> dict[str, Any]:
-    """The parameters of one training, as MLflow shows them; no other training has the same."""
-    params = {
-        **config.flat("preprocess", "train", "model", "loss", "augment"),
-        "train.seed": seed,
-        "encoder_lr": config.encoder_lr(name),
-        "layer_decay": config.layer_decay(name),
-        "encoder": "fine-tuned" if config.encoder_lr(name) else "frozen",
-    }
-    del params["train.num_seeds"]  # of no concern to a single training
-    if config.train.cross_validate:  # the same seed has another fold after another first seed
-        params["fold"] = config.seeds().index(seed)
-    return params
 
 
 def make_training(
@@ -128,26 +124,7 @@ def make_training(
     )
     recipe = make_recipe(config, name, seed=seed, precision=precision)
     train, val = choose_images(config, seed=seed)
-    return Training(
-        model=model,
-        train=train,
-        val=val,
-        recipe=recipe,
-        device=device,
-        teacher=make_teacher(config),
-    )
-
-
-def teacher_files(config: Config) -> list[Path]:
-    """The models that teach, none where params.yaml names none."""
-    path = config.train.teacher
-    return find_models(project_root() / path) if path else []
-
-
-def make_teacher(config: Config) -> Teacher | None:
-    """What params.yaml names as the teacher."""
-    files = teacher_files(config)
-    return load_teacher(files, image_size=config.preprocess.image_size) if files else None
+    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
 
 
 def choose_images(config: Config, *, seed: int) -> tuple[Split | Fold, Split | Fold]:
@@ -172,13 +149,9 @@ def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype)
         batch_size=config.train.batch_size,
         lr=config.train.lr,
         encoder_lr=config.encoder_lr(name),
-        layer_decay=config.layer_decay(name),
         weight_decay=config.train.weight_decay,
         warmup_fraction=config.train.warmup_fraction,
         first_image_size=config.train.first_image_size,
-        ema_decay=config.train.ema_decay,
-        deep_supervision=config.train.deep_supervision,
-        distillation=config.train.distillation,
         seed=seed,
         precision=precision,
         loss=dataclasses.asdict(config.loss),
@@ -191,23 +164,18 @@ def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
     logged.log_metrics(tracking.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
 
 
-def train(config: Config, training: Training, folder: Path, logged: tracking.Run) -> None:
-    """Run the epochs still to come, each saved before it is reported; before them, pretrain."""
+def train(training: Training, folder: Path, logged: tracking.Run) -> None:
+    """Run the epochs still to come, each saved before it is reported."""
     checkpoint = load_checkpoint(folder)
     if checkpoint:
         training.load_state_dict(checkpoint)
-        _log.info("%s goes on after epoch %d", training.recipe.run, len(training.history))
+        done, epochs = len(training.history), training.recipe.epochs
+        how = "is trained already" if done == epochs else "goes on"
+        _log.info("%s %s after epoch %d", training.recipe.run, how, done)
         logged_epochs = logged.logged_steps("val/jaccard")
         for epoch in training.history:
             if epoch.epoch not in logged_epochs:
                 log_epoch(epoch, logged)
-    elif config.train.phantom_epochs:
-        pretrain_decoder(
-            training,
-            epochs=config.train.phantom_epochs,
-            num_phantoms=config.train.num_phantoms,
-        )
-        save_checkpoint(folder, training.state_dict())  # killed in epoch 1, it is not done twice
     start, num_before = time.perf_counter(), len(training.history)
     for epoch in training:
         save_checkpoint(folder, training.state_dict())
@@ -232,10 +200,10 @@ def write_results(
 ) -> None:
     """Write model.pt, history.csv, metrics.json and run.json."""
     rows = [dataclasses.asdict(epoch) for epoch in training.history]
-    seconds = training.pretraining_seconds + sum(row.pop("seconds") for row in rows)
+    seconds = sum(row.pop("seconds") for row in rows)
     best = training.history[training.best["epoch"] - 1]
     parameters = list(training.model.parameters())
-    num_seen = len(training.train.ids) * training.recipe.epochs  # phantoms do not count
+    num_seen = len(training.train.ids) * training.recipe.epochs
     save_model(
         folder / "model.pt",
         state=training.best["state"],
@@ -251,6 +219,7 @@ def write_results(
         **tags,
         "seconds": seconds,
         "images_per_second": num_seen / seconds,
+        "num_images": len(training.train.ids),
         "num_parameters": sum(p.numel() for p in parameters),
         "num_trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "versions": provenance.versions(),

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lesionseg.data.augmentation import HAIR_COLOURS, LUMA, augment
+from lesionseg.data.augmentation import LUMA, augment
 
 NAMES = (
     "horizontal_flip",
@@ -15,8 +15,6 @@ NAMES = (
     "brightness",
     "contrast",
     "saturation",
-    "colour_cast",
-    "hair",
 )
 OFF = dict.fromkeys(NAMES, 0.0) | {"padding": "reflection"}
 GEOMETRY = {
@@ -27,7 +25,6 @@ GEOMETRY = {
     "shift": 0.2,
 }
 COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
-EXTRA = {"colour_cast": 0.3, "hair": 1.0}
 
 
 def view(images, masks, *, seed=0, **parameters):
@@ -57,19 +54,19 @@ def test_nothing_changes_where_all_parameters_are_0(batch):
 
 
 def test_a_view_has_the_shape_and_type_of_its_image(batch):
-    for before, after in zip(batch, view(*batch, **GEOMETRY, **COLOUR, **EXTRA), strict=True):
+    for before, after in zip(batch, view(*batch, **GEOMETRY, **COLOUR), strict=True):
         assert (after.shape, after.dtype) == (before.shape, before.dtype)
 
 
 def test_the_inputs_stay_as_they_are(batch):
     copies = [tensor.clone() for tensor in batch]
-    view(*batch, **GEOMETRY, **COLOUR, **EXTRA)
+    view(*batch, **GEOMETRY, **COLOUR)
     assert all(torch.equal(a, b) for a, b in zip(copies, batch, strict=True))
 
 
 def test_masks_stay_exactly_0_and_1(batch):
     for seed in range(10):
-        masks = view(*batch, seed=seed, **GEOMETRY, **COLOUR, **EXTRA)[1]
+        masks = view(*batch, seed=seed, **GEOMETRY, **COLOUR)[1]
         assert masks.unique().tolist() == [0, 1]
 
 
@@ -163,8 +160,8 @@ def test_rotations_fill_the_range_to_both_sides_and_stay_within():
 
 
 def test_the_same_seed_gives_the_same_views_and_other_seeds_others(batch):
-    first, again = (view(*batch, seed=3, **GEOMETRY, **COLOUR, **EXTRA) for _ in range(2))
-    other = view(*batch, seed=4, **GEOMETRY, **COLOUR, **EXTRA)
+    first, again = (view(*batch, seed=3, **GEOMETRY, **COLOUR) for _ in range(2))
+    other = view(*batch, seed=4, **GEOMETRY, **COLOUR)
     for one, same, different in zip(first, again, other, strict=True):
         assert torch.equal(one, same)
         assert not torch.equal(one, different)
@@ -178,11 +175,11 @@ def test_each_image_of_a_batch_gets_a_view_of_its_own(batch):
 
 def test_nothing_is_drawn_from_the_global_random_state(batch):
     before = torch.get_rng_state()
-    view(*batch, **GEOMETRY, **COLOUR, **EXTRA)
+    view(*batch, **GEOMETRY, **COLOUR)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_hair_and_cast_each_image_takes_nine_draws(batch):
+def test_each_image_takes_nine_draws(batch):
     states = []
     for parameters in ({}, GEOMETRY, COLOUR, GEOMETRY | COLOUR):
         generator = torch.Generator().manual_seed(0)
@@ -231,108 +228,3 @@ def test_saturation_leaves_grey_alone_and_keeps_the_luma_of_colours(draw_largest
     torch.testing.assert_close((viewed * luma).sum(1), (images * luma).sum(1), atol=1e-5, rtol=0)
     spread, before = (t[0, 0, 0, 0] - t[0, 2, 0, 0] for t in (viewed, images))
     assert spread.item() == pytest.approx(1.5 * before.item(), abs=1e-5)
-
-
-def test_a_colour_cast_multiplies(batch, draw_largest):
-    images = view(0.5 * batch[0], batch[1], colour_cast=0.2)[0]
-    torch.testing.assert_close(images, 0.6 * batch[0], atol=1e-5, rtol=0)
-
-
-def test_a_colour_cast_stays_between_0_and_1():
-    white = torch.ones(100, 3, 4, 4)
-    images = view(white, white[:, :1], colour_cast=0.9)[0]
-    assert images.min() >= 0
-    assert images.max() == 1
-
-
-def test_a_colour_cast_is_one_factor_for_each_image_and_channel():
-    grey = torch.full((500, 3, 4, 4), 0.5)
-    images = view(grey, grey[:, :1].round(), colour_cast=0.2)[0]
-    torch.testing.assert_close(images, images[..., :1, :1].expand_as(images), atol=1e-6, rtol=0)
-    factors = images[:, :, 0, 0] / 0.5
-    assert 0.8 - 1e-5 < factors.min() < 0.805
-    assert 1.195 < factors.max() < 1.2 + 1e-5
-    assert factors.mean(0).tolist() == pytest.approx([1, 1, 1], abs=0.02)
-    assert (torch.corrcoef(factors.T) - torch.eye(3)).abs().max() < 0.2
-
-
-def test_hair_and_cast_leave_the_geometry_and_the_masks_alone(batch):
-    plain_images, plain_masks = view(*batch, **GEOMETRY)
-    images, masks = view(*batch, **GEOMETRY, hair=1.0)
-    assert torch.equal(masks, plain_masks)
-    untouched = (images == plain_images).all(1).float()
-    assert (untouched.mean((1, 2)) > 0).all()
-    assert (untouched.mean((1, 2)) < 1).all()
-    assert torch.equal(view(*batch, **GEOMETRY, **EXTRA)[1], plain_masks)
-
-
-def test_hair_of_probability_one_quarter_grows_on_one_image_of_four():
-    white = torch.ones(1000, 3, 16, 16)
-    images = view(white, white[:, :1], hair=0.25)[0]
-    assert (images < 0.99).flatten(1).any(1).float().mean() == pytest.approx(0.25, abs=0.04)
-
-
-def test_hairs_cover_a_small_part_and_never_all_the_same():
-    white = torch.ones(50, 3, 128, 128)
-    images = view(white, white[:, :1], hair=1.0)[0]
-    hidden = (images < 0.8).all(1).float().mean((1, 2))
-    assert hidden.min() > 0.002
-    assert hidden.max() < 0.25
-    assert len({one.numpy().tobytes() for one in images}) == 50
-
-
-def test_hairs_are_dark_on_every_skin_and_stay_between_0_and_1():
-    for level in (0.0, 0.4, 1.0):
-        skin = torch.full((20, 3, 64, 64), level)
-        images = view(skin, skin[:, :1].round(), hair=1.0)[0]
-        assert images.min() >= 0
-        assert images.max() <= max(level, 0.3) + 1e-6
-
-
-def test_a_batch_where_chance_gives_no_hair_stays_as_it_is(batch):
-    torch.testing.assert_close(view(*batch, hair=1e-9)[0], batch[0], atol=1e-5, rtol=0)
-
-
-def draw_one_hair(monkeypatch, *, size, quarter_turns=0):
-    """The cover (size, size) of a straight hair of mean traits in the middle of a white image."""
-
-    def rand(*shape, generator):
-        if shape == (4, 1):  # chosen, fewest hairs, this direction, black
-            return torch.tensor([0.0, 0.0, quarter_turns / 4, 0.0])[:, None]
-        return torch.full(shape, 0.5)
-
-    monkeypatch.setattr(torch, "rand", rand)
-    white = torch.ones(1, 3, size, size)
-    image = view(white, white[:, :1], hair=1.0)[0][0]
-    return (1 - image[0]) / (1 - HAIR_COLOURS[0][0])
-
-
-def test_a_straight_hair_covers_the_pixels_that_its_width_and_length_say(monkeypatch):
-    cover = draw_one_hair(monkeypatch, size=128)
-    # 1.5 pixels wide at its root, thinner by a sixteenth in the middle; opacity 0.725.
-    assert cover[63, 64].item() == pytest.approx(0.725 * 1.5 * 15 / 16 / 2, abs=0.01)
-    torch.testing.assert_close(cover[63], cover[64], atol=1e-4, rtol=0)
-    assert (cover[:63] < 1e-5).all()
-    assert (cover[65:] < 1e-5).all()
-    # Its length is 0.75 of the side.
-    columns = (cover[64] > 1e-3).nonzero()
-    assert columns.min() == pytest.approx(16, abs=2)
-    assert columns.max() == pytest.approx(112, abs=3)
-    assert cover[64, 20] > cover[64, 108]
-
-
-def test_hairs_are_as_wide_as_a_share_of_the_image(monkeypatch):
-    middles = [draw_one_hair(monkeypatch, size=s)[:, s // 2].sum().item() for s in (64, 128, 512)]
-    shares = [middle / size for middle, size in zip(middles, (64, 128, 512), strict=True)]
-    assert shares == pytest.approx([shares[0]] * 3, rel=0.02)
-
-
-def test_a_hair_turned_by_a_right_angle_is_that_picture_turned(monkeypatch):
-    first = draw_one_hair(monkeypatch, size=128)
-    turned = draw_one_hair(monkeypatch, size=128, quarter_turns=1)
-    torch.testing.assert_close(turned, first.rot90(-1), atol=1e-3, rtol=0)
-
-
-def test_hairs_leave_no_gaps(monkeypatch):
-    cover = draw_one_hair(monkeypatch, size=128, quarter_turns=0.5)  # along the diagonal
-    assert (cover.diagonal()[36:85] > 0.5).all()

@@ -1,6 +1,7 @@
 """The command line: what it answers, with which exit status, and how little it loads for that."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -159,18 +160,61 @@ def test_unreadable_files_are_named_at_the_end_with_status_1(folder, predict):
     assert status == 1
     assert re.search(r"^3 masks.* are in predictions$", out, re.MULTILINE)
     assert err == (
-        "error: 2 of 5 files could not be read:\n"
+        "error: 2 of 5 failed, all others are done:\n"
         "  photos/broken.jpg cannot be read as an image (unknown or damaged format).\n"
         "  photos/phone.heic cannot be read as an image (unknown or damaged format).\n"
     )
 
 
-def test_nothing_but_unreadable_files_writes_no_summary(folder, predict):
+def test_the_summary_is_of_this_call_even_where_nothing_was_readable(folder, predict):
     (folder / "broken.jpg").touch()
+    assert predict("photos/a.png")[0] == 0
     status, out, err = predict("broken.jpg")
     assert (status, out) == (1, "")
-    assert "1 of 1 files" in err
-    assert files_below(folder / "predictions") == []
+    assert err.startswith("error: 1 of 1 failed")
+    with (folder / "predictions/summary.csv").open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        assert (list(reader), reader.fieldnames[0]) == ([], "file")
+
+
+def test_one_odd_file_costs_one_line_and_never_the_others(folder, predict, monkeypatch):
+    photos = folder / "photos"
+    os.mkfifo(photos / "fifo.png")
+    (photos / "itself.png").symlink_to("itself.png")
+    (photos / "gone.png").symlink_to("absent")
+    (photos / "folder.png").mkdir()
+    (photos / "two\nlines.png").write_text("no image")
+    os.link(photos / "a.png", photos / ("n" * 250 + ".png"))
+    os.link(photos / "a.png", photos / os.fsdecode(b"\xe9.png"))
+    status, out, err = predict("photos", "photos/a.png", "photos/fifo.png")
+    assert status == 1
+    assert "4 masks and summary.csv are in predictions" in out
+    first, *lines = err.splitlines()
+    assert first == "error: 6 of 10 failed, all others are done:"
+    for word in ("fifo.png", "itself.png", "gone.png", "folder.png", "\ufffdlines.png", "nnn.png"):
+        assert sum(word in line for line in lines) == 1, word
+    assert len(lines) == 6
+    with (folder / "predictions/summary.csv").open(newline="") as stream:
+        names = [row["file"] for row in csv.DictReader(stream)]
+    assert names == ["a.png", "b.jpg", "\ufffd.png", "deep/a.jpg"]
+
+
+def test_nothing_but_what_cannot_be_opened_loads_and_makes_nothing(folder, predict):
+    os.mkfifo(folder / "fifo.png")
+    status, out, err = predict("fifo.png", model="photos/a.png")
+    assert (status, out, len(err.splitlines())) == (1, "", 2)
+    assert not (folder / "predictions").exists()
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_in_another_way(
+    folder, model_path, monkeypatch
+):
+    os.link(folder / "photos/a.png", folder / "\u00e4.png")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["predict", "\u00e4.png", "--model", str(model_path)]) == 0
+    terminal.seek(0)
+    assert "\\xe4.png" in terminal.read()
 
 
 def test_files_left_out_by_their_names_are_counted(folder, predict):
@@ -196,15 +240,82 @@ def test_an_empty_folder_is_answered_with_what_was_looked_for(folder, predict):
     assert_is_one_line(*predict("empty"), message=r"empty: no images among 0 files.* \.png .*")
 
 
-def test_a_missing_model_is_answered_with_the_stage_that_makes_it(folder, predict, capsys):
-    message = r"absent\.pt is missing\. Run: dvc repro train_finetuned, or .* --model"
-    assert_is_one_line(*predict("photos", model="absent.pt"), message=message)
-    path = "results/train_frozen/model.pt"
-    message = r"results/train_frozen/model\.pt is missing\. Run: dvc repro train_frozen, or .*"
-    assert_is_one_line(*predict("photos", model=path), message=message)
+@pytest.fixture
+def project(folder):
+    """The folder is a project's root."""
+    for name in ("dvc.yaml", "params.yaml"):
+        (folder / name).touch()
+    return folder
+
+
+def test_a_missing_model_is_answered_with_the_stage_that_makes_it(project, predict, capsys):
+    for stage in ("train_frozen", "train_finetuned"):
+        path = f"results/{stage}/model.pt"
+        message = rf"{path} is missing\. Run: dvc repro {stage}, or name another with --model"
+        assert_is_one_line(*predict("photos", model=path), message=message)
     status = main(["predict", "photos"])
     message = r"results/train_finetuned/model\.pt is missing\. Run: dvc repro train_finetuned.*"
     assert_is_one_line(status, *capsys.readouterr(), message=message)
+    message = r"absent\.pt is missing\. Name another with --model"
+    assert_is_one_line(*predict("photos", model="absent.pt"), message=message)
+
+
+def test_a_model_that_no_stage_makes_is_answered_without_one(folder, predict, capsys):
+    (folder / "results/train_frozen").mkdir(parents=True)
+    (folder / "results/train_frozen/model.pt").touch()
+    remedy = r"Name another with --model, or run from the project's root"
+    status = main(["predict", "photos"])
+    message = rf"results/train_finetuned/model\.pt is missing\. {remedy}"
+    assert_is_one_line(status, *capsys.readouterr(), message=message)
+    for model in ("n" * 300, "absent.pt"):
+        message = rf"{model} is missing\. {remedy}"
+        assert_is_one_line(*predict("photos", model=model), message=message)
+    os.mkfifo(folder / "fifo")  # opened, it would wait for ever
+    assert_is_one_line(*predict("photos", model="fifo"), message=rf"fifo is no file\. {remedy}")
+    model = "results/train_frozen/model.pt"
+    message = rf"{model} is not a model \(.*\)\. {remedy}"
+    assert_is_one_line(*predict("photos", model=model), message=message)
+
+
+def test_a_broken_model_of_the_project_is_made_anew_by_its_stage(project, predict):
+    (project / "results/train_frozen").mkdir(parents=True)
+    (project / "results/train_frozen/model.pt").touch()
+    message = r".*/model\.pt is not a model .* Run: dvc repro -f train_frozen, or name another .*"
+    assert_is_one_line(*predict("photos", model="results/train_frozen/model.pt"), message=message)
+    assert not (project / "predictions").exists()
+
+
+@pytest.mark.parametrize("command", [["champion"], ["champion", "--set", "1"], ["register"]])
+@pytest.mark.parametrize("where", ["photos", "."])
+def test_without_a_project_nothing_is_made(folder, monkeypatch, capsys, command, where):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(where)
+    before = files_below(folder)
+    for arguments in (command, ["replay"], ["predict", "a.png", "--model", "models:/x/1"]):
+        if arguments[0] == "predict" and where == ".":
+            arguments[1] = "photos/a.png"
+        status = main(arguments)
+        message = rf"{Path.cwd()} has no dvc\.yaml .*Run from the project's root, where .*"
+        assert_is_one_line(status, *capsys.readouterr(), message=message)
+    assert files_below(folder) == before
+    assert not list(folder.rglob("mlruns"))
+
+
+def test_a_registry_elsewhere_needs_no_project(folder, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr(registry, "list_versions", list)
+    assert main(["champion"]) == 0
+    status = main(["register"])
+    capsys_out, err = capsys.readouterr()
+    assert "no version of lesionseg is registered" in capsys_out
+    assert (status, "Run from the project's root" in err) == (1, True)
+
+
+def test_predicting_outside_a_project_makes_nothing_but_its_outputs(folder, predict):
+    before = files_below(folder)
+    assert predict("photos/a.png")[0] == 0
+    new = set(files_below(folder)) - set(before)
+    assert new == {"predictions/a_segmentation.png", "predictions/summary.csv"}
 
 
 def test_the_model_option_can_be_given_several_times(folder, predict, model_path):
@@ -238,7 +349,7 @@ def test_a_full_disk_is_answered_in_one_line(folder, predict, monkeypatch):
         raise OSError(28, "No space left on device", "predictions/a_segmentation.png")
 
     monkeypatch.setattr("lesionseg.inference.outputs.Outputs.write", fail)
-    message = r"\[Errno 28\] No space left on device: 'predictions/a_segmentation\.png'"
+    message = r"predictions/a_segmentation\.png: No space left on device\. Make room and .*"
     assert_is_one_line(*predict("photos"), message=message)
 
 
@@ -263,8 +374,9 @@ def test_an_error_keeps_its_traceback_for_debugging(folder, predict, monkeypatch
         (["predict", "a", "--threshold", "1"], "must be a number above 0 and below 1, got '1'"),
         (["predict", "a", "--threshold", "nan"], "must be a number above 0 and below 1, got 'nan'"),
         (["predict", "a", "--threshold", "half"], "above 0 and below 1, got 'half'"),
-        (["predict", "a", "--batch-size", "0"], "must be a whole number from 1 on, got '0'"),
-        (["predict", "a", "--batch-size", "1.5"], "must be a whole number from 1 on, got '1.5'"),
+        (["predict", "a", "--batch-size", "0"], "must be a whole number in [1, 4096], got '0'"),
+        (["predict", "a", "--batch-size", "1.5"], "must be a whole number in [1, 4096], got '1.5'"),
+        (["predict", "a", "--batch-size", "5000"], "number in [1, 4096], got '5000'"),
         (["predict", "a", "--device", "gpu"], "must be auto, cpu, cuda or cuda:1, got 'gpu'"),
         (["predict", "a", "--contours", "svg"], "invalid choice: 'svg'"),
         (["predict", "a", "--tta", "3"], "argument --tta: invalid choice: 3"),
@@ -282,7 +394,7 @@ def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, argument
     assert len(err.splitlines()) == 1
 
 
-def test_a_model_of_the_registry_is_fetched_from_there(folder, predict, model_path, monkeypatch):
+def test_a_model_of_the_registry_is_fetched_from_there(project, predict, model_path, monkeypatch):
     asked = []
 
     def download_model(uri):
@@ -310,6 +422,8 @@ def test_ctrl_c_is_answered_in_one_line_and_what_is_written_is_whole(folder, pre
     assert (status, out) == (130, "")
     assert re.fullmatch(r"interrupted\. .*\n", err)
     for name in files_below(folder / "predictions"):
+        if name == "summary.csv":
+            continue
         with Image.open(folder / "predictions" / name) as image:
             image.load()
 

@@ -1,16 +1,21 @@
+import contextlib
+import errno
 import functools
 import hashlib
 import io
 import logging
+import math
+import os
 import shutil
 import stat
+import unicodedata
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -39,14 +44,23 @@ Usage = namedtuple("Usage", "total used free")
 def image_bytes(
     mode: str = "RGB", size: tuple[int, int] = (12, 8), kind: str = "JPEG", **options: Any
 ) -> bytes:
-    """A grey picture of (width, height) pixels."""
+    """A grey picture, or an all white mask (mode L), of (width, height) pixels."""
     stream = io.BytesIO()
-    Image.new(mode, size, "grey").save(stream, kind, **options)
+    Image.new(mode, size, "white" if mode == "L" else "grey").save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def mask_bytes(width: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
+    """A mask with a lesion from the left edge to `width` pixels."""
+    stream = io.BytesIO()
+    mask = Image.new("L", size)
+    mask.paste(255, (0, 0, width, size[1]))
+    mask.save(stream, kind)
     return stream.getvalue()
 
 
 IMAGE = image_bytes()
-MASK = image_bytes("L", kind="PNG")
+MASK = mask_bytes(3)
 
 
 @pytest.fixture(name="project")
@@ -73,7 +87,7 @@ def download(source: str = "folder", **values: Any) -> None:
     stages.download.main([])
 
 
-@contextmanager
+@contextlib.contextmanager
 def refused(error: type[LesionsegError], *parts: str) -> Iterator[None]:
     """A block that ends in `error`, one line with all `parts`, and leaves nothing behind."""
     with pytest.raises(error) as caught:
@@ -114,14 +128,21 @@ def test_the_stage_leaves_no_staging_folder(project: Path) -> None:
     assert [path.name for path in Path("data").iterdir()] == ["raw"]
 
 
-def test_the_stage_ends_with_counts_and_sizes(
+def test_the_stage_ends_with_a_line_for_each_split(
     project: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    (project / "source/train/images/b.jpg").write_bytes(image_bytes(size=(20, 8)))
+    (project / "source/train/masks/b.png").write_bytes(mask_bytes(20, size=(20, 8)))
+    (project / "source/train/images/c.jpg").write_bytes(IMAGE)
+    (project / "source/train/masks/c.png").write_bytes(mask_bytes(0))
     with caplog.at_level(logging.INFO):
         download()
-    assert caplog.messages[-1] == (
-        "data/raw: 2 training and 1 test images, 8-8 pixels high and 12-12 wide"
-    )
+    assert caplog.messages == [
+        "data/raw/train: 4 images of 8 x 12-20 pixels (height x width); masks: 37.5 % lesion on "
+        "average, 1 empty, 1 full",
+        "data/raw/test: 1 images of 8 x 12 pixels (height x width); masks: 25.0 % lesion on "
+        "average, 0 empty, 0 full",
+    ]
 
 
 def test_a_second_run_replaces_the_first(project: Path) -> None:
@@ -188,10 +209,48 @@ def test_endings_may_be_of_any_case_and_masks_without_suffix(project: Path) -> N
 def test_a_jpeg_mask_becomes_a_grey_png(project: Path) -> None:
     mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
     mask_path.unlink()
-    mask_path.with_suffix(".jpg").write_bytes(IMAGE)
+    mask_path.with_suffix(".jpg").write_bytes(mask_bytes(8, "JPEG"))
     download()
     with Image.open("data/raw/test/masks/ISIC_0000003.png") as mask:
         assert (mask.format, mask.mode, mask.size) == ("PNG", "L", (12, 8))
+
+
+def test_masks_of_any_meaning_become_black_and_white_and_a_line_says_how(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    masks = project / "source/train/masks"
+    lesion = np.zeros((8, 12), np.uint8)
+    lesion[2:5, 3:9] = 1
+    Image.fromarray(lesion).save(masks / "ISIC_0000000_Segmentation.png")  # 0 and 1
+    layers = np.dstack([np.full((8, 12, 3), 255, np.uint8), lesion * np.uint8(255)])
+    Image.fromarray(layers).save(masks / "ISIC_0000001_Segmentation.png")  # in the alpha channel
+    with caplog.at_level("INFO"):
+        download()
+    for name in IDS["train"]:
+        with Image.open(f"data/raw/train/masks/{name}.png") as written:
+            assert written.mode == "L"
+            np.testing.assert_array_equal(np.array(written), lesion * 255)
+    assert "train: in 1 of 2 masks 0 is skin and 1 is lesion" in caplog.messages
+    assert "train: in 1 of 2 masks what is not transparent is lesion" in caplog.messages
+    assert not any("test: in" in message for message in caplog.messages)
+
+
+def test_a_turned_mask_lies_as_its_turned_image_does(project: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lesion = np.zeros((8, 12), np.uint8)
+    lesion[1:4, 1:7] = 255
+    source = project / "source/test"
+    Image.new("RGB", (12, 8)).save(source / "images/ISIC_0000003.jpg", exif=exif)
+    (source / "masks/ISIC_0000003_Segmentation.png").unlink()
+    mask_path = source / "masks/ISIC_0000003.jpg"
+    Image.fromarray(lesion).resize((96, 64), 0).save(mask_path, quality=95, exif=exif)
+    Image.new("RGB", (96, 64)).save(source / "images/ISIC_0000003.jpg", exif=exif)
+    download()
+    with Image.open("data/raw/test/masks/ISIC_0000003.png") as written:
+        assert written.getexif().get(0x0112) is None
+        small = np.array(written.resize((8, 12), 0))
+    np.testing.assert_array_equal(small, np.rot90(lesion, -1))
 
 
 def test_hidden_files_are_no_images(project: Path) -> None:
@@ -253,8 +312,177 @@ def test_an_unreadable_jpeg_mask_is_refused(project: Path) -> None:
     mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
     mask_path.unlink()
     mask_path.with_suffix(".jpg").write_bytes(IMAGE[: len(IMAGE) // 2])
-    with refused(DataError, "ISIC_0000003_Segmentation.jpg is not a readable image", "Mend"):
+    with refused(DataError, "ISIC_0000003_Segmentation.jpg cannot be read as an image", "Replace"):
         download()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_names_are_the_same_in_both_unicode_forms_and_ids_are_in_nfc(
+    project: Path, forms: tuple[str, str]
+) -> None:
+    name = "l\u00e9sion"
+    image_name, mask_name = (unicodedata.normalize(form, name) for form in forms)
+    (project / f"source/train/images/{image_name}.jpg").write_bytes(IMAGE)
+    (project / f"source/train/masks/{mask_name}_segmentation.png").write_bytes(MASK)
+    download()
+    assert read_manifest(Path("data/raw"))[-1].id == name
+    assert {f"data/raw/train/images/{name}.jpg", f"data/raw/train/masks/{name}.png"} <= raw_files()
+
+
+def test_two_files_that_look_the_same_are_told_apart(project: Path) -> None:
+    for form in ("NFC", "NFD"):
+        name = unicodedata.normalize(form, "\u00e9")
+        (project / f"source/train/images/{name}.jpg").write_bytes(IMAGE)
+    with refused(DataError, "two files for \u00e9: 'e\\u0301.jpg' and '\\xe9.jpg'. Keep one"):
+        download()
+
+
+def test_two_endings_that_differ_in_case_only_are_two_files_of_one_id(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.JPG").write_bytes(IMAGE)
+    with refused(DataError, "two files for ISIC_0000001: ISIC_0000001.JPG and ISIC_0000001.jpg"):
+        download()
+
+
+def test_ids_may_differ_in_case_only(project: Path) -> None:
+    (project / "source/train/images/isic_0000001.jpg").write_bytes(IMAGE)
+    (project / "source/train/masks/isic_0000001.png").write_bytes(MASK)
+    download()
+    rows = read_manifest(Path("data/raw"))
+    assert [row.id for row in rows][1:] == ["ISIC_0000000", "ISIC_0000001", "isic_0000001"]
+
+
+def test_an_image_whose_own_name_ends_like_a_mask_s_finds_its_mask(project: Path) -> None:
+    (project / "source/train/images/a_segmentation.jpg").write_bytes(IMAGE)
+    (project / "source/train/masks/a_segmentation.png").write_bytes(MASK)
+    download()
+    assert read_manifest(Path("data/raw"))[-1].id == "a_segmentation"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(b"l\xe9sion.jpg", "l\\xe9sion.jpg"), (b"a\nb\r.jpg", "a\\nb\\r.jpg")]
+)
+def test_a_name_that_is_no_text_is_shown_with_escapes_before_anything_is_copied(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, shown: str
+) -> None:
+    monkeypatch.setattr(shutil, "copyfile", None)
+    (project / "source/test/images" / os.fsdecode(name)).write_bytes(IMAGE)
+    with refused(DataError, f"source/test/images has a file called {shown}: ", "UTF-8", "Rename"):
+        download()
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9"])
+def test_a_name_too_long_for_its_predicted_mask_is_refused_before_anything_is_copied(
+    project: Path, monkeypatch: pytest.MonkeyPatch, letter: str
+) -> None:
+    fits = letter * (238 // len(letter.encode()))
+    (project / f"source/test/images/{fits}.jpg").write_bytes(IMAGE)
+    (project / f"source/test/masks/{fits}_Segmentation.png").write_bytes(MASK)
+    download()
+    assert len(read_manifest(Path("data/raw"))) == 4
+    shutil.rmtree("data")
+    monkeypatch.setattr(shutil, "copyfile", None)
+    (project / f"source/test/images/{fits}b.jpg").write_bytes(IMAGE)
+    (project / f"source/test/masks/{fits}b.png").write_bytes(MASK)
+    with refused(DataError, f"{fits}b.jpg has too long a name", "255 bytes, got 256", "Shorten"):
+        download()
+
+
+def test_what_stands_alone_is_named_on_both_sides_with_the_endings_that_would_do(
+    project: Path,
+) -> None:
+    mask = project / "source/test/masks/ISIC_0000003_Segmentation.png"
+    mask.rename(mask.with_name("ISIC_0000003-mask.png"))
+    with refused(
+        DataError,
+        "no mask for ISIC_0000003; no image for ISIC_0000003-mask.png",
+        "image's name, or that with _segmentation behind it; both end in .jpg, .jpeg, .png",
+        "Add masks/ISIC_0000003.png or take out",
+    ):
+        download()
+
+
+def make_broken_link(path: Path) -> None:
+    path.symlink_to("nowhere.jpg")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(make_broken_link, "a broken link"), (Path.mkdir, "a folder"), (os.mkfifo, "no regular file")],
+)
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_what_is_no_file_is_named_before_anything_is_copied(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path], None],
+    what: str,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(shutil, "copyfile", None)
+    path = project / "source/test" / kind / "x.jpg"
+    make(path)
+    with refused(DataError, f"{path} must be an image file, it is {what}", "Replace it"):
+        download()
+
+
+def test_a_file_that_may_not_be_read_is_named_before_anything_is_copied(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = project / "source/test/images/ISIC_0000003.jpg"
+    whole = Path.open
+
+    def guarded(self: Path, *args: Any, **options: Any) -> Any:  # root may read everything
+        if self == path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    monkeypatch.setattr(shutil, "copyfile", None)
+    with refused(DataError, f"{path} cannot be opened (Permission denied)", "Mend it"):
+        download()
+
+
+def lesion_bytes(mask: bool) -> bytes:
+    """A photograph of a lesion, or the mask of it, as PNG."""
+    pixels = np.random.default_rng(0).normal([200, 160, 140], 6, (64, 64, 3))
+    pixels[16:48, 16:48] -= 90
+    stream = io.BytesIO()
+    shown = 255 * (pixels[..., 0] < 160) if mask else pixels
+    Image.fromarray(shown.astype(np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("exchanged", ["images", "both", "none"])
+def test_images_that_look_like_masks_draw_a_warning(
+    project: Path, caplog: pytest.LogCaptureFixture, exchanged: str
+) -> None:
+    for path in (project / "source/train").glob("*/*"):
+        path.unlink()
+    for number in range(7):
+        for kind in ("images", "masks"):
+            content = lesion_bytes((kind == "masks") ^ (exchanged in (kind, "both")))
+            (project / f"source/train/{kind}/{number}.png").write_bytes(content)
+    refusal = pytest.raises(DataError, match="looks like a photograph")
+    with refusal if exchanged == "both" else contextlib.nullcontext():
+        download()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    said = [text for text in warnings if "exchanged" in text]
+    assert len(said) == (exchanged != "none")
+    for text in said:
+        assert text.startswith(f"WARNING: {project}/source/train/images: the files look like masks")
+        assert "\n" not in text
+
+
+def test_a_grey_photograph_is_no_mask_and_an_unreadable_one_no_traceback(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = Image.open(io.BytesIO(lesion_bytes(mask=False))).convert("L")
+    image.save(project / "source/test/images/ISIC_0000003.jpg")
+    mask_path = project / "source/test/masks/ISIC_0000003_Segmentation.png"
+    mask_path.write_bytes(lesion_bytes(mask=True))
+    (project / "source/train/images/ISIC_0000000.jpg").write_bytes(b"not an image")
+    with refused(DataError, "train/images/ISIC_0000000.jpg is not a readable JPEG"):
+        download()
+    assert "exchanged" not in caplog.text
 
 
 # Manifest
@@ -284,7 +512,7 @@ def test_two_runs_write_the_same_manifest(project: Path) -> None:
 
 def test_a_mask_of_another_size_is_refused(project: Path) -> None:
     mask_path = project / "source/train/masks/ISIC_0000001_Segmentation.png"
-    mask_path.write_bytes(image_bytes("L", (11, 8), "PNG"))
+    mask_path.write_bytes(mask_bytes(3, size=(11, 8)))
     with refused(
         DataError,
         "mask of ISIC_0000001 must be 8 x 12 pixels",
@@ -314,6 +542,27 @@ def test_an_unreadable_image_is_named(project: Path) -> None:
         download()
 
 
+def test_an_image_of_too_many_pixels_is_named_with_their_number(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").write_bytes(image_bytes(size=(3000, 2000)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2_900_000)
+    with refused(
+        DataError,
+        "train/images/ISIC_0000001.jpg is too large: 6.0 megapixels, more than",
+        "dvc repro -f download",
+    ):
+        download()
+
+
+def test_a_truncated_png_is_named(project: Path) -> None:
+    (project / "source/train/images/ISIC_0000001.jpg").unlink()
+    content = image_bytes(size=(12, 8), kind="PNG")
+    (project / "source/train/images/ISIC_0000001.png").write_bytes(content[:50])
+    with refused(DataError, "train/images/ISIC_0000001.png is not a readable JPEG or PNG"):
+        download()
+
+
 def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"manifest\.csv is missing\. Run: dvc repro down"):
         read_manifest(tmp_path)
@@ -327,6 +576,7 @@ def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
         "id,split\nISIC_0000000,train\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,high,wide,a,b,c,d\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,8,12\n",
+        ",".join(COLUMNS) + "\nISIC_0000000,valid,8,12,a,b,c,d\n",
         ",".join(COLUMNS) + "\nISIC_0000000,train,8,12,a,b,c,d,e\n",
         "\0\xff",
     ],
@@ -699,6 +949,16 @@ def test_a_tensor_of_another_shape_is_named(project: Path, state: dict[str, torc
         "features.0.0.weight of shape (32, 3, 3, 3), got (16, 3, 3, 3)",
         "Write imagenet",
     ):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_tensor_that_is_not_finite_is_named(
+    project: Path, state: dict[str, torch.Tensor], value: float
+) -> None:
+    key = "features.3.conv.1.1.running_mean"
+    torch.save(state | {key: state[key] + value}, "mine.pth")
+    with refused(DataError, f"values that are not finite in {key}", "Write imagenet"):
         download(weights="mine.pth")
 
 

@@ -1,4 +1,3 @@
-import errno
 import hashlib
 import random
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lesionseg.data import fetch as fetch_module
-from lesionseg.data.fetch import check_free_space, fetch, full_disk_is_an_error
+from lesionseg.data.fetch import fetch
 from lesionseg.errors import DiskSpaceError, DownloadError
 
 CONTENT = random.Random(0).randbytes(400_000)
@@ -56,8 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         if host.num_breaks:
             host.num_breaks -= 1
             body = body[: len(body) // 2]
+        host.num_sent += len(body)  # before the client can go on
         self.wfile.write(body)
-        host.num_sent += len(body)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -137,7 +136,7 @@ def test_a_resumed_download_fetches_only_the_rest(host: Host, path: Path) -> Non
     fetch([host.url], path, md5=MD5)
     assert path.read_bytes() == CONTENT
     assert host.ranges == [f"bytes={HALF}-"]
-    deadline = time.monotonic() + 5  # the host counts after we have read
+    deadline = time.monotonic() + 60  # the host counts after we have read
     while host.num_sent == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert host.num_sent == len(CONTENT) - HALF
@@ -253,20 +252,3 @@ def test_only_the_rest_of_a_resumed_download_needs_room(
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, HALF))
     fetch([host.url], path, md5=MD5)
     assert path.read_bytes() == CONTENT
-
-
-def test_exactly_enough_room_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 10))
-    check_free_space(tmp_path, 10)
-    with pytest.raises(DiskSpaceError):
-        check_free_space(tmp_path, 11)
-
-
-def test_a_disk_that_runs_full_on_the_way_is_the_users_to_mend(tmp_path: Path) -> None:
-    with pytest.raises(DiskSpaceError, match="run full"), full_disk_is_an_error(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(PermissionError), full_disk_is_an_error(tmp_path):
-        raise PermissionError(errno.EACCES, "Permission denied")

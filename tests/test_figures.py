@@ -1,13 +1,14 @@
 """Figures show the numbers they are given, all of them, and say whose they are."""
 
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from lesionseg.report import figures
+from lesionseg.report import figures, style
 
 RUNS = ("train_frozen", "train_finetuned")
 EMPTY_BIN = 7
@@ -83,7 +84,7 @@ def draw(request):
 
 def lines_of(axes, run):
     """What is drawn in a run's colour, as arrays (N, 2)."""
-    lines = [line for line in axes.lines if to_hex(line.get_color()) == figures.RUN_COLORS[run]]
+    lines = [line for line in axes.lines if to_hex(line.get_color()) == style.RUN_COLORS[run]]
     return [np.asarray(line.get_xydata(), dtype=float) for line in lines]
 
 
@@ -98,7 +99,14 @@ def test_a_figure_drawn_twice_is_the_same_svg_to_the_byte(draw):
 
 def test_a_page_can_replace_every_colour(draw):
     colors = set(re.findall(r"#[0-9a-f]{6}\b", figures.render_svg(draw())))
-    assert colors <= {figures.INK, figures.PAPER, *figures.RUN_COLORS.values()}
+    assert colors <= {style.INK, style.PAPER, *style.RUN_COLORS.values()}
+
+
+def test_names_from_tables_are_escaped():
+    hostile = "<script>alert('&\"')<b>"
+    svg = figures.render_svg(figures.draw_strata(make_strata().replace("small", hostile)))
+    assert hostile not in svg
+    assert f"{hostile} (n = 20)" in ElementTree.fromstring(svg).itertext()
 
 
 def test_nothing_is_cut_off_at_the_edge(draw):
@@ -112,7 +120,7 @@ def test_nothing_is_cut_off_at_the_edge(draw):
 
 
 def test_without_colour_runs_differ_by_line_marker_and_filling():
-    for look in (figures.RUN_STYLES, figures.RUN_MARKERS, figures.RUN_FILLS):
+    for look in (style.RUN_STYLES, style.RUN_MARKERS, style.RUN_FILLS):
         assert look["train_frozen"] != look["train_finetuned"]
 
 
@@ -206,7 +214,7 @@ def test_both_models_of_a_seed_are_joined():
     seeds = make_seeds()
     axes = figures.draw_seeds(seeds).axes[0]
     means = seeds[seeds["scope"] == "test"].pivot(index="seed", columns="run", values="jaccard")
-    pairs = [line.get_xydata() for line in axes.lines if to_hex(line.get_color()) == figures.INK]
+    pairs = [line.get_xydata() for line in axes.lines if to_hex(line.get_color()) == style.INK]
     assert len(pairs) == 3
     for pair, (_, values) in zip(pairs, means.iterrows(), strict=True):
         np.testing.assert_array_equal(pair, [(0, values[RUNS[0]]), (1, values[RUNS[1]])])

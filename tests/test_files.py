@@ -1,15 +1,22 @@
 """Files are whole or not there, and what cannot be read is said in one line."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lesionseg.errors import DataError, MissingFileError
+import stages
+from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
 from lesionseg.files import (
+    NAME_BYTES,
+    check_free_space,
+    full_disk_is_an_error,
+    made_by,
     project_root,
     read_json,
     replacing,
@@ -79,6 +86,49 @@ def test_after_an_error_the_old_folder_stays_and_nothing_else(tmp_path):
         )
     assert names(path) == ["old.txt"]
     assert names(tmp_path) == ["split"]
+
+
+@pytest.mark.parametrize("name", ["a" * NAME_BYTES, "\N{GRINNING FACE}" * 63 + ".md"])
+def test_the_longest_names_are_written_too(tmp_path, name):
+    assert len(name.encode()) == NAME_BYTES
+    with replacing(tmp_path / name) as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == [name]
+
+
+def test_long_names_that_differ_at_their_end_have_temporary_names_of_their_own(tmp_path):
+    first, second = (tmp_path / ("a" * (NAME_BYTES - 1) + end) for end in "bc")
+    with replacing(first) as one, replacing(second) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert first.read_text() == "one"
+    assert second.read_text() == "other"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_runs_full_while_a_file_is_written_is_named_with_its_remedy(tmp_path, number):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(DiskSpaceError) as caught:
+        fill_and_fail(path, lambda temporary: temporary.write_text("half"), OSError(number, "full"))
+    assert str(caught.value) == (
+        f"the disk of {path} has run full. Make room there and run the same command again"
+    )
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(PermissionError), full_disk_is_an_error(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_exactly_enough_room_is_enough(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    check_free_space(tmp_path, 10)
+    with pytest.raises(DiskSpaceError, match=r"0\.0 MB are free"):
+        check_free_space(tmp_path, 11)
 
 
 def test_bytes_are_written_as_they_are(tmp_path):
@@ -156,3 +206,43 @@ def test_the_project_s_root_is_where_dvc_says_and_else_here(tmp_path, monkeypatc
     assert project_root() == here.resolve()
     monkeypatch.setenv("DVC_ROOT", str(there))
     assert project_root() == there.resolve()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))  # as a write does: without the file
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+
+    def main():
+        write_bytes(tmp_path / "deep/model.pt", b"weights")
+
+    with pytest.raises(SystemExit) as caught:
+        stages.run(main)
+    assert str(caught.value) == (
+        f"error: {tmp_path}/deep: {os.strerror(number)}. Make room and run the same command again"
+    )
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_another_error_of_the_system_keeps_its_own_file(tmp_path):
+    def main():
+        with replacing(tmp_path / "a"):
+            (tmp_path / "absent").read_text()
+
+    with pytest.raises(SystemExit) as caught:
+        stages.run(main)
+    assert str(caught.value) == f"error: {tmp_path}/absent: No such file or directory"
+
+
+def test_what_is_damaged_is_named_with_its_stage():
+    with pytest.raises(DataError) as caught, made_by("evaluate"):
+        raise DataError("a.png cannot be read (truncated). Replace the file; or: dvc repro -f x")
+    assert str(caught.value) == "a.png cannot be read (truncated). Run: dvc repro -f evaluate"
+
+
+def test_json_nested_without_end_is_damaged(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"a\.json is not JSON .*Run: dvc repro -f train_frozen$"):
+        read_json(tmp_path / "a.json", stage="train_frozen")

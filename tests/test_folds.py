@@ -126,7 +126,7 @@ def project(tmp_path, monkeypatch, encoder_state):
         folder = tmp_path / "data/processed" / split.name
         folder.mkdir(parents=True)
         np.save(folder / "images.npy", split.images)
-        np.save(folder / "masks.npy", split.masks)
+        np.save(folder / "masks.npy", np.minimum(split.masks, 1))
         (folder / "index.csv").write_text("\n".join(["id", *split.ids, ""]))
     encoder_path = tmp_path / "data/raw/encoder.pth"
     encoder_path.parent.mkdir()
@@ -174,7 +174,7 @@ def test_no_two_trainings_on_other_images_have_the_same_parameters(project):
     params = []
     for first, cross_validate in [(0, False), (0, True), (1, True)]:
         config = config_of(project, seed=first, num_seeds=2, cross_validate=cross_validate)
-        params += [stage.make_params(config, "train_frozen", seed=seed) for seed in config.seeds()]
+        params += [config.training_params("train_frozen", seed=seed) for seed in config.seeds()]
     for one, other in itertools.combinations(params, 2):
         assert one != other
     assert [one.get("fold") for one in params] == [None, None, 0, 1, 0, 1]

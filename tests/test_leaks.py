@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.data import leaks
-from lesionseg.data.leaks import Fingerprints, find_duplicates, thumbnails
+from lesionseg.data.leaks import Fingerprints, Leak, thumbnails
 
 
 def blobs(num: int) -> np.ndarray:
@@ -31,6 +31,10 @@ def fingerprints(split: str, images: np.ndarray, **options: list[str]) -> Finger
     return Fingerprints(split=split, thumbnails=thumbnails(images), members=members, **found)
 
 
+def find_duplicates(*splits: Fingerprints, distance: float, unique: bool = True) -> list[Leak]:
+    return leaks.find_duplicates(*splits, near_duplicate_distance=distance, ids_are_unique=unique)
+
+
 def test_thumbnails_are_the_mean_colours_of_16_by_16_cells():
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
     found = thumbnails(images)
@@ -44,7 +48,7 @@ def test_distance_is_the_mean_absolute_difference_in_grey_levels():
     image = np.full((1, 32, 32, 3), 100, np.uint8)
     brighter = image + np.array([3, 6, 0], np.uint8)
     (leak,) = find_duplicates(
-        fingerprints("train", image), fingerprints("test", brighter), near_duplicate_distance=3.01
+        fingerprints("train", image), fingerprints("test", brighter), distance=3.01
     )
     assert leak.distance == pytest.approx(3)
 
@@ -53,7 +57,7 @@ def test_distance_is_the_mean_absolute_difference_in_grey_levels():
 def test_near_means_strictly_below_the_given_distance(distance, num):
     image = np.full((1, 32, 32, 3), 100, np.uint8)
     first, second = fingerprints("train", image), fingerprints("test", image + np.uint8(3))
-    assert len(find_duplicates(first, second, near_duplicate_distance=distance)) == num
+    assert len(find_duplicates(first, second, distance=distance)) == num
 
 
 def test_a_jpeg_saved_again_is_found_and_unrelated_images_are_not():
@@ -61,7 +65,7 @@ def test_a_jpeg_saved_again_is_found_and_unrelated_images_are_not():
     train, test = images[:20], images[20:].copy()
     test[7] = as_jpeg(train[3], quality=50)
     (leak,) = find_duplicates(
-        fingerprints("train", train), fingerprints("test", test), near_duplicate_distance=2.5
+        fingerprints("train", train), fingerprints("test", test), distance=2.5
     )
     assert (leak.id, leak.split, leak.other_id, leak.other_split) == (
         "train3",
@@ -79,12 +83,26 @@ def test_each_kind_is_found_alone():
     found = find_duplicates(
         fingerprints("train", images[:3], ids=["a", "b", "c"], sha256=["1", "2", "3"]),
         fingerprints("test", test, ids=["a", "y", "z"], sha256=["7", "2", "9"]),
-        near_duplicate_distance=1.0,
+        distance=1.0,
     )
     assert [(leak.id, leak.other_id, leak.kind) for leak in found] == [
         ("a", "a", "id"),
         ("b", "y", "sha256"),
         ("c", "z", "near"),
+    ]
+
+
+def test_an_id_that_is_not_unique_says_nothing():
+    images = blobs(5)
+    found = find_duplicates(
+        fingerprints("train", images[:3], ids=["a", "b", "c"], sha256=["1", "2", "3"]),
+        fingerprints("test", images[2:], ids=["a", "b", "c"], sha256=["7", "2", "9"]),
+        distance=1.0,
+        unique=False,
+    )
+    assert [(leak.id, leak.other_id, leak.kind) for leak in found] == [
+        ("b", "b", "sha256"),
+        ("c", "a", "near"),
     ]
 
 
@@ -94,7 +112,7 @@ def test_a_pair_is_reported_once_however_many_kinds_hold():
     (leak,) = find_duplicates(
         fingerprints("train", images, **same),
         fingerprints("test", images, **same),
-        near_duplicate_distance=1.0,
+        distance=1.0,
     )
     assert (leak.kind, leak.distance) == ("id", 0)
 
@@ -104,7 +122,7 @@ def test_distance_0_finds_ids_and_files_only():
     found = find_duplicates(
         fingerprints("train", images, sha256=["1", "2"]),
         fingerprints("test", images, sha256=["8", "2"]),
-        near_duplicate_distance=0,
+        distance=0,
     )
     assert [leak.kind for leak in found] == ["sha256"]
 
@@ -114,7 +132,7 @@ def test_an_image_with_several_copies_is_reported_with_each():
     found = find_duplicates(
         fingerprints("train", image),
         fingerprints("test", np.repeat(image, 3, axis=0)),
-        near_duplicate_distance=1.0,
+        distance=1.0,
     )
     assert [leak.other_id for leak in found] == ["test0", "test1", "test2"]
 
@@ -122,13 +140,13 @@ def test_an_image_with_several_copies_is_reported_with_each():
 def test_comparing_in_chunks_finds_the_same(monkeypatch):
     images = blobs(30)
     splits = fingerprints("train", images), fingerprints("test", images[::-1])
-    whole = find_duplicates(*splits, near_duplicate_distance=20.0)
+    whole = find_duplicates(*splits, distance=20.0)
     monkeypatch.setattr(leaks, "CHUNK", 7)
-    assert find_duplicates(*splits, near_duplicate_distance=20.0) == whole
+    assert find_duplicates(*splits, distance=20.0) == whole
     assert len(whole) >= 30
 
 
 def test_an_empty_split_shares_nothing():
     some, none = fingerprints("train", blobs(2)), fingerprints("test", blobs(2)[:0])
-    assert find_duplicates(some, none, near_duplicate_distance=255) == []
-    assert find_duplicates(none, some, near_duplicate_distance=255) == []
+    assert find_duplicates(some, none, distance=255) == []
+    assert find_duplicates(none, some, distance=255) == []

@@ -1,6 +1,5 @@
 """Memory that is kept changes how fast results come, and none of them."""
 
-import resource
 import subprocess
 import sys
 
@@ -16,11 +15,12 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     block = libc.malloc(ctypes.c_size_t(2**26))
     ctypes.memset(block, 1, 2**26)
     libc.free(block)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -41,5 +41,5 @@ def test_a_block_freed_and_taken_again_is_not_cleared_again_by_the_system():
         )
         for how in ("keep", "default")
     }
-    pages = 20 * 2**26 // resource.getpagesize()
-    assert faults["keep"] < faults["default"] - pages / 2, faults
+    # A tenth rather than a number of pages, of which some systems make fewer and larger ones.
+    assert faults["keep"] < faults["default"] / 10, faults

@@ -1,7 +1,11 @@
 """Encoder, decoders and their file: shapes, what is frozen, what a seed decides."""
 
+import io
+import math
+
 import pytest
 import torch
+from torch import nn
 
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.models.decoders import (
@@ -10,7 +14,7 @@ from lesionseg.models.decoders import (
     PyramidDecoder,
     TransposedDecoder,
 )
-from lesionseg.models.depthwise import DepthwiseConv2d
+from lesionseg.models.depthwise import DepthwiseConv2d, use_depthwise
 from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder, fold_batch_norms
 from lesionseg.models.segmenter import (
     build_segmenter,
@@ -422,11 +426,52 @@ def test_encoder_weights_come_back_and_missing_ones_name_their_stage(tmp_path, e
     assert all(torch.equal(loaded[name], encoder_state[name]) for name in loaded)
 
 
-def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_model_that_is_not_finite_is_answered_with_the_place(tmp_path, build, value):
+    path = tmp_path / "model.pt"
+    state = build().state_dict()
+    next(iter(state.values())).flatten()[0] = value
+    save_model(path, state=state, decoder="transposed", image_size=64, frozen=True)
+    assert_is_no_model(path, f"{next(iter(state))} has values that are not finite")
+
+
+def damage_encoder(state, kind):
+    """The bytes of an encoder.pth that is wrong in one way."""
+    stream = io.BytesIO()
+    name = "3.conv.0.0.weight"
+    content = {
+        "list": [1, 2],
+        "missing": {key: value for key, value in state.items() if key != name},
+        "shape": state | {name: torch.zeros(1)},
+        "nan": state | {name: state[name] * math.nan},
+        "inf": state | {name: state[name] / 0},
+    }
+    torch.save(content.get(kind, state), stream)
+    whole = stream.getvalue()
+    return {"empty": b"", "text": b"not weights\n", "cut": whole[:50_000]}.get(kind, whole)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "list", "missing", "shape", "nan", "inf"])
+def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path, encoder_state, kind):
     path = tmp_path / "encoder.pth"
-    path.write_bytes(b"not weights\n")
+    path.write_bytes(damage_encoder(encoder_state, kind))
     with pytest.raises(DataError) as caught:
         load_encoder_state(path)
     assert str(caught.value).startswith(f"{path} ")
     assert str(caught.value).endswith("Run: dvc repro -f download")
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [2, 8])
+@pytest.mark.parametrize(("stride", "expected"), [(1, torch.bfloat16), (2, torch.float32)])
+def test_only_strided_depthwise_convolutions_stay_in_float32_under_bfloat16(size, stride, expected):
+    layer = nn.Conv2d(4, 4, 3, stride=stride, padding=1, groups=4, bias=False)
+    images = torch.randn(2, 4, size, size)
+    plain = layer(images)
+    use_depthwise(nn.Sequential(layer))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(images)
+    assert output.dtype == expected
+    torch.testing.assert_close(output.float(), plain, atol=0.05, rtol=0.05)
+    if expected == torch.float32:  # not rounded on the way
+        torch.testing.assert_close(output, plain)

@@ -1,26 +1,54 @@
-"""The real `dvc repro`, end to end, on a handful of phantoms."""
+"""The real `dvc repro`, end to end, on a handful of phantoms.
 
+DVC and the stages start as processes of their own where that is the point. Elsewhere the tests call
+what `python -m` would, in a copy of the finished project: a start takes seconds.
+"""
+
+import base64
 import csv
+import io
 import json
+import logging
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow import MlflowClient
+from PIL import Image
 
-from lesionseg.config import RUNS, override, read_yaml
+from lesionseg import cli, store
+from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import sha256
+from lesionseg.training.checkpoints import delete_committed
+from stages import evaluate, preprocess, report, train
 from stages.demo import ROOT, copy_pipeline
+from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
+from tests.ports import free_port
+from tests.trained_results import write_evaluation, write_run
+
+pytestmark = [
+    # As in the processes: another number of threads rounds sums in another way.
+    pytest.mark.usefixtures("one_thread"),
+    # Of MLflow 3.17's own classes, at the import of mlflow.pyfunc.
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),
+    # MLflow 3.17 compares the columns of the input example with a range.
+    pytest.mark.filterwarnings("ignore:Operation with range:DeprecationWarning:mlflow"),
+]
 
 PARAMS = {
     "download.source": "phantom",
@@ -40,7 +68,20 @@ ENVIRONMENT = {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     "DVC_NO_ANALYTICS": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",
 }
+# Python loads this in every process that has its folder in PYTHONPATH. The event is raised before
+# a file takes its place; at the second checkpoint, all of the process group is killed.
+KILL_AT_SECOND_CHECKPOINT = """
+import os, signal, sys
+found = []
+def hook(event, arguments):
+    if event == "os.rename" and str(arguments[1]).endswith("checkpoint.pt"):
+        found.append(event)
+        if len(found) == 2:
+            os.killpg(0, signal.SIGKILL)
+sys.addaudithook(hook)
+"""
 
 
 def set_params(project: Path, values: dict[str, object]) -> None:
@@ -72,23 +113,48 @@ def runs_of(project: Path) -> list:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    """A project whose data is ready to train on."""
-    project = tmp_path_factory.mktemp("prepared")
+def project(tmp_path_factory) -> Path:
+    """A project that has run to its report."""
+    project = tmp_path_factory.mktemp("finished") / "project"
     copy_pipeline(project)
     set_params(project, PARAMS)
     dvc(project, "init", "--no-scm", "--quiet")
-    assert stages_run(dvc(project, "repro", "preprocess")) == ["download", "preprocess"]
+    stages = ["download", "preprocess", *RUNS, "evaluate", "report"]
+    assert stages_run(dvc(project, "repro")) == stages
     return project
 
 
-@pytest.fixture(scope="module")
-def project(prepared, tmp_path_factory) -> Path:
-    """A project that has run to its report."""
-    project = tmp_path_factory.mktemp("finished") / "project"
-    shutil.copytree(prepared, project)
-    assert stages_run(dvc(project, "repro")) == [*RUNS, "evaluate", "report"]
-    return project
+@pytest.fixture
+def copy(project, tmp_path) -> Path:
+    """A copy of the finished project."""
+    return Path(shutil.copytree(project, tmp_path / "copy"))
+
+
+@pytest.fixture
+def untrained(project, tmp_path, empty_store) -> Path:
+    """A copy of the project's data, code and DVC cache but for its runs, and an empty store."""
+    copy = tmp_path / "untrained"
+    (copy / "mlruns").mkdir(parents=True)
+    shutil.copy(empty_store, copy / "mlruns")
+    for name in ("params.yaml", "dvc.yaml", ".dvcignore"):
+        shutil.copy(project / name, copy)
+    for name in (".dvc", "stages", "src", "data"):
+        shutil.copytree(project / name, copy / name)
+    shutil.rmtree(copy / ".dvc/cache/runs")
+    return copy
+
+
+@pytest.fixture
+def enter(monkeypatch):
+    """Makes a project the working directory, as DVC does for its stages, each a new process."""
+
+    def enter(project: Path) -> None:
+        monkeypatch.setattr(store, "_stores", {})
+        monkeypatch.chdir(project)
+        monkeypatch.setenv("DVC_ROOT", str(project))
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    return enter
 
 
 def test_a_second_repro_runs_nothing(project):
@@ -97,36 +163,35 @@ def test_a_second_repro_runs_nothing(project):
     assert "Data and pipelines are up to date." in output
 
 
-def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(prepared, project, tmp_path):
-    killed = tmp_path / "killed"
-    shutil.copytree(prepared, killed)
-    process = subprocess.Popen(
-        ["dvc", "repro", "train_finetuned"], cwd=killed, env=ENVIRONMENT, start_new_session=True
+def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(untrained, project, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(KILL_AT_SECOND_CHECKPOINT)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    killed = subprocess.run(
+        ["dvc", "repro", "-s", "train_finetuned"],
+        cwd=untrained,
+        env={**ENVIRONMENT, "PYTHONPATH": path},
+        start_new_session=True,
     )
-    while not list(killed.glob(".checkpoints/train_finetuned-*/checkpoint.pt")):
-        assert process.poll() is None, "the training ended before it could be killed"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (killed / "results/train_finetuned/model.pt").exists()
-    output = dvc(killed, "repro", "train_finetuned")
-    assert "goes on after epoch" in output
+    assert killed.returncode == -signal.SIGKILL
+    assert not (untrained / "results/train_finetuned/model.pt").exists()
+    output = dvc(untrained, "repro", "-s", "train_finetuned")
+    assert "goes on after epoch 1" in output
     for name in ("model.pt", "history.csv", "metrics.json"):
         path = f"results/train_finetuned/{name}"
-        assert sha256(killed / path) == sha256(project / path)
-    (run,) = runs_of(killed)
+        assert sha256(untrained / path) == sha256(project / path)
+    (run,) = runs_of(untrained)
     assert run.info.status == "FINISHED"
-    history = MlflowClient(f"sqlite:///{killed}/mlruns/mlflow.db").get_metric_history(
-        run.info.run_id, "val/jaccard"
-    )
+    history = client_of(untrained).get_metric_history(run.info.run_id, "val/jaccard")
     assert {metric.step for metric in history} == {1, 2, 3, 4}
 
 
-def test_more_seeds_leave_the_first_model_as_it_is_and_are_kept_apart(prepared, project, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(prepared, copy)
+def test_more_seeds_leave_the_first_model_as_it_is_and_are_kept_apart(untrained, project, enter):
+    copy = untrained
     set_params(copy, {"train.num_seeds": 2})
-    dvc(copy, "repro", "evaluate")
+    enter(copy)
+    for name in RUNS:
+        train.main([name])
+    evaluate.main([])
     for name in RUNS:
         first, second = (copy / f"results/{name}{folder}" for folder in ("", "/seeds/1"))
         assert sha256(first / "model.pt") == sha256(project / f"results/{name}/model.pt")
@@ -171,12 +236,9 @@ def test_the_official_scorer_reads_the_written_masks_and_agrees(project, tmp_pat
     assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
 
 
-def test_only_the_report_runs_again_when_only_its_parameters_change(project, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
+def test_only_the_report_runs_again_when_only_its_parameters_change(copy):
     set_params(copy, {"report.title": "Another title"})
-    assert stages_run(dvc(copy, "repro")) == ["report"]
-    assert "Another title" in (copy / "results/report/report.html").read_text()
+    assert stages_run(dvc(copy, "repro", "--dry")) == ["report"]
 
 
 def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
@@ -204,43 +266,44 @@ def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
         assert len(list((artifacts / "overlays").iterdir())) == 3
 
 
-def test_a_replay_of_the_files_gives_the_runs_that_the_pipeline_gave(project, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy, ignore=shutil.ignore_patterns("mlruns"))
-    replay(copy)
+def test_a_replay_of_the_files_gives_the_runs_that_the_pipeline_gave(copy, project, enter):
+    shutil.rmtree(copy / "mlruns")
+    enter(copy)
+    assert cli.main(["replay"]) == 0
     expected = contents(client_of(project))
     assert contents(client_of(copy)) == expected
-    replay(copy)
+    assert cli.main(["replay"]) == 0
     assert contents(client_of(copy)) == expected
 
 
-def test_a_server_that_dies_during_training_costs_nothing(prepared, project, tmp_path):
-    copy, store = tmp_path / "copy", tmp_path / "store"
-    shutil.copytree(prepared, copy)
-    store.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
-    server = start_server(store, uri)
-    training = subprocess.Popen(
-        ["dvc", "repro", "train_frozen"],
-        cwd=copy,
-        env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not list(copy.glob(".checkpoints/train_frozen-*/checkpoint.pt")):
-        assert training.poll() is None, "the training ended before its server did"
-        time.sleep(0.01)
-    stop(server)
-    _, messages = training.communicate()
-    assert training.returncode == 0, messages
-    assert messages.count("MLflow is not available") in (1, 2)  # during the training, at its end
+def test_a_server_that_dies_during_training_costs_nothing(
+    untrained, project, enter, empty_store, tmp_path, monkeypatch, caplog
+):
+    folder = tmp_path / "store"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "server.db")
+    uri = f"http://127.0.0.1:{free_port()}"
+    enter(untrained)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    server = start_server(folder, uri)
+    save_checkpoint = train.save_checkpoint
+
+    def save_and_stop_server(*arguments: object) -> None:
+        save_checkpoint(*arguments)
+        if server.poll() is None:
+            stop(server)
+
+    monkeypatch.setattr(train, "save_checkpoint", save_and_stop_server)
+    with caplog.at_level(logging.WARNING, logger="lesionseg"):
+        train.main(["train_frozen"])
+    assert server.poll() is not None
+    assert caplog.text.count("MLflow is not available") in (1, 2)  # during the training, at its end
     path = "results/train_frozen/model.pt"
-    assert sha256(copy / path) == sha256(project / path)
-    server = start_server(store, uri)
+    assert sha256(untrained / path) == sha256(project / path)
+    server = start_server(folder, uri)
+    store._stores.clear()  # as in the next process
     try:
-        replay(copy, MLFLOW_TRACKING_URI=uri)
+        assert cli.main(["replay"]) == 0
         found = contents(MlflowClient(uri))["train_frozen"]
     finally:
         stop(server)
@@ -250,47 +313,28 @@ def test_a_server_that_dies_during_training_costs_nothing(prepared, project, tmp
     assert found["status"] == "FINISHED"
 
 
-def start_server(store: Path, uri: str) -> subprocess.Popen:
-    """An MLflow server that answers."""
-    server = subprocess.Popen(
-        [
-            *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
-            *("--backend-store-uri", f"sqlite:///{store}/server.db", "--workers", "1"),
-            *("--artifacts-destination", str(store / "artifacts")),
-        ],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while True:
-        assert server.poll() is None, "the server did not start"
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=1):
-                return server
-        except OSError:
-            time.sleep(0.2)
+def start_server(folder: Path, uri: str) -> subprocess.Popen:
+    """An MLflow server that answers, without the processes that work off MLflow's own jobs."""
+    log_path = folder / "server.log"
+    with log_path.open("w") as log:
+        server = subprocess.Popen(
+            [
+                *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
+                *("--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"),
+                *("--artifacts-destination", str(folder / "artifacts")),
+            ],
+            env={**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    wait_for(f"{uri}/health", server, log_path)
+    return server
 
 
 def stop(server: subprocess.Popen) -> None:
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
-
-
-def replay(project: Path, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lesionseg", "replay"],
-        cwd=project,
-        env={
-            **ENVIRONMENT,
-            "PYTHONPATH": str(ROOT / "src"),
-            "DVC_ROOT": str(project),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_mlflow_has_the_metrics_of_every_epoch(project):
@@ -303,8 +347,6 @@ def test_mlflow_has_the_metrics_of_every_epoch(project):
 
 
 def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it(project):
-    import torch
-
     encoder = torch.load(project / "data/raw/encoder.pth", weights_only=True)
     states = {
         name: torch.load(project / f"results/{name}/model.pt", weights_only=True)["state"]
@@ -334,13 +376,11 @@ def test_the_report_is_there_and_holds_the_measured_difference(project):
     assert f"{comparison['test']['jaccard']['difference']:+.3f}" in page
 
 
-def test_a_mistake_in_a_parameter_stops_before_any_work_with_one_line(project, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(project, copy)
+def test_a_mistake_in_a_parameter_stops_before_any_work_with_one_line(copy):
     path = copy / "params.yaml"
     path.write_text(path.read_text().replace("lr: 0.002", "lr: 1e-4x"))
     done = subprocess.run(
-        [sys.executable, "-m", "stages.train", "train_frozen"],
+        [sys.executable, "-m", "stages.preprocess"],  # of all stages the fastest to start
         cwd=copy,
         env=ENVIRONMENT,
         capture_output=True,
@@ -350,20 +390,194 @@ def test_a_mistake_in_a_parameter_stops_before_any_work_with_one_line(project, t
     assert done.stderr == "error: params.yaml: train: lr must be a number above 0, got '1e-4x'\n"
 
 
-def test_a_stage_without_its_input_says_in_one_line_which_stage_to_run(tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "arguments"),
+    [(preprocess, []), (train, ["train_frozen"]), (evaluate, []), (report, [])],
+    ids=["preprocess", "train", "evaluate", "report"],
+)
+def test_a_stage_without_its_input_says_in_one_line_which_stage_to_run(
+    tmp_path, enter, stage, arguments
+):
     shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
-    for stage in ("preprocess", "train", "evaluate", "report"):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                f"stages.{stage}",
-                *(["train_frozen"] if stage == "train" else []),
-            ],
-            cwd=tmp_path,
-            env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
+    enter(tmp_path)
+    with pytest.raises(MissingFileError) as caught:
+        stage.main(arguments)
+    assert re.fullmatch(r".* is missing\. Run: dvc repro .*", str(caught.value))
+
+
+def test_a_training_whose_commit_failed_is_not_trained_again(copy, project, enter, caplog):
+    # As DVC leaves a project whose cache it could not write: no lock file, no outputs.
+    (kept,) = (copy / ".checkpoints").glob("*")  # of the last training; of the first DVC has all
+    assert kept.name.startswith("train_finetuned-")
+    shutil.rmtree(copy / "results/train_finetuned")
+    (copy / "dvc.lock").unlink()
+    shutil.rmtree(copy / ".dvc/cache/runs")
+    enter(copy)
+    with caplog.at_level(logging.INFO, logger="lesionseg"):
+        train.main(["train_finetuned"])
+    assert "train_finetuned is trained already after epoch 4" in caplog.text
+    for name in ("model.pt", "history.csv", "metrics.json"):
+        path = f"results/train_finetuned/{name}"
+        assert sha256(copy / path) == sha256(project / path)
+    assert len(runs_of(copy)) == len(runs_of(project))
+    assert {run.info.status for run in runs_of(copy)} == {"FINISHED"}
+
+
+def test_checkpoints_are_kept_while_the_cache_lacks_an_output(copy, enter):
+    (copy / "dvc.lock").unlink()  # as after an experiment in a workspace of its own
+    enter(copy)
+    root = copy / ".checkpoints"
+    md5 = (next(root.glob("*")) / "finished").read_text()
+    cached = copy / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.rename(copy / "aside")
+    delete_committed(root)
+    assert len(list(root.iterdir())) == 1
+    (copy / "aside").rename(cached)
+    delete_committed(root)
+    assert list(root.iterdir()) == []
+
+
+def test_a_model_of_other_parameters_or_of_another_training_is_not_evaluated(project, tmp_path):
+    config = load_config(project / "params.yaml")
+    folder = tmp_path / "train_finetuned"
+    shutil.copytree(project / "results/train_finetuned", folder)
+    check_training(folder, config, "train_finetuned", seed=0)
+    other = replace(config, train=replace(config.train, epochs=5))
+    with pytest.raises(DataError) as caught:
+        check_training(folder, other, "train_finetuned", seed=0)
+    assert str(caught.value) == (
+        f"{folder}/model.pt was trained with train.epochs 4, and params.yaml says 5. "
+        "Run: dvc repro -f train_finetuned"
+    )
+    shutil.copy(project / "results/train_frozen/model.pt", folder)
+    with pytest.raises(DataError) as caught:
+        check_training(folder, config, "train_finetuned", seed=0)
+    assert str(caught.value).startswith(f"{folder}/model.pt is not the model that run.json is")
+
+
+def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(copy, enter, capsys):
+    def lesionseg(*arguments: str) -> str:
+        """Standard output of a lesionseg command that succeeds."""
+        capsys.readouterr()
+        assert cli.main(arguments) == 0
+        return capsys.readouterr().out
+
+    def predict(images: list[Path], *arguments: str) -> dict[str, str]:
+        """Hashes of the masks and probabilities that `lesionseg predict` writes."""
+        lesionseg("predict", *map(str, images), "--probability", *arguments)
+        out_dir = Path(arguments[arguments.index("--out") + 1])
+        return {path.name: sha256(path) for path in out_dir.glob("*.png")}
+
+    enter(copy)
+    # The card is about what was trained, whatever params.yaml says by now.
+    set_params(copy, {"download.source": "isic2016", "download.weights": "imagenet"})
+    assert "is now version 1; champion is version 1" in lesionseg("register")
+    assert "is registered already as version 1" in lesionseg("register")
+    assert re.search(r"^1 .* champion$", lesionseg("champion"), flags=re.MULTILINE)
+    assert "champion is version 1" in lesionseg("champion", "--set", "1")
+    client = client_of(copy)
+    version = client.get_model_version_by_alias("lesionseg", "champion")
+    assert "Synthetic phantoms, no photographs" in version.description
+    assert "ISIC" not in version.description
+    assert "start: `none`" in version.description
+    assert "17 images to train on" in version.description
+    photographs = sorted((copy / "data/raw/test/images").iterdir())[:3]
+    model = str(copy / "results" / version.tags["run"] / "model.pt")
+    champion = "models:/lesionseg@champion"
+    alone = predict(photographs[:1], "--model", model, "--out", "alone")
+    expected = predict(photographs, "--model", model, "--out", "file", "--batch-size", "1")
+    same = predict(photographs, "--model", champion, "--out", "same", "--batch-size", "1")
+    assert same == expected
+    assert {name: expected[name] for name in alone} == alone
+    with served(copy) as url:
+        assert ask(url, photographs[:1]) == ask(url, photographs)[:1]
+        for photograph, given in zip(photographs, ask(url, photographs), strict=True):
+            for key, ending in (("mask", "segmentation"), ("probability", "probability")):
+                answer = pixels(io.BytesIO(base64.b64decode(given[key])))
+                written = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
+                assert answer.dtype == written.dtype
+                assert (answer == written).all()
+
+
+def test_the_results_that_other_tests_make_up_hold_what_the_pipeline_writes(project, tmp_path):
+    encoder = torch.load(project / "data/raw/encoder.pth", weights_only=True)
+    write_run(tmp_path, "train_finetuned", val=0.8, encoder_state=encoder)
+    write_evaluation(tmp_path)
+    files = [f"train_finetuned/{name}" for name in ("run.json", "metrics.json")]
+    for file in (*files, "evaluate/comparison.json"):
+        real, made_up = (
+            kinds(json.loads((root / "results" / file).read_text())) for root in (project, tmp_path)
         )
-        assert done.returncode == 1
-        assert re.fullmatch(r"error: .* is missing\. Run: dvc repro .*\n", done.stderr), done.stderr
+        assert made_up.items() <= real.items()
+        if "evaluate" not in file:
+            wanted = {key for key in real if not key.startswith("versions.")}
+            assert wanted <= made_up.keys()
+    for file in ("train_finetuned/history.csv", "evaluate/strata.csv"):
+        real, made_up = (pd.read_csv(root / "results" / file) for root in (project, tmp_path))
+        assert set(made_up.columns) <= set(real.columns)
+
+
+def kinds(record: dict, within: str = "") -> dict[str, type]:
+    """The type of each value in a JSON object, by its keys."""
+    found = {}
+    for key, value in record.items():
+        nested = kinds(value, f"{within}{key}.") if isinstance(value, dict) else {}
+        found |= nested or {f"{within}{key}": type(value)}
+    return found
+
+
+@contextmanager
+def served(project: Path) -> Iterator[str]:
+    """The address at which `mlflow models serve` answers, as docs/serving.md starts it."""
+    port = free_port()
+    log_path = project / "server.log"
+    uri = "sqlite:///mlruns/mlflow.db"
+    with log_path.open("w") as log:
+        server = subprocess.Popen(
+            [
+                *("mlflow", "models", "serve", "-m", "models:/lesionseg@champion"),
+                *("--env-manager", "local", "--port", str(port), "--workers", "1"),
+            ],
+            cwd=project,
+            env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{url}/ping", server, log_path)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(url: str, server: subprocess.Popen, log_path: Path) -> None:
+    """Return when a server answers; fail with its log when it ends, or after three minutes."""
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log_path.read_text()
+            assert time.monotonic() < deadline, log_path.read_text()
+            time.sleep(0.2)
+
+
+def ask(url: str, photographs: list[Path]) -> list[dict]:
+    """The server's answers for image files in one request."""
+    rows = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in photographs]
+    request = urllib.request.Request(
+        f"{url}/invocations",
+        json.dumps({"dataframe_records": rows}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.load(response)["predictions"]
+
+
+def pixels(file: Path | io.BytesIO) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)

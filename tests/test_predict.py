@@ -1,11 +1,15 @@
 """Predicting on files: the same as `evaluate` at any size, kind and number of images."""
 
 import csv
+import dataclasses
+import inspect
 import io
 import itertools
 import json
 import os
 import random
+import socket
+import sys
 
 import numpy as np
 import pytest
@@ -30,7 +34,7 @@ from lesionseg.inference.regions import (
     to_csv,
     to_geojson,
 )
-from lesionseg.inference.sources import Source, find_images
+from lesionseg.inference.sources import ENDINGS, SUMMARY_COLUMNS, Source, find_images
 from lesionseg.models.segmenter import build_segmenter, load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,6 +124,12 @@ def run(folder, predictor, outputs, **options):
     return list(predict_files(sources_of(folder), predictor, outputs, **options))
 
 
+def written_in(folder):
+    """The outputs of images by name, all but the summary."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "summary.csv")
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
 def read(path):
     with Image.open(path) as image:
         return np.asarray(image)
@@ -155,10 +165,11 @@ def test_masks_are_those_that_evaluate_writes_byte_for_byte(
         out_dir=tmp_path / "evaluate",
     )
     run(folder, predictor, Outputs(out_dir=tmp_path / "predict", threshold=threshold))
-    written = {path.name: path.read_bytes() for path in (tmp_path / "predict").iterdir()}
+    paths = written_in(tmp_path / "predict")
+    written = {name: path.read_bytes() for name, path in paths.items()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "evaluate").iterdir()}
     assert len(written) == len(sizes)
-    assert all(0 < read(path).mean() < 255 for path in (tmp_path / "predict").iterdir())
+    assert all(0 < read(path).mean() < 255 for path in paths.values())
 
 
 def test_a_mask_has_the_size_at_which_a_viewer_shows_the_image(tmp_path, kinds, predictor):
@@ -333,10 +344,41 @@ def test_a_file_is_taken_whatever_it_is_called(tmp_path):
     assert source == Source(id="scan", name="scan.raw", path=tmp_path / "scan.raw")
 
 
-def test_outputs_of_an_earlier_call_are_not_searched(tmp_path):
-    touch(tmp_path, "a.jpg", "predictions/a_segmentation.png", "other/predictions/b.png")
-    found = find_images([tmp_path], out_dir=tmp_path / "predictions")
-    assert [source.id for source in found.sources] == ["a", "other/predictions/b"]
+OUTPUTS_OF_A = [f"a{ending}" for ending in ENDINGS.values()]
+
+
+def test_outputs_of_this_folder_are_left_out_and_other_images_in_it_are_not(tmp_path):
+    touch(tmp_path, "a.jpg", "out/mine.png", "other/out/b.png", "c_segmentation.png")
+    touch(tmp_path, *(f"out/{below}{name}" for below in ("", "x/") for name in OUTPUTS_OF_A))
+    found = find_images([tmp_path], out_dir=tmp_path / "out")
+    names = [source.name for source in found.sources]
+    assert names == ["a.jpg", "c_segmentation.png", "other/out/b.png", "out/mine.png"]
+    assert (found.num_left_out, found.unusable) == (0, ())
+
+
+@pytest.mark.parametrize("earlier", ["old", "deep/er/old", "."])
+def test_outputs_of_any_earlier_call_are_left_out(tmp_path, earlier):
+    Outputs(out_dir=tmp_path / earlier).prepare([])  # killed right after this, it is known
+    touch(tmp_path, "a.jpg", *(f"{earlier}/x/{name}" for name in OUTPUTS_OF_A))
+    found = find_images([tmp_path], out_dir=tmp_path / "new")
+    assert [source.name for source in found.sources] == ["a.jpg"]
+    assert found.num_left_out == 0
+
+
+def test_a_summary_of_somebody_else_s_makes_no_folder_of_outputs(tmp_path):
+    touch(tmp_path, "a_segmentation.png")
+    (tmp_path / "summary.csv").write_text("file,mine\n")
+    found = find_images([tmp_path], out_dir=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["a_segmentation.png"]
+    for name in ("out/summary.csv", "folder/summary.csv/x"):
+        touch(tmp_path, name)
+    for folder in (".", "out", "folder"):
+        with pytest.raises(DataError, match=r"summary\.csv is not of lesionseg predict, .* --out$"):
+            Outputs(out_dir=tmp_path / folder).prepare([])
+
+
+def test_the_columns_by_which_a_summary_is_known_are_those_of_its_rows():
+    assert tuple(column.name for column in dataclasses.fields(Summary)) == SUMMARY_COLUMNS
 
 
 def test_outputs_among_the_images_of_a_folder_are_refused(tmp_path):
@@ -357,6 +399,77 @@ def test_a_link_into_a_cache_is_an_image_of_the_folder(tmp_path):
     (tmp_path / "data/a.jpg").symlink_to(tmp_path / "cache/0123")
     found = find_images([tmp_path / "data"], out_dir=tmp_path / "out")
     assert [source.id for source in found.sources] == ["a", "b"]
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # whose length is limited
+
+
+ODD = {
+    "a link to what is not there": lambda path: path.symlink_to("absent"),
+    "symbolic links": lambda path: path.symlink_to(path.name),
+    "a fifo": os.mkfifo,
+    "a socket": make_socket,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "a folder, and holds none": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("reason", ODD)
+def test_what_is_no_file_is_named_and_never_opened(tmp_path, monkeypatch, reason):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "in/good.jpg")
+    ODD[reason](tmp_path / "in/odd.jpg")
+    given = [tmp_path / "in"] if "folder" in reason else [tmp_path / "in", tmp_path / "in/odd.jpg"]
+    found = find_images([*given, *given], out_dir=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["good.jpg"]
+    (line,) = found.unusable
+    assert line.startswith(f"{tmp_path}/in/odd.jpg cannot be read as an image (")
+    assert reason in line
+
+
+def test_a_folder_is_searched_whatever_it_is_called(tmp_path):
+    touch(tmp_path, "x.jpg/a.png", "y.jpg/z/b.png")
+    found = find_images([tmp_path / "x.jpg", tmp_path], out_dir=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["x.jpg/a.png", "y.jpg/z/b.png"]
+    assert found.unusable == ()
+
+
+def test_a_folder_that_cannot_be_searched_is_named_and_the_others_are_done(tmp_path, monkeypatch):
+    touch(tmp_path, "a.jpg", "closed/b.jpg", "open/c.jpg")
+    scandir = os.scandir
+
+    def refuse(path):  # as for all but root, who may read anything
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("lesionseg.inference.sources.os.scandir", refuse)
+    found = find_images([tmp_path], out_dir=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["a.jpg", "open/c.jpg"]
+    assert found.unusable == (f"{tmp_path}/closed cannot be searched (Permission denied).",)
+
+
+def test_links_to_folders_are_named_and_not_followed(tmp_path):
+    touch(tmp_path, "in/a.jpg", "outside/b.jpg")
+    (tmp_path / "in/round").symlink_to(".")
+    (tmp_path / "in/away").symlink_to(tmp_path / "outside")
+    found = find_images([tmp_path / "in"], out_dir=tmp_path / "out")
+    assert [source.name for source in found.sources] == ["a.jpg"]
+    assert found.links == (tmp_path / "in/away", tmp_path / "in/round")
+
+
+def test_folders_may_be_nested_deeper_than_functions(tmp_path):
+    deep = "d/" * 120
+    touch(tmp_path, f"{deep}a.png")
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 80)
+    try:
+        found = find_images([tmp_path], out_dir=tmp_path / "out")
+    finally:
+        sys.setrecursionlimit(before)
+    assert [source.id for source in found.sources] == [f"{deep}a"]
 
 
 def test_files_of_one_name_keep_apart(tmp_path):
@@ -382,10 +495,11 @@ def test_a_name_that_is_no_text_is_predicted_on(tmp_path, predictor):
     assert (tmp_path / "out" / os.fsdecode(b"l\xe9sion_segmentation.png")).exists()
 
 
-def test_names_that_cannot_be_kept_apart_are_refused(tmp_path):
-    touch(tmp_path, "a.jpg", "a.png", "a.jpg.png")
-    with pytest.raises(DataError, match=r"a\.jpg and a\.jpg\.png would both be written as a\.jpg"):
-        find_images([tmp_path], out_dir=tmp_path / "out")
+def test_an_ending_stays_until_no_two_names_are_the_same(tmp_path):
+    touch(tmp_path, "a.jpg", "a.png", "a.jpg.png", "b.jpg.png")
+    found = find_images([tmp_path], out_dir=tmp_path / "out")
+    ids = {source.name: source.id for source in found.sources}
+    assert ids == {"b.jpg.png": "b.jpg"} | {n: n for n in ("a.jpg", "a.png", "a.jpg.png")}
 
 
 def test_an_output_never_replaces_an_image_to_predict_on(tmp_path):
@@ -414,8 +528,9 @@ def test_unreadable_files_keep_their_place_and_the_others_are_done(tmp_path, pre
         assert results[number].reason.startswith(f"{tmp_path}/{number}.jpg cannot be read")
         assert reason in results[number].reason
         assert "dvc" not in results[number].reason  # the next step of the pipeline's own images
-    written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {f"{number}_segmentation.png" for number in (0, 2, 3)}
+    assert set(written_in(tmp_path / "out")) == {
+        f"{number}_segmentation.png" for number in (0, 2, 3)
+    }
 
 
 def test_only_unreadable_files_are_no_error_of_the_network(tmp_path, predictor):
@@ -429,7 +544,7 @@ def test_a_decompression_bomb_is_named(tmp_path, predictor, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 50 // 2 - 1)
     (skipped,) = run(tmp_path, predictor, Outputs(out_dir=tmp_path / "out"))
     assert "a.png cannot be read as an image" in skipped.reason
-    assert "decompression bomb" in skipped.reason
+    assert "megapixels" in skipped.reason
 
 
 def test_files_are_taken_only_a_few_batches_ahead_of_the_results(tmp_path, predictor):
@@ -458,13 +573,46 @@ def test_neither_threads_nor_batches_change_what_is_written(tmp_path, kinds, pre
         outputs = Outputs(out_dir=tmp_path / name, **options)
         run(folder, predictor, outputs, batch_size=batch_size, num_threads=num_threads)
     first, *others = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "abc"
+        {name: path.read_bytes() for name, path in written_in(tmp_path / folder).items()}
+        for folder in "abc"
     )
     assert len(first) == 3 * len(sources_of(folder))
     assert all(other == first for other in others)
 
 
-def test_an_error_while_writing_ends_the_threads(tmp_path, predictor, monkeypatch):
+def test_an_output_that_cannot_be_written_is_a_skip(tmp_path, predictor):
+    long_name = "n" * 250 + ".png"
+    for name in ("a.png", "b.png", long_name):
+        save(tmp_path / name, photograph(20, 20))
+    touch(tmp_path, "out/a_segmentation.png/mine.txt")
+    outputs = Outputs(out_dir=tmp_path / "out")
+    first, second, third = run(tmp_path, predictor, outputs)
+    place = f"{tmp_path}/a.png: its outputs cannot be written"
+    assert first.reason == f"{place} (Is a directory)."
+    assert second.file == "b.png"
+    assert third.reason.endswith(
+        f"{long_name}: its outputs cannot be written (File name too long)."
+    )
+    names = set(written_in(tmp_path / "out"))
+    assert names == {"a_segmentation.png/mine.txt", "b_segmentation.png"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("No\nway"), MemoryError(), ValueError("")])
+def test_whatever_goes_wrong_with_one_image_s_outputs_is_a_skip(
+    tmp_path, predictor, monkeypatch, error
+):
+    save(tmp_path / "a.png", photograph(20, 20))
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("lesionseg.inference.pipeline.resize_probabilities", fail)
+    (skipped,) = run(tmp_path, predictor, Outputs(out_dir=tmp_path / "out"))
+    assert isinstance(skipped, Skipped)
+    assert len(skipped.reason.splitlines()) == 1
+
+
+def test_a_full_disk_ends_the_threads(tmp_path, predictor, monkeypatch):
     for number in range(5):
         save(tmp_path / f"{number}.png", photograph(20, 20))
 
@@ -492,8 +640,11 @@ def test_existing_outputs_are_replaced_and_other_files_stay(tmp_path, predictor)
     save(tmp_path / "a.png", photograph(20, 20))
     touch(tmp_path, "out/a_segmentation.png", "out/mine.txt", "out/b_segmentation.png")
     run(tmp_path, predictor, Outputs(out_dir=tmp_path / "out"))
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"a_segmentation.png", "mine.txt", "b_segmentation.png"}
+    assert set(written_in(tmp_path / "out")) == {
+        "a_segmentation.png",
+        "mine.txt",
+        "b_segmentation.png",
+    }
     assert read(tmp_path / "out/a_segmentation.png").shape == (20, 20)
 
 
@@ -652,7 +803,7 @@ def test_whatever_pillow_raises_is_named_in_one_line(tmp_path, predictor, monkey
     def fail(path, *, at_least):
         raise error
 
-    monkeypatch.setattr("lesionseg.inference.decoding.read_image", fail)
+    monkeypatch.setattr("lesionseg.inference.decoding.read_image_and_size", fail)
     (skipped,) = run(tmp_path, predictor, Outputs(out_dir=tmp_path / "out"))
     reason = str(error) or type(error).__name__
     assert skipped.reason == f"{tmp_path}/a.png cannot be read as an image ({reason})."

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import errno
 import hashlib
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -12,14 +14,22 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.dataset import SPLITS, load_split
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import read_manifest, write_manifest
+from lesionseg.data.masks import read_mask
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
 from lesionseg.files import write_csv
+from stages import evaluate
 from stages import preprocess as stage
 
-OPTIONS = {"image_size": 32, "val_fraction": 0.25, "seed": 0, "near_duplicate_distance": 2.5}
+OPTIONS = {
+    "source": "folder",
+    "image_size": 32,
+    "val_fraction": 0.25,
+    "seed": 0,
+    "near_duplicate_distance": 2.5,
+}
 NUM_TRAIN, NUM_TEST = 20, 6
 
 
@@ -134,7 +144,11 @@ def test_the_splits_are_disjoint_and_complete(raw_dir, out_dir):
     assert not set(ids["train"]) & set(ids["val"])
     assert set(ids["train"]) | set(ids["val"]) == train
     assert set(ids["test"]) == test
-    assert (summary.num_train, summary.num_val, summary.num_test) == (15, 5, 6)
+    assert [(split.name, split.num_images) for split in summary.splits] == [
+        ("train", 15),
+        ("val", 5),
+        ("test", 6),
+    ]
 
 
 def test_the_validation_split_depends_on_the_seed_alone(raw_dir, tmp_path):
@@ -222,7 +236,7 @@ def test_all_three_kinds_are_listed_and_summed_up_in_one_warning(raw_dir, out_di
     copy_into(raw_dir, "test/IMG_022", f"train/{second}", quality=40)
     copy_into(raw_dir, "test/IMG_023", f"train/{third}", quality=40)
     copy_into(raw_dir, "test/IMG_024", f"test/{third}")
-    preprocess(raw_dir, out_dir, **OPTIONS)
+    preprocess(raw_dir, out_dir, **OPTIONS | {"source": "isic2016"})
     table = read_table(out_dir / "leaks.csv")
     assert {(row["id"], row["other_id"], row["kind"]) for row in table} == {
         (first, "IMG_021", "sha256"),
@@ -233,6 +247,76 @@ def test_all_three_kinds_are_listed_and_summed_up_in_one_warning(raw_dir, out_di
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.getMessage().startswith("Dropped 3 from train:")
     assert "\n" not in warning.getMessage()
+
+
+@pytest.fixture
+def renamed_dir(raw_dir) -> Path:
+    """Raw data whose test images have the names of the first training images."""
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        folder = raw_dir / "test" / kind
+        for number in range(NUM_TEST):
+            old = folder / f"IMG_{NUM_TRAIN + number:03d}.{suffix}"
+            old.rename(folder / f"IMG_{number:03d}.{suffix}")
+    write_manifest(raw_dir)
+    return raw_dir
+
+
+def test_different_images_of_one_name_are_all_used_and_noted_in_a_line(
+    renamed_dir, out_dir, caplog
+):
+    with caplog.at_level(logging.INFO):
+        summary = preprocess(renamed_dir, out_dir, **OPTIONS)
+    assert summary.leaks == ()
+    assert [split.num_images for split in summary.splits] == [15, 5, 6]
+    (note,) = [record for record in caplog.records if "same name" in record.getMessage()]
+    assert note.levelno == logging.INFO
+    assert note.getMessage() == (
+        "6 images of train and val have the same name as one of test, such as IMG_000. They are "
+        "different pictures: all are used"
+    )
+
+
+def test_images_of_one_name_keep_their_own_pixels(renamed_dir, out_dir):
+    preprocess(renamed_dir, out_dir, **OPTIONS)
+    rows = {(row.split, row.id): row for row in read_manifest(renamed_dir)}
+    for name in SPLITS:
+        split = load_split(out_dir, name)
+        for id_, image, mask in zip(split.ids, split.images, split.masks, strict=True):
+            row = rows["test" if name == "test" else "train", id_]
+            source = read_image(renamed_dir / row.image_path, at_least=32)
+            np.testing.assert_array_equal(image, resize_image(source, size=32))
+            outline = read_mask(renamed_dir / row.mask_path)
+            np.testing.assert_array_equal(mask, resize_mask(outline, size=32))
+
+
+def test_one_name_is_one_image_where_an_archive_gave_it(renamed_dir, out_dir, caplog):
+    summary = preprocess(renamed_dir, out_dir, **OPTIONS | {"source": "isic2016"})
+    assert {(leak.id, leak.other_split, leak.kind) for leak in summary.leaks} == {
+        (f"IMG_{number:03d}", "test", "id") for number in range(NUM_TEST)
+    }
+    assert sum(split.num_images for split in summary.splits) == NUM_TRAIN
+    assert not [text for text in caplog.messages if "same name" in text]
+
+
+def test_a_copy_under_the_same_name_is_dropped_for_its_bytes(raw_dir, out_dir):
+    copy_into(raw_dir, "train/IMG_003", "test/IMG_003")
+    (leak,) = preprocess(raw_dir, out_dir, **OPTIONS).leaks
+    assert (leak.id, leak.other_id, leak.kind) == ("IMG_003", "IMG_003", "sha256")
+    ids = all_ids(out_dir)
+    assert "IMG_003" not in ids["train"] + ids["val"]
+    assert "IMG_003" in ids["test"]
+
+
+def test_the_summary_counts_the_masks_as_the_network_sees_them(raw_dir, out_dir):
+    for number, levels in ((20, 0), (21, 255), (22, 255)):
+        Image.new("L", (120, 90), levels).save(raw_dir / f"test/masks/IMG_{number:03d}.png")
+    speck = Image.new("L", (120, 90))
+    speck.putpixel((60, 45), 255)
+    speck.save(raw_dir / "test/masks/IMG_023.png")
+    split = preprocess(raw_dir, out_dir, **OPTIONS).splits[2]
+    assert (split.name, split.heights, split.widths) == ("test", (32, 32), (32, 32))
+    assert (split.num_empty, split.num_full) == (2, 2)
+    assert split.lesion_fraction == pytest.approx(load_split(out_dir, "test").masks.mean())
 
 
 def test_an_earlier_result_is_replaced_as_a_whole(raw_dir, out_dir):
@@ -294,6 +378,36 @@ def test_a_disk_without_room_is_refused_before_decoding(raw_dir, out_dir, monkey
     assert [entry.name for entry in out_dir.parent.iterdir()] == ["raw"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_runs_full_meanwhile_is_an_error_before_a_memory_map_is_written_to(
+    raw_dir, out_dir, monkeypatch, number
+):
+    def allocate(descriptor: int, start: int, size: int) -> None:
+        if size > 32 * 32 * 26:  # the masks have been given their room
+            raise OSError(number, "no room")
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr("lesionseg.data.preprocessing.read_image", None)
+    with pytest.raises(DiskSpaceError) as caught:
+        preprocess(raw_dir, out_dir, **OPTIONS)
+    assert str(caught.value).startswith(f"the disk of {out_dir} has run full. Make room")
+    assert [entry.name for entry in out_dir.parent.iterdir()] == ["raw"]
+
+
+def test_a_disk_that_cannot_give_room_in_advance_is_written_to_all_the_same(
+    raw_dir, tmp_path, monkeypatch
+):
+    def allocate(descriptor: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    preprocess(raw_dir, tmp_path / "a", **OPTIONS)
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    preprocess(raw_dir, tmp_path / "b", **OPTIONS)
+    monkeypatch.delattr(os, "posix_fallocate")
+    preprocess(raw_dir, tmp_path / "c", **OPTIONS)
+    assert digests(tmp_path / "a") == digests(tmp_path / "b") == digests(tmp_path / "c")
+
+
 def test_without_a_manifest_the_stage_to_run_is_named(tmp_path, out_dir):
     with pytest.raises(MissingFileError, match="Run: dvc repro download"):
         preprocess(tmp_path, out_dir, **OPTIONS)
@@ -315,19 +429,137 @@ def test_a_missing_file_of_a_split_names_the_stage_to_run(raw_dir, out_dir, file
         load_split(out_dir, "val")
 
 
-def test_a_split_whose_files_disagree_is_refused(raw_dir, out_dir):
-    preprocess(raw_dir, out_dir, **OPTIONS)
-    shutil.copy(out_dir / "test" / "index.csv", out_dir / "val" / "index.csv")
-    with pytest.raises(DataError, match=r"5 images, 5 masks and 6 ids\. Run:"):
-        load_split(out_dir, "val")
+@pytest.fixture(scope="module")
+def processed_dir(pristine_dir, tmp_path_factory) -> Path:
+    """What the stage leaves, for tests that damage a copy of its val."""
+    folder = tmp_path_factory.mktemp("whole") / "processed"
+    preprocess(pristine_dir, folder, **OPTIONS)
+    return folder
 
 
-def test_a_truncated_array_is_refused(raw_dir, out_dir):
-    preprocess(raw_dir, out_dir, **OPTIONS)
-    path = out_dir / "val" / "images.npy"
+@pytest.fixture
+def val_dir(processed_dir, tmp_path) -> Path:
+    return shutil.copytree(processed_dir / "val", tmp_path / "damaged/val")
+
+
+def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"images\.npy is no NumPy array .* Run:"):
-        load_split(out_dir, "val")
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def be_text(path: Path) -> None:
+    path.write_bytes(b"\x93NUMPY\x01\x00v\x00\xff(not an array" + b" " * 200)
+
+
+def be_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def be_an_archive(path: Path) -> None:
+    np.savez(path.with_suffix(".npz"), a=np.zeros(3))
+    path.with_suffix(".npz").replace(path)
+
+
+def be_objects(path: Path) -> None:
+    np.save(path, np.array([{}]), allow_pickle=True)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, be_text, be_a_folder, be_an_archive, be_objects])
+@pytest.mark.parametrize("file", ["images.npy", "masks.npy"])
+def test_a_damaged_array_is_refused_in_one_line(val_dir, file, damage):
+    damage(val_dir / file)
+    with pytest.raises(DataError) as caught:
+        load_split(val_dir.parent, "val")
+    message = str(caught.value)
+    assert message.startswith(f"{val_dir / file} is no NumPy array (")
+    assert message.endswith(". Run: dvc repro -f preprocess")
+    assert len(message.splitlines()) == 1
+
+
+OTHER_ARRAYS = {
+    "images.npy": (
+        np.zeros((5, 32, 32), np.uint8),
+        np.zeros((5, 32, 32, 3), np.float32),
+        np.zeros((5, 32, 16, 3), np.uint8),
+        np.zeros((5, 64, 64, 3), np.uint8),
+        np.zeros((5, 32, 32, 4), np.uint8),
+        np.zeros((4, 32, 32, 3), np.uint8),
+        np.uint8(3),
+    ),
+    "masks.npy": (
+        np.zeros((5, 32, 32, 1), np.uint8),
+        np.zeros((5, 32, 32), np.bool_),
+        np.zeros((5, 16, 32), np.uint8),
+        np.zeros((5, 64, 64), np.uint8),
+        np.zeros((6, 32, 32), np.uint8),
+        np.full((5, 32, 32), 255, np.uint8),
+        np.eye(32, dtype=np.uint8)[None].repeat(5, 0) * np.uint8(2),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "array"), [(file, array) for file in OTHER_ARRAYS for array in OTHER_ARRAYS[file]]
+)
+def test_an_array_of_another_kind_is_refused_in_one_line(val_dir, file, array):
+    np.save(val_dir / file, array)
+    with pytest.raises(DataError) as caught:
+        load_split(val_dir.parent, "val")
+    message = str(caught.value)
+    assert message.startswith(str(val_dir))
+    assert message.endswith(". Run: dvc repro -f preprocess")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "5 images, 5 masks and 0 ids"),
+        ("id\na\nb\nc\nd\n", "5 images, 5 masks and 4 ids"),
+        ("id\na\nb\nc\nd\ne\nf\n", "5 images, 5 masks and 6 ids"),
+        ("name\na\nb\nc\nd\ne\n", "is no table of images ('id')"),
+        ("height,id\n1,a\n2\n3,c\n4,d\n5,e\n", "must name each image once"),
+        ("id\na\nb\nc\ne\nd\n", "must name each image once, in the order of the ids"),
+        ("id\na\nb\nb\nc\nd\n", "must name each image once, in the order of the ids"),
+        ('id\na\nb\nc\nd\n"e', "is no table of images"),
+        ("id\na\nb\nc\nd\n\xff\n", "is no table of images"),
+    ],
+)
+def test_a_damaged_index_is_refused_in_one_line(val_dir, content, problem):
+    (val_dir / "index.csv").write_text(content, encoding="latin-1")
+    with pytest.raises(DataError) as caught:
+        load_split(val_dir.parent, "val")
+    message = str(caught.value)
+    assert message.startswith(str(val_dir))
+    assert problem in message
+    assert message.endswith(". Run: dvc repro -f preprocess")
+    assert len(message.splitlines()) == 1
+
+
+def test_a_split_without_a_single_image_is_refused(val_dir):
+    np.save(val_dir / "images.npy", np.zeros((0, 32, 32, 3), np.uint8))
+    np.save(val_dir / "masks.npy", np.zeros((0, 32, 32), np.uint8))
+    (val_dir / "index.csv").write_text("id\n")
+    with pytest.raises(DataError, match="Run: dvc repro -f preprocess"):
+        load_split(val_dir.parent, "val")
+
+
+def test_test_images_that_the_manifest_does_not_have_are_named(renamed_dir, out_dir, monkeypatch):
+    preprocess(renamed_dir, out_dir, **OPTIONS)
+    monkeypatch.setattr(evaluate, "RAW", renamed_dir)
+    test = load_split(out_dir, "test")
+    assert [row.image_path for row in evaluate.test_files(test)] == [
+        f"test/images/{id_}.jpg" for id_ in test.ids
+    ]
+    (renamed_dir / "test/images/IMG_002.jpg").unlink()
+    (renamed_dir / "test/masks/IMG_002.png").unlink()
+    write_manifest(renamed_dir)  # IMG_002 is in train still
+    with pytest.raises(DataError, match=r"no test image IMG_002, .* Run: dvc repro preprocess"):
+        evaluate.test_files(test)
 
 
 def test_the_stage_writes_data_processed_as_params_yaml_says(raw_dir, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """A short training on real dermoscopy and real weights, where they lie beside the checkout."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,17 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
+from lesionseg import provenance
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.data.dataset import load_split
+from lesionseg.evaluation.metrics import count_pixels, mean_scores, pool_scores, score_images
 from lesionseg.evaluation.prediction import predict_split
-from lesionseg.files import read_json, write_csv
-from lesionseg.models.segmenter import load_model, save_model
+from lesionseg.files import read_json
+from lesionseg.models.segmenter import load_model
 from stages import download, evaluate, preprocess
-from stages.train import make_training
+from stages.train import make_training, write_results
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
-NUM_IMAGES = {"train": 300, "test": 100}
+NUM_IMAGES = {"train": 160, "test": 60}
 LAST_BATCH = 4
 MASKS, MASKS_DIR = Path("data/raw/test/masks"), Path("results/evaluate/masks/train_finetuned")
 
@@ -42,7 +43,8 @@ def project(tmp_path_factory):
         "download.source": "folder",
         "download.folder": str(tmp_path / "source"),
         "download.weights": str(WEIGHTS),
-        "train.epochs": 6,
+        "preprocess.image_size": 64,
+        "train.epochs": 8,
     }
     params = override(read_yaml(Path(__file__).parents[1] / "params.yaml"), values)
     (tmp_path / "params.yaml").write_text(params)
@@ -60,24 +62,21 @@ def trained(project):
     config = load_config(Path("params.yaml"))
     cpu = torch.device("cpu")
     training = make_training(config, "train_finetuned", seed=0, device=cpu, precision=torch.float32)
-    history = list(training)
+    for _ in training:
+        pass
     for name in RUNS:
-        save_model(
-            project / f"results/{name}/model.pt",
-            state=training.best["state"],
-            decoder=config.model.decoder,
-            image_size=config.preprocess.image_size,
-            frozen=False,
-        )
-        write_csv(project / f"results/{name}/history.csv", map(dataclasses.asdict, history))
+        tags = {**provenance.tags(stage=name), "data_sha256": "-", "training_key": name}
+        params = config.training_params(name, seed=0)
+        write_results(project / "results" / name, config, training, tags=tags, params=params)
     evaluate.main([])
     return project
 
 
-def test_six_epochs_of_fine_tuning_segment_unseen_real_lesions(trained):
+def test_eight_epochs_of_fine_tuning_segment_unseen_real_lesions(trained):
+    """The best mask that is the same for all images has 0.55, this training 0.82 on one machine."""
     scores = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")
-    assert scores["test"]["jaccard"] > 0.78
-    assert scores["test_own_size"]["jaccard"] > 0.78
+    assert scores["test"]["jaccard"] > 0.75
+    assert scores["test_own_size"]["jaccard"] > 0.75
 
 
 def test_the_same_model_twice_shows_no_difference(trained):
@@ -105,7 +104,7 @@ def test_the_official_scorer_agrees_on_real_predictions(trained, tmp_path, scope
 
 
 def write_at_network_size(project, folder):
-    """Truth and predictions at 128 x 128 as PNG files, in two folders."""
+    """Truth and predictions at 64 x 64 as PNG files, in two folders."""
     test = load_split(project / "data/processed", "test")
     model, _ = load_model(project / "results/train_finetuned/model.pt", stage="train_finetuned")
     probabilities = predict_split(
@@ -121,23 +120,34 @@ def write_at_network_size(project, folder):
     return truths, predictions
 
 
-def test_the_wrong_formulas_give_other_numbers_on_real_predictions(trained):
-    scores = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")
-    per_image, columns = [], []
-    for path in (trained / MASKS_DIR).iterdir():
-        name = path.name.replace("_segmentation", "")
-        prediction, truth = (
-            np.asarray(Image.open(mask)) > 128 for mask in (path, trained / MASKS / name)
-        )
-        tp, union = (prediction & truth).sum(0), (prediction | truth).sum(0)
-        per_image.append(tp.sum() / union.sum())
-        columns.append(np.where(union > 0, tp / np.maximum(union, 1), 1.0).mean())
-    ours = scores["test_own_size"]["jaccard"]
-    assert np.mean(per_image) == pytest.approx(ours)
+def test_the_wrong_formulas_give_other_numbers_on_real_masks(project):
+    """Of large lesions the upper half is found, small ones are found whole.
+
+    So the images that are last in order of size, and all pixels together, say less than the mean
+    over images, and columns without lesion say more: by construction, whatever a training gives.
+    """
+    truths = [np.asarray(Image.open(path)) > 128 for path in sorted((project / MASKS).iterdir())]
+    truths.sort(key=lambda truth: truth.mean())
+    small, large = truths[: len(truths) // 2], truths[len(truths) // 2 :]
+    pairs = list(zip([*small, *map(upper_half, large)], truths, strict=True))
+    counts = np.concatenate([count_pixels(p[None], t[None]) for p, t in pairs])
+    ours = mean_scores(score_images(counts))["jaccard"]
+    assert ours == pytest.approx(np.mean([(p & t).sum() / (p | t).sum() for p, t in pairs]))
     wrong = {
-        "over columns": np.mean(columns),
-        "last batch only": np.mean(per_image[-LAST_BATCH:]),
-        "pooled over images": scores["test_own_size"]["pooled_jaccard"],
+        "over columns": np.mean([score_columns(p, t) for p, t in pairs]) - ours,
+        "last batch only": ours - score_images(counts[-LAST_BATCH:])["jaccard"].mean(),
+        "pooled over images": ours - pool_scores(counts)["pooled_jaccard"],
     }
-    for name, value in wrong.items():
-        assert abs(value - ours) > 1e-3, name
+    assert min(wrong.values()) > 0.05, wrong
+
+
+def upper_half(mask):
+    """A mask without its lower rows, which hold half of its pixels or a little less."""
+    rows = mask.sum(axis=1).cumsum()
+    return mask & (rows <= rows[-1] / 2)[:, None]
+
+
+def score_columns(prediction, truth):
+    """The wrong formula that averages over columns, the empty ones being right."""
+    union = (prediction | truth).sum(0)
+    return np.where(union > 0, (prediction & truth).sum(0) / union.clip(1), 1).mean()

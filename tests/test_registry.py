@@ -18,7 +18,7 @@ from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
 from lesionseg.inference.card import MAX_CHARACTERS, write_card
 from tests.test_dvc import import_closure, imported_names
-from tests.trained_results import ROOT, write_evaluation, write_json, write_project, write_run
+from tests.trained_results import ROOT, write_evaluation, write_json, write_run
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -29,25 +29,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """An empty store; MLflow takes seconds to make one, and nothing to use a copy."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("store")
-        patch.setenv("DVC_ROOT", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return root / "mlruns"
-
-
 @pytest.fixture
-def project(tmp_path, store, monkeypatch):
+def project(tmp_path, empty_store, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mlruns").mkdir()
-    shutil.copy(store / "mlflow.db", tmp_path / "mlruns")
-    write_project(tmp_path)
+    shutil.copy(empty_store, tmp_path / "mlruns")
     return tmp_path
 
 
@@ -123,7 +111,8 @@ def test_the_requirements_are_what_serving_imports():
     files = import_closure(ROOT / "src/lesionseg/inference/served.py")
     names = {name for file in files for name in imported_names(file) if "." not in name}
     expected = {name.replace("pillow", "PIL") for name in registry.REQUIREMENTS}
-    assert names - sys.stdlib_module_names - {"lesionseg"} == expected
+    others = {"lesionseg", "pillow_heif", "tifffile"}  # it takes JPEG and PNG only
+    assert names - sys.stdlib_module_names - others == expected
 
 
 def test_the_same_model_gives_no_second_version(project, train):
@@ -238,10 +227,18 @@ def test_metrics_without_their_model_are_no_model(project, train):
 @pytest.mark.parametrize(
     ("file", "key", "value", "message"),
     [
-        ("metrics.json", "val", {"jaccard": float("nan")}, "must be a number, got nan"),
-        ("metrics.json", "val", 1, "must be a number, got None"),
+        (
+            "metrics.json",
+            "val",
+            {"jaccard": float("nan")},
+            "val: jaccard must be a number, got 'nan'",
+        ),
+        ("metrics.json", "val", {"jaccard": 0.8}, "val: dice is missing"),
+        ("metrics.json", "val", 1, "val must be an object, got '1'"),
         ("run.json", "model_sha256", "other", "is about another model"),
-        ("run.json", "params", {}, "KeyError"),
+        ("run.json", "num_images", "many", "num_images must be a whole number, got 'many'"),
+        ("run.json", "params", {}, "params: download.source is missing; another version"),
+        ("run.json", "params", None, "params must be an object, got 'None'"),
     ],
 )
 def test_broken_results_are_refused_before_anything_is_registered(
@@ -250,10 +247,117 @@ def test_broken_results_are_refused_before_anything_is_registered(
     train(val=0.8)
     path = project / "results/train_finetuned" / file
     write_json(path, json.loads(path.read_text()) | {key: value})
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError, match=f"{file}.* {message}.* dvc repro -sf train_") as caught:
         registry.register()
     assert len(str(caught.value).splitlines()) == 1
     assert registry.list_versions() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("threshold", None, "comparison.json: threshold must be a number"),
+        ("models", [], "comparison.json: models must be an object"),
+        ("confidence", "high", r"another version of this program \(Unknown format"),
+        ("test_own_size", {}, r"another version of this program \(no 'jaccard'\)"),
+        ("test", {"jaccard": 1}, "another version of this program"),
+    ],
+)
+def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key, value, message):
+    train(val=0.8)
+    write_evaluation(project)
+    path = project / "results/evaluate/comparison.json"
+    write_json(path, json.loads(path.read_text()) | {key: value})
+    with pytest.raises(
+        DataError, match=f"{message}.* dvc repro -sf evaluate && dvc repro$"
+    ) as caught:
+        registry.register()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "id,jaccard\n1,0.5\n",
+            "written by another version.* dvc repro -sf evaluate && dvc repro$",
+        ),
+        ("\0" * 200_000, "is of another evaluation"),
+        (
+            "stratum,group,num_images,train_finetuned_jaccard\nall,all,20,0.5\n",
+            "strata.csv is of another evaluation than .*comparison.json. Run: dvc checkout",
+        ),
+    ],
+)
+def test_strata_that_are_not_of_the_comparison_are_refused(project, train, text, message):
+    train(val=0.8)
+    write_evaluation(project)
+    (project / "results/evaluate/strata.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        registry.register()
+
+
+def test_scores_from_git_beside_another_training_of_dvcs_cache_are_refused(project, train):
+    train(val=0.8)
+    path = project / "results/train_finetuned/metrics.json"
+    other = path.read_text().replace("0.8,", "0.9,", 1)
+    assert other != path.read_text()
+    path.write_text(other)
+    with pytest.raises(DataError, match=r"metrics.json is of another training .*dvc checkout"):
+        registry.register()
+
+
+def test_what_only_a_later_version_can_tell_of_is_left_to_it(project, train):
+    train(val=0.8)
+    with pytest.raises(DataError, match=r"download\.source is 'isic2030', which this version"):
+        write_card_with(project, {"download.source": "isic2030"})
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"augment.padding": "reflection"}, "views: horizontal_flip 0.5, padding reflection. "),
+        ({"augment.horizontal_flip": 0.0}, "views: none. "),
+        ({"augment.mirror": True}, "horizontal_flip 0.5, padding border, mirror True. "),
+        ({"loss.dice": 0.25}, "Loss: bce 1, dice 0.25. "),
+        ({"download.weights": "none"}, "start: `none`"),
+        ({"download.weights": "none"}, "Licence of the code: MIT; of the images: CC-0.\n"),
+        ({"download.weights": "imagenet"}, "torchvision's weights, learnt on ImageNet"),
+        ({"download.weights": "mine.pth"}, "weights that may have terms of their own"),
+        ({"encoder_lr": 0.0}, "MobileNetV2 encoder (frozen)"),
+    ],
+)
+def test_the_card_tells_any_parameter_as_it_was(project, train, params, expected):
+    train(val=0.8)
+    assert expected in write_card_with(project, params)
+
+
+@pytest.mark.parametrize(
+    ("commit", "expected"),
+    [
+        ("abc", "Trained at commit `abc`. "),
+        ("abc-dirty", "Trained at commit `abc` with changes in no commit. "),
+        ("unknown", "Trained at an unknown commit. "),
+    ],
+)
+def test_the_card_tells_whether_a_commit_has_the_code(project, train, commit, expected):
+    train(val=0.8)
+    assert expected in write_card_with(project, commit=commit)
+
+
+def test_the_card_says_where_its_threshold_comes_from(project, train):
+    train(val=0.8)
+    assert "where it is above 0.5 (the default; it was not evaluated)." in write_card_with(project)
+    write_evaluation(project, threshold=0.4)
+    assert "where it is above 0.4." in write_card_with(project)
+
+
+def write_card_with(project, params=None, **details):
+    """The card of the trained model, some things in its run.json being others."""
+    path = project / "results/train_finetuned/run.json"
+    record = json.loads(path.read_text()) | details
+    write_json(path, record | {"params": record["params"] | (params or {})})
+    return write_card(registry.read_facts(project / "results"))
 
 
 def test_the_scores_of_another_model_are_not_those_of_this_one(project, train):
@@ -280,7 +384,7 @@ def test_the_card_tells_use_data_scores_and_failures(project, train):
         "| test, at 64 px | 0.720 (0.710 to 0.740) |",
         "size small: jaccard 0.620, 25% of the 10 images below 0.65",
         "Too few test images to tell: skin tone brown (3)",
-        "Loss: bce 1. Random views: horizontal_flip 0.5.",
+        "Loss: bce 1. Random views: horizontal_flip 0.5, padding border.",
     ):
         assert text in card
     assert len(card) < MAX_CHARACTERS
@@ -291,13 +395,15 @@ def test_the_card_tells_use_data_scores_and_failures(project, train):
 @pytest.mark.parametrize(
     ("source", "text"), [("phantom", "Synthetic phantoms"), ("folder", "a folder, `mine`")]
 )
-def test_the_card_claims_no_photographs_that_the_model_has_not_seen(project, train, source, text):
+def test_the_card_is_about_the_data_of_the_training_not_of_params_yaml(
+    project, train, source, text
+):
     train(val=0.85)
-    path = project / "params.yaml"
-    lines = path.read_text().replace("source: isic2016", f"source: {source}")
-    path.write_text(lines.replace('folder: ""', "folder: mine"))
-    card = write_card(registry.read_facts(project / "results"))
+    assert not (project / "params.yaml").exists()  # nothing of it is asked
+    params = {"download.source": source, "download.folder": "mine", "download.weights": "none"}
+    card = write_card_with(project, params)
     assert text in card
+    assert "at the\nstart: `none`" in card
     assert "ISIC" not in card
 
 
@@ -318,7 +424,7 @@ def test_a_server_that_is_away_is_one_line(project, train, monkeypatch):
         closed.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with pytest.raises(DownloadError, match=f"{uri} cannot be used") as caught:
+        with pytest.raises(DownloadError, match=f"{uri} cannot be used.* same command") as caught:
             registry.register()
     assert len(str(caught.value).splitlines()) == 1
 
@@ -333,7 +439,8 @@ def test_processes_that_register_at_once_lose_nothing(project, train):
     for seed, val in enumerate((0.8, 0.9)):
         train(val=val, seed=seed)
         folders.append(str((project / "results").rename(project / f"results{seed}")))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # loads MLflow once for all of them
     with context.Pool(2) as pool:
         pool.starmap(register_from, [(str(project), f) for f in (*folders, folders[1])])
     rows = registry.list_versions()

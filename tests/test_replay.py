@@ -1,6 +1,7 @@
 """Results on disk become MLflow runs: whole, once, and again after a server was away."""
 
 import json
+import re
 import shutil
 import socket
 
@@ -11,24 +12,57 @@ from lesionseg import tracking
 from lesionseg.errors import DataError, LesionsegError, MissingFileError
 from lesionseg.files import sha256
 from lesionseg.replay import replay
+from tests.damage import KINDS, damage
 from tests.mlflow_contents import client_of, contents
 from tests.report_inputs import RUNS, write_report_inputs
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A project with all results and no MLflow runs."""
-    write_report_inputs(tmp_path)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, empty_store):
+    """A project with all results and no MLflow runs, to be copied."""
+    root = tmp_path_factory.mktemp("results")
+    write_report_inputs(root)
+    (root / "mlruns").mkdir()
+    shutil.copy(empty_store, root / "mlruns")
     for run in RUNS:
-        folder = tmp_path / "results" / run
+        folder = root / "results" / run
         (folder / "model.pt").write_bytes(run.encode())
         edit_json(folder / "run.json", model_sha256=sha256(folder / "model.pt"))
-    report = tmp_path / "results/report/report.html"
+    report = root / "results/report/report.html"
     report.parent.mkdir()
     report.write_text("<!doctype html>")
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return root
+
+
+@pytest.fixture(scope="module")
+def brought(results, tmp_path_factory):
+    """The project with a replay's runs, read only or to be copied: figures take long to draw."""
+    root = tmp_path_factory.mktemp("brought")
+    shutil.copytree(results, root, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert bring(root) == 2
+    return root
+
+
+@pytest.fixture
+def project(results, tmp_path, monkeypatch):
+    """A copy of the project without runs."""
+    return enter(results, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def again(brought, tmp_path, monkeypatch):
+    """A copy of the project with its runs, whose artefacts stay where they are."""
+    return enter(brought, tmp_path, monkeypatch)
+
+
+def enter(project, folder, monkeypatch):
+    shutil.copytree(project, folder, dirs_exist_ok=True)
+    monkeypatch.setenv("DVC_ROOT", str(folder))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
+    return folder
 
 
 def edit_json(path, **values):
@@ -39,11 +73,10 @@ def bring(project):
     return replay(project / "results", project / "data/processed")
 
 
-def test_every_training_becomes_one_finished_run_with_its_whole_history(project):
-    assert bring(project) == 2
+def test_every_training_becomes_one_finished_run_with_its_whole_history(brought):
     for name in RUNS:
-        history = pd.read_csv(project / f"results/{name}/history.csv")
-        found = contents(client_of(project))[name]
+        history = pd.read_csv(brought / f"results/{name}/history.csv")
+        found = contents(client_of(brought))[name]
         assert found["status"] == "FINISHED"
         assert found["metrics"]["val/jaccard"] == list(
             zip(history["epoch"], history["val_jaccard"], strict=True)
@@ -57,11 +90,10 @@ def test_every_training_becomes_one_finished_run_with_its_whole_history(project)
         assert len(found["artifacts"]) == 7 + 3
 
 
-def test_test_metrics_come_with_their_intervals_and_the_difference_with_the_finetuned_run(project):
-    bring(project)
-    comparison = json.loads((project / "results/evaluate/comparison.json").read_text())
+def test_test_metrics_come_with_their_intervals_and_the_difference_with_the_finetuned_run(brought):
+    comparison = json.loads((brought / "results/evaluate/comparison.json").read_text())
     result = comparison["test"]["jaccard"]
-    frozen, finetuned = (contents(client_of(project))[name]["metrics"] for name in RUNS)
+    frozen, finetuned = (contents(client_of(brought))[name]["metrics"] for name in RUNS)
     assert frozen["test/jaccard"] == [(0, result["train_frozen"])]
     assert frozen["test/jaccard_low"] == [(0, result["train_frozen_interval"][0])]
     assert finetuned["difference/test/jaccard"] == [(0, result["difference"])]
@@ -69,21 +101,13 @@ def test_test_metrics_come_with_their_intervals_and_the_difference_with_the_fine
     assert "difference/test/jaccard" not in frozen
 
 
-def test_a_second_replay_changes_nothing(project):
-    bring(project)
-    before = contents(client_of(project))
-    assert bring(project) == 2
-    assert contents(client_of(project)) == before
+def test_a_second_replay_changes_nothing(again):
+    before = contents(client_of(again))
+    assert bring(again) == 2
+    assert contents(client_of(again)) == before
 
 
-def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, monkeypatch):
-    other = project / "other"
-    shutil.copytree(project / "results", other / "results")
-    shutil.copytree(project / "data", other / "data")
-    bring(project)
-    complete = contents(client_of(project))
-    project = other
-    monkeypatch.setenv("DVC_ROOT", str(project))
+def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, brought):
     record = json.loads((project / "results/train_frozen/run.json").read_text())
     tags = {"training_key": record["training_key"]}
     history = pd.read_csv(project / "results/train_frozen/history.csv")
@@ -91,8 +115,7 @@ def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, mon
         for row in history.head(3).to_dict("records"):
             run.log_metrics(tracking.epoch_metrics(row), step=row["epoch"])
     assert bring(project) == 2
-    now = contents(client_of(project))
-    assert now == complete
+    assert contents(client_of(project)) == contents(client_of(brought))
 
 
 def test_an_artefact_that_a_kill_cut_short_is_made_whole(project):
@@ -107,11 +130,10 @@ def test_an_artefact_that_a_kill_cut_short_is_made_whole(project):
     assert contents(client_of(project)) == expected
 
 
-def test_the_same_training_in_two_experiments_is_two_runs(project):
-    bring(project)
-    edit_json(project / "results/train_frozen/run.json", training_key="train_frozen-other")
-    assert bring(project) == 2
-    client = client_of(project)
+def test_the_same_training_in_two_experiments_is_two_runs(again):
+    edit_json(again / "results/train_frozen/run.json", training_key="train_frozen-other")
+    assert bring(again) == 2
+    client = client_of(again)
     experiment = client.get_experiment_by_name("lesionseg")
     assert len(client.search_runs([experiment.experiment_id])) == 3
 
@@ -139,3 +161,68 @@ def test_a_damaged_record_is_named_with_the_stage_to_run(project):
     (project / "results/train_frozen/run.json").write_text("{}")
     with pytest.raises(DataError, match=r"run.json has no .*Run: dvc repro -f train_frozen"):
         bring(project)
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    """Nothing reaches MLflow, which takes seconds."""
+
+    def fail():
+        raise OSError("away")
+
+    monkeypatch.setattr(tracking, "connect", fail)
+
+
+DAMAGED = {
+    **{f"train_frozen/{name}": "train_frozen" for name in ("run.json", "metrics.json")},
+    **{f"train_frozen/{name}": "train_frozen" for name in ("history.csv", "seeds/1/history.csv")},
+    **{f"evaluate/{name}": "evaluate" for name in ("comparison.json", "train_finetuned.json")},
+    **{f"evaluate/{name}": "evaluate" for name in ("seeds.csv", "per_image.csv")},
+    "evaluate/masks/train_frozen/ISIC_0000000_segmentation.png": "evaluate",
+    "../data/processed/test/images.npy": "preprocess",
+    "../data/processed/test/index.csv": "preprocess",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_damaged_file_is_named_with_the_stage_to_run(project, no_server, monkeypatch, kind):
+    monkeypatch.setattr("lesionseg.replay.draw_curves", lambda _: None)
+    monkeypatch.setattr("lesionseg.replay.draw_overlay", lambda *_: None)
+    # Of all test images, so that the damaged one is among them.
+    monkeypatch.setattr("lesionseg.replay.choose_examples", lambda _: {"worst": 0})
+    seed = project / "results/train_frozen/seeds/1"
+    shutil.copytree(project / "results/train_frozen", seed)
+    for name, stage in DAMAGED.items():
+        path = project / "results" / name
+        whole = path.read_bytes()
+        damage(path, kind)
+        with pytest.raises(DataError) as caught:
+            bring(project)
+        message = str(caught.value)
+        assert path.name in message, name
+        assert re.search(rf"Run: dvc repro -f {stage}$", message), message
+        assert len(message.splitlines()) == 1
+        path.write_bytes(whole)
+    with pytest.raises(LesionsegError, match="not all is in MLflow"):
+        bring(project)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train_frozen/metrics.json", {"best_epoch": 1, "val": 3}, "metrics.json is damaged"),
+        ("train_frozen/run.json", {"params": 3}, "run.json or metrics.json is damaged"),
+        ("train_frozen/run.json", {"versions": None}, "run.json or metrics.json is damaged"),
+        ("evaluate/comparison.json", {"test": 3}, "comparison.json lacks something"),
+        (
+            "evaluate/train_frozen.json",
+            {"test": None},
+            "train_frozen.json or comparison.json lacks",
+        ),
+    ],
+)
+def test_a_record_of_another_form_is_named(project, no_server, name, content, message):
+    edit_json(project / "results" / name, **content)
+    with pytest.raises(DataError, match=message) as caught:
+        bring(project)
+    assert len(str(caught.value).splitlines()) == 1

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,11 +14,21 @@ import pytest
 from PIL import Image
 from skimage.measure import approximate_polygon
 
+from lesionseg.config import override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation import scoring
-from lesionseg.report import figures, terms
+from lesionseg.report import figures, style, terms
 from lesionseg.report.contours import find_outlines, simplify, svg_path
-from lesionseg.report.page import answer, answer_of_seeds, write_report
+from lesionseg.report.gallery import read_cases
+from lesionseg.report.inputs import Inputs, read_inputs
+from lesionseg.report.overlays import draw_overlay
+from lesionseg.report.page import (
+    answer,
+    answer_of_seeds,
+    draw_figures,
+    render_page,
+    write_report,
+)
 from stages import report
 from tests.report_inputs import METRICS, POOLED, RUNS, SCOPES, STRATA, write_report_inputs
 
@@ -33,16 +44,32 @@ LEAK = {
 }
 
 
-def write_page(root: Path, *, title: str = "Which is better?", num_examples: int = 1) -> str:
+def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int = 1) -> str:
+    """The page as the stage writes it, every figure drawn: for tests of figures and files."""
     path = write_report(
         results_dir=root / "results",
         processed_dir=root / "data/processed",
         raw_dir=root / "data/raw",
-        report_dir=root / "results/report",
-        title=title,
+        report_dir=report_dir or root / "results/report",
+        title="Which is better?",
         num_examples=num_examples,
     )
     return path.read_text(encoding="utf-8")
+
+
+def read(root: Path) -> Inputs:
+    return read_inputs(
+        results_dir=root / "results",
+        processed_dir=root / "data/processed",
+        raw_dir=root / "data/raw",
+    )
+
+
+def words_of(root: Path, *, title: str = "Which is better?", num_examples: int = 1) -> str:
+    """The page with an empty element for each figure: for tests of words and tables."""
+    inputs = read(root)
+    svgs = dict.fromkeys(FIGURES, '<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+    return render_page(inputs, read_cases(inputs), svgs, title=title, num_examples=num_examples)
 
 
 def edit_json(path: Path, *keys: str, value: object) -> None:
@@ -113,9 +140,10 @@ def html(root: Path) -> str:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Path:
+def fresh(root: Path, tmp_path: Path) -> Path:
     """A project whose inputs a test may break."""
-    write_report_inputs(tmp_path)
+    without_report = shutil.ignore_patterns("report")
+    shutil.copytree(root, tmp_path, ignore=without_report, dirs_exist_ok=True)
     return tmp_path
 
 
@@ -263,21 +291,18 @@ def test_seeds_have_a_section_where_there_are_several(root, html):
 
 def test_a_single_seed_has_no_section(tmp_path):
     write_report_inputs(tmp_path, num_seeds=1)
-    html = write_page(tmp_path)
+    html = words_of(tmp_path)
     assert "Training seeds" not in html
     assert "Each model was trained once" in html
-    assert not (tmp_path / "results/report/figures/seeds.svg").exists()
+    inputs = read(tmp_path)
+    assert "seeds" not in draw_figures(inputs, read_cases(inputs), num_examples=1)
 
 
-def test_a_cross_validation_is_told_and_nothing_of_it_otherwise(tmp_path, html):
+def test_a_cross_validation_is_told_and_nothing_of_it_otherwise(fresh, html):
     assert "cross-validation" not in html
-    write_report_inputs(tmp_path, num_seeds=3)
     for run in RUNS:
-        path = tmp_path / f"results/{run}/run.json"
-        record = json.loads(path.read_text())
-        record["params"]["train.cross_validate"] = True
-        path.write_text(json.dumps(record))
-    told = write_page(tmp_path)
+        edit_json(fresh / f"results/{run}/run.json", "params", "train.cross_validate", value=True)
+    told = words_of(fresh)
     assert "with the training and with the images it learns from." in told
     assert "This is a cross-validation: each training after the first" in told
     assert "they are the folds of a cross-validation." in told
@@ -285,13 +310,13 @@ def test_a_cross_validation_is_told_and_nothing_of_it_otherwise(tmp_path, html):
 
 def test_other_ways_to_predict_stand_beside_the_main_number(tmp_path):
     write_report_inputs(tmp_path, num_seeds=3, num_views=8)
-    html = write_page(tmp_path)
+    html = words_of(tmp_path)
     assert "They are not the main number" in html
     table = pd.read_csv(tmp_path / "results/evaluate/variants.csv")
     names = {"single": "1 model, 1 view", "tta": "1 model, 8 views"}
     names |= {"ensemble": "3 models, 1 view", "ensemble+tta": "3 models, 8 views"}
     cells = cells_of(html[html.index("Other ways to predict") :])
-    for run, label in figures.RUN_LABELS.items():
+    for run, label in style.RUN_LABELS.items():
         assert f"{label} single" in cells
         for name, numbers in names.items():
             rows = table[(table["run"] == run) & (table["variant"] == name)]
@@ -313,7 +338,7 @@ def test_only_the_variants_that_there_are_are_explained(html):
 
 def test_a_single_way_to_predict_has_no_table(tmp_path):
     write_report_inputs(tmp_path, num_seeds=1)
-    assert "Other ways to predict" not in write_page(tmp_path)
+    assert "Other ways to predict" not in words_of(tmp_path)
 
 
 def test_every_group_is_in_the_table_and_a_small_one_is_marked(html):
@@ -326,7 +351,7 @@ def test_every_group_is_in_the_table_and_a_small_one_is_marked(html):
 
 def test_a_group_of_one_image_has_no_interval(tmp_path):
     write_report_inputs(tmp_path, ids=("a", "b"))
-    assert "no interval" in write_page(tmp_path)
+    assert "no interval" in words_of(tmp_path)
 
 
 def test_calibration_and_the_thresholds_that_val_prefers_are_told(html):
@@ -372,7 +397,7 @@ def test_provenance_and_parameters_are_on_the_page(html):
 
 def test_a_dirty_commit_is_checked_out_by_its_name_and_told(fresh):
     edit_json(fresh / "results/train_finetuned/run.json", "commit", value="abc-dirty")
-    html = write_page(fresh)
+    html = words_of(fresh)
     assert "git checkout abc\n" in html
     assert "files differed from that commit" in html
 
@@ -392,28 +417,29 @@ def test_no_leaks_are_reported_as_none_found(html):
 
 def test_leaks_are_listed(tmp_path):
     write_report_inputs(tmp_path, leaks=[LEAK])
-    html = write_page(tmp_path)
+    html = words_of(tmp_path)
     assert "1 found." in html
     assert all(f">{value}</td>" in html for value in LEAK.values())
 
 
 def test_titles_ids_and_parameters_are_escaped(tmp_path):
     hostile = "<script>alert('&\"')<b>"
-    write_report_inputs(tmp_path, ids=(hostile, "007", "NA"))
+    write_report_inputs(tmp_path, ids=("007", hostile, "NA"))
     edit_json(tmp_path / "results/train_frozen/run.json", "params", hostile, value=hostile)
-    html = write_page(tmp_path, title=hostile)
+    html = words_of(tmp_path, title=hostile)
     assert hostile not in html
     assert Page(html).texts.count(hostile) >= 3
     assert {"007", "NA"} <= set(re.findall(r"<figcaption><b>(\w+)</b>", html))
 
 
-def test_the_same_inputs_give_the_same_bytes(fresh):
-    folder = fresh / "results/report"
-    write_page(fresh)
-    first = {path: path.read_bytes() for path in folder.rglob("*.*")}
-    write_page(fresh)
-    assert first == {path: path.read_bytes() for path in folder.rglob("*.*")}
-    assert len(first) == 1 + len(FIGURES) + 3
+def test_the_same_inputs_give_the_same_bytes(root, html, tmp_path):
+    write_page(root, report_dir=tmp_path / "report", num_examples=2)
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")}
+        for folder in (root / "results/report", tmp_path / "report")
+    )
+    assert first == second
+    assert len(first) == 1 + len(FIGURES) + 3 * 2
 
 
 def test_figures_lie_beside_the_page_as_svg(root, html):
@@ -424,7 +450,7 @@ def test_figures_lie_beside_the_page_as_svg(root, html):
 
 
 def test_more_examples_than_images_are_all_images_once(fresh):
-    html = write_page(fresh, num_examples=24)
+    html = words_of(fresh, num_examples=24)
     assert html[: html.index('id="rest"')].count('class="case"') == 7
     assert "All, best first</h3>" in html
 
@@ -464,6 +490,22 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
     assert str(broken.value).endswith(f" dvc repro -f {stage}")
     assert "\n" not in str(broken.value)
     assert not (fresh / "results/report").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("train_frozen/history.csv", "train_frozen"),
+        *((f"evaluate/{name}.csv", "evaluate") for name in ("seeds", "thresholds", "variants")),
+        *((f"evaluate/{name}.csv", "evaluate") for name in ("per_image", "strata", "calibration")),
+    ],
+)
+def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, stage):
+    path = fresh / "results" / name
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(DataError) as caught:
+        write_page(fresh, num_examples=2)
+    assert str(caught.value) == f"{path} has no rows. Run: dvc repro -f {stage}"
 
 
 @pytest.mark.parametrize(
@@ -550,7 +592,7 @@ def test_a_prediction_of_another_size_than_its_image_is_refused(fresh):
 def test_an_empty_prediction_is_said_in_words(fresh):
     path = fresh / "results/evaluate/masks/train_frozen/ISIC_0000003_segmentation.png"
     Image.fromarray(np.zeros((60, 80), np.uint8)).save(path)
-    html = write_page(fresh)
+    html = words_of(fresh)
     assert html.count("<em>frozen: no lesion found</em>") == 1
     assert html.count("no lesion in the truth") == 0
 
@@ -562,8 +604,8 @@ def test_scores_of_other_images_are_refused(fresh):
         write_page(fresh)
 
 
-def test_a_failure_leaves_the_last_page_as_it_was(fresh):
-    html = write_page(fresh)
+def test_a_failure_leaves_the_last_page_as_it_was(root, html, fresh):
+    shutil.copytree(root / "results/report", fresh / "results/report")
     (fresh / "results/train_frozen/run.json").unlink()
     with pytest.raises(MissingFileError):
         write_page(fresh)
@@ -571,12 +613,20 @@ def test_a_failure_leaves_the_last_page_as_it_was(fresh):
     assert not list((fresh / "results").glob(".*"))
 
 
-def test_the_stage_writes_the_page_that_params_describe(fresh, monkeypatch):
-    params = (Path(__file__).parents[1] / "params.yaml").read_text(encoding="utf-8")
-    (fresh / "params.yaml").write_text(params, encoding="utf-8")
+def test_the_stage_writes_the_page_that_params_describe(fresh, empty_store, monkeypatch):
+    content = read_yaml(Path(__file__).parents[1] / "params.yaml")
+    assert content["report"]["title"].startswith("Frozen or fine-tuned?")
+    values = {"report.title": "Another title", "report.num_examples": 1}
+    (fresh / "params.yaml").write_text(override(content, values), encoding="utf-8")
+    (fresh / "mlruns").mkdir()
+    shutil.copy(empty_store, fresh / "mlruns")
+    monkeypatch.setenv("DVC_ROOT", str(fresh))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(fresh)
     report.main([])
-    assert "<h1>Frozen or fine-tuned?" in Path("results/report/report.html").read_text()
+    html = Path("results/report/report.html").read_text(encoding="utf-8")
+    assert "<h1>Another title</h1>" in html
+    assert html[: html.index('id="rest"')].count('class="case"') == 3
 
 
 @pytest.mark.parametrize("scale", [1, 3])
@@ -627,7 +677,7 @@ def test_the_outline_of_the_truth_encloses_as_much_as_its_mask(root, html):
 
 
 def overlay_of(mask):
-    return figures.draw_overlay(
+    return draw_overlay(
         np.zeros((10, 10, 3), np.uint8), mask, {"train_frozen": mask, "train_finetuned": mask}
     )
 

@@ -19,12 +19,14 @@ import pytest
 import requests
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from lesionseg import registry
 from lesionseg.inference import served
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.served import PROBABILITY_LEVELS, ServedModel, answer
-from tests.trained_results import write_evaluation, write_project, write_run
+from tests.ports import free_port
+from tests.trained_results import write_evaluation, write_run
 
 pytestmark = [
     # One thread here as in the server: another number of them rounds sums in another way.
@@ -61,6 +63,12 @@ def declare_png(height, width):
     return bytes(content)
 
 
+def long_text():
+    text = PngInfo()
+    text.add_text("comment", "a" * 2_000_000, zip=True)
+    return text
+
+
 JPEG = encode(photograph(120, 90), "JPEG")
 IMAGES = {
     "a JPEG": JPEG,
@@ -70,6 +78,13 @@ IMAGES = {
     "a PNG": encode(photograph(33, 257)),
     "a transparent PNG": encode(Image.fromarray(photograph(64, 64)).convert("RGBA")),
     "a grey JPEG": encode(Image.fromarray(photograph(80, 60)).convert("L"), "JPEG"),
+    "a CMYK JPEG": encode(Image.fromarray(photograph(60, 80)).convert("CMYK"), "JPEG"),
+    "a JPEG with damaged EXIF": encode(photograph(50, 60), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff"),
+    "a PNG that EXIF turns": encode(photograph(30, 40), exif=b"Exif\0\0MM\0*\0\0\0\b"
+                                    b"\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+    "a PNG with a palette and transparency": encode(
+        Image.fromarray(photograph(50, 50)).convert("P"), transparency=3
+    ),
     "a 16-bit PNG": encode(photograph(70, 71)[..., 0].astype(np.uint16) * 257),
     "a PNG of one pixel": encode(photograph(1, 1)),
 }  # fmt: skip
@@ -79,7 +94,6 @@ IMAGES = {
 def project(tmp_path_factory, encoder_state):
     """A project whose champion takes for lesion about half of an image."""
     root = tmp_path_factory.mktemp("project")
-    write_project(root)
     write_run(root, "train_finetuned", val=0.8, encoder_state=encoder_state)
     predictor = Predictor.load(root / "results/train_finetuned/model.pt", device="cpu")
     threshold = float(np.median(predictor.predict([photograph(64, 64)])[0]))
@@ -104,9 +118,7 @@ def threshold(project):
 @pytest.fixture(scope="module")
 def url(project, tmp_path_factory):
     """The address of a server that was started away from the project, without our sources."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {
         **os.environ,
         "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlruns/mlflow.db",
@@ -231,6 +243,10 @@ GARBAGE = {
         [{"image": to_text(declare_png(9460, 9460))}],
         "a request may hold 89478485 pixels in all its images, got 89491600",
     ),
+    "a PNG whose text unpacks to megabytes": (
+        [{"image": to_text(encode(photograph(9, 9), pnginfo=long_text()))}],
+        "row 0: cannot be read as an image (Decompressed data too large",
+    ),
     "an empty text": ([{"image": ""}], "neither a JPEG nor a PNG"),
     "a number": ([{"image": 5}], "image must be base64 text, got int"),
     "nothing": ([{"image": None}], "must have either image"),
@@ -278,6 +294,15 @@ def test_clients_at_once_get_no_wrong_answer(url):
     with ThreadPoolExecutor(4) as pool:
         given = list(pool.map(lambda number: post(url, [rows[number % 10]]).json(), range(40)))
     assert given == expected * 4
+
+
+def test_it_computes_as_predict_does(project):
+    import torch
+
+    torch.use_deterministic_algorithms(False)
+    served._load_pyfunc(str(project / "results/train_finetuned/model.pt"))
+    assert torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
 
 
 def test_a_request_may_hold_so_many_pixels_and_no_more(predictor, monkeypatch):

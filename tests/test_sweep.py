@@ -1,5 +1,6 @@
 """A sweep runs each setting once, names what failed, chooses by val, and goes on when killed."""
 
+import json
 import os
 import re
 import shutil
@@ -21,7 +22,8 @@ from fake_pipeline import (
 )
 
 from lesionseg.config import RUNS, load_config, override, read_yaml
-from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.errors import ConfigError, DataError, LesionsegError
+from lesionseg.sweep import workspaces
 from lesionseg.sweep.space import (
     Axis,
     RandomSampler,
@@ -32,8 +34,17 @@ from lesionseg.sweep.space import (
 )
 from lesionseg.sweep.table import score_text, summary
 from lesionseg.sweep.trials import Outcome, Trial, check, confirm, make_trial, rank
-from lesionseg.sweep.workspaces import dvc_value, last_error, only_one, open_repository
+from lesionseg.sweep.workspaces import (
+    Repository,
+    dvc_value,
+    finished_before,
+    last_error,
+    only_one,
+    open_repository,
+    read_scores,
+)
 from stages import sweep
+from tests.damage import KINDS, damage
 
 THREE_TRIALS = ("--grid", "model.dropout=0.2,0.3,0.6", "--jobs", "2")
 
@@ -159,6 +170,12 @@ def test_what_experiments_need_is_asked_for_in_one_line(tmp_path, monkeypatch, w
         (["--grid", "train.lr=1", "--set", "train.lr=2"], "train.lr is given twice"),
         (["--grid", "train.lr=1", "--set", "train.epochs=2,3"], "takes one value"),
         (["--grid", "evaluate.threshold=0.4"], "no score on val depends on it"),
+        (["--grid", "train.lr=1..2 1000000000"], "at most 10000 points, got 1000000000"),
+        (
+            ["--grid", "train.lr=1e-4..1 log 200", "--grid", "loss.bce=1..100 51"],
+            "trials, got 10200",
+        ),
+        (["--search", "train.lr=1..1e400"], "must be between finite numbers"),
         (["--search", "train.lr=2..1"], "from the lower to the higher"),
         (["--search", "train.lr=0..1 log"], "a log range begins above 0"),
         (["--search", "model.dropout=0..1"], "dropout must be a number at least 0 and below 1"),
@@ -170,6 +187,14 @@ def test_a_mistake_is_refused_before_anything_runs(monkeypatch, arguments, messa
     with pytest.raises(ConfigError, match=message) as caught:
         sweep.main([*arguments, "--dry-run"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["0", "10001", "1" + "0" * 30])
+def test_more_trials_or_jobs_than_anybody_could_wait_for_are_refused(capsys, value):
+    for option in ("--trials", "--jobs"):
+        with pytest.raises(SystemExit):
+            sweep.parse(["--search", "train.lr=1..2", option, value])
+        assert f"must be in [1, 10000], got {value}" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_each_trial_and_what_is_left_out(tmp_path, monkeypatch, capsys):
@@ -303,6 +328,35 @@ def test_trials_that_differ_in_their_seed_are_one_row_under_the_first_seeds_name
     text = summary(outcomes, [])
     assert "seeds" in text
     assert "train.seed" not in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["metrics.json", "seeds/scores.csv"])
+def test_a_damaged_score_is_that_trials_failure_and_named(tmp_path, kind, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('{"val": {"jaccard": 0.5}}' if "json" in name else "seed,val_jaccard\n0,0.5\n")
+    assert read_scores(tmp_path, "train_frozen") == [0.5]
+    damage(path, kind)
+    with pytest.raises(
+        DataError, match=rf"{path.name} .*Run: dvc repro -f train_frozen$"
+    ) as caught:
+        read_scores(tmp_path, "train_frozen")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("metrics", [{}, {"val": None}, {"val": {"jaccard": None}}, {"val": 1}, []])
+def test_an_experiment_without_a_score_is_not_finished(monkeypatch, metrics):
+    entry = {"results/train_frozen/metrics.json": {"data": metrics}}
+    entry["results/train_finetuned/metrics.json"] = {"data": {"val": {"jaccard": 0.5}}}
+    revision = {"name": "sweep-1", "data": {"metrics": entry}}
+    shown = [{"rev": "c0ffee", "experiments": [{"revs": [revision]}]}]
+    monkeypatch.setattr(workspaces, "_output", lambda *_: json.dumps(shown))
+    assert finished_before(Repository(Path(), "c0ffee", {})) == {}
+    entry["results/train_frozen/metrics.json"] = {"data": {"val": {"jaccard": 0.4}}}
+    assert finished_before(Repository(Path(), "c0ffee", {})) == {
+        "sweep-1": {"train_frozen": [0.4], "train_finetuned": [0.5]}
+    }
 
 
 def test_values_reach_dvc_as_they_are_meant(tmp_path):

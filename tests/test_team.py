@@ -5,12 +5,10 @@ All of them on free ports of this machine, from the files in docs/team/.
 
 import json
 import os
-import random
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +23,7 @@ import pytest
 
 from lesionseg.config import RUNS, override, read_yaml
 from stages.demo import ROOT, copy_pipeline
+from tests.ports import free_port
 
 for package in ("psycopg2", "boto3", "dvc_s3", "moto.server", "flask_wtf"):
     pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[dev,team]'")
@@ -73,15 +72,6 @@ INHERITED = {
     **{f"GIT_{who}_NAME": "Team" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "team@example.org" for who in ("AUTHOR", "COMMITTER")},
 }
-
-
-def free_port() -> int:
-    """A port that no client is given as its own before the server starts: below 32768."""
-    while True:
-        port = random.randrange(20000, 32768)
-        with socket.socket() as candidate, suppress(OSError):
-            candidate.bind(("127.0.0.1", port))
-            return port
 
 
 def run(command: list[str], *, folder: Path, env: dict[str, str]) -> str:

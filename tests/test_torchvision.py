@@ -1,9 +1,14 @@
+import runpy
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+import lesionseg.models.torchvision as ours
 from lesionseg.models.torchvision import mobilenet_v2
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,32 +30,36 @@ def test_torchvision_is_imported_without_a_word() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_nothing_is_declared_where_the_extension_loads() -> None:
-    stand_in = """
-import sys, types
-package, models = types.ModuleType("torchvision"), types.ModuleType("torchvision.models")
-models.mobilenet_v2 = object()
-sys.modules.update({"torchvision": package, "torchvision.models": models})
-import lesionseg.models.torchvision as ours
-assert ours.mobilenet_v2 is models.mobilenet_v2
-assert sys.modules["torchvision"] is package
-assert not hasattr(ours, "_LIBRARY")
-"""
-    result = run_python(stand_in)
-    assert (result.returncode, result.stderr) == (0, "")
+def run_again() -> dict[str, Any]:
+    """What our module would hold if it were imported now."""
+    assert ours.__file__ is not None
+    return runpy.run_path(ours.__file__)
 
 
-def test_another_failure_to_import_torchvision_is_not_hidden() -> None:
-    stand_in = """
-import sys
-class Broken:
-    def find_spec(self, name, path=None, target=None):
-        if name == "torchvision":
-            raise RuntimeError("something else")
-sys.meta_path.insert(0, Broken())
-import lesionseg.models.torchvision
-"""
-    assert "RuntimeError: something else" in run_python(stand_in).stderr
+def test_nothing_is_declared_where_the_extension_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, models = types.ModuleType("torchvision"), types.ModuleType("torchvision.models")
+    models.__dict__["mobilenet_v2"] = object()
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    found = run_again()
+    assert found["mobilenet_v2"] is models.mobilenet_v2
+    assert sys.modules["torchvision"] is package
+    assert "_LIBRARY" not in found
+
+
+def test_another_failure_to_import_torchvision_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Broken:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "torchvision":
+                raise RuntimeError("something else")
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(RuntimeError, match="something else"):
+        run_again()
 
 
 def test_mobilenet_v2_computes() -> None:

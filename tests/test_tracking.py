@@ -22,17 +22,6 @@ from lesionseg.errors import TrackingError
 from tests.mlflow_contents import client_of
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """An empty store; MLflow takes seconds to make one, and nothing to use a copy."""
-    with pytest.MonkeyPatch.context() as patch:
-        root = tmp_path_factory.mktemp("made")
-        patch.setenv("DVC_ROOT", str(root))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return root / "mlruns/mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     """A project without a store, and a process that knows of none."""
@@ -43,9 +32,9 @@ def fresh(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def project(fresh, made):
+def project(fresh, empty_store):
     (fresh / "mlruns").mkdir()
-    shutil.copy(made, fresh / "mlruns")
+    shutil.copy(empty_store, fresh / "mlruns")
     return fresh
 
 
@@ -176,7 +165,7 @@ def test_a_server_that_drips_for_ever_costs_its_deadline_and_one_warning(
     monkeypatch.setattr(availability, "CALL_SECONDS", 0.5)
     begin = time.monotonic()
     train_thrice(fresh)
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 120  # of the 500 that all of its bytes would take
     (line,) = warnings_of(caplog)
     assert "is too slow" in line
     assert capfd.readouterr() == ("", "")
@@ -230,17 +219,17 @@ def test_a_database_that_is_none_costs_one_warning_and_stays(fresh, caplog, capf
     assert path.read_text() == "no database " * 999
 
 
-def test_a_database_half_made_is_none(fresh, made):
-    shutil.copytree(made.parent, fresh / "mlruns")
+def test_a_database_half_made_is_none(fresh, empty_store):
+    shutil.copytree(empty_store.parent, fresh / "mlruns")
     with contextlib.closing(sqlite3.connect(fresh / "mlruns/mlflow.db")) as connection:
         connection.executescript("UPDATE alembic_version SET version_num = '451aebb31d03'")
     with pytest.raises(TrackingError, match=r"or half of one\. Move it away"):
         tracking.connect()
 
 
-def test_the_tables_of_mlflow_have_no_other_addresses(made):
+def test_the_tables_of_mlflow_have_no_other_addresses(empty_store):
     """A column that a newer MLflow adds must follow a project that is moved."""
-    with contextlib.closing(sqlite3.connect(made)) as connection:
+    with contextlib.closing(sqlite3.connect(empty_store)) as connection:
         columns = connection.execute(
             "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c "
             "WHERE t.type = 'table' AND (c.name LIKE '%artifact%' OR c.name LIKE '%location%' "
@@ -256,10 +245,12 @@ def test_the_tables_of_mlflow_have_no_other_addresses(made):
 
 
 @pytest.mark.parametrize("name", ["a%20b", "what?y=z", "é #1 'q' & \"50%\"", "plain"])
-def test_a_store_lies_in_its_project_whatever_the_folder_is_called(fresh, made, name, monkeypatch):
+def test_a_store_lies_in_its_project_whatever_the_folder_is_called(
+    fresh, empty_store, name, monkeypatch
+):
     root = fresh / name
     (root / "mlruns").mkdir(parents=True)
-    shutil.copy(made, root / "mlruns")
+    shutil.copy(empty_store, root / "mlruns")
     before = {path.relative_to(fresh) for path in fresh.rglob("*")}
     monkeypatch.setenv("DVC_ROOT", str(root))
     (root / "model.pt").write_text("weights")
@@ -280,11 +271,11 @@ def test_a_store_lies_in_its_project_whatever_the_folder_is_called(fresh, made, 
 
 
 def test_runs_and_registered_models_of_a_moved_project_open_and_new_ones_lie_in_it(
-    fresh, made, monkeypatch
+    fresh, empty_store, monkeypatch
 ):
     old, new = fresh / "old", fresh / "new"
     (old / "mlruns").mkdir(parents=True)
-    shutil.copy(made, old / "mlruns")
+    shutil.copy(empty_store, old / "mlruns")
     monkeypatch.setenv("DVC_ROOT", str(old))
     (old / "model.pt").write_text("weights")
     with start(old) as first:
@@ -344,10 +335,10 @@ def test_an_id_that_is_of_no_use_is_replaced(project, content, caplog):
 
 @pytest.mark.parametrize("there", [{"host": "other"}, {"folder": "/elsewhere"}, {}])
 def test_on_a_shared_store_a_run_that_is_under_way_elsewhere_is_left_alone(
-    project, made, there, monkeypatch
+    project, empty_store, there, monkeypatch
 ):
     shared = project / "shared.db"
-    shutil.copy(made, shared)
+    shutil.copy(empty_store, shared)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shared}")
     client = MlflowClient(f"sqlite:///{shared}")
     tags = {"training_key": "key", "model_sha256": "aa", **tracking._place(), **there}
@@ -396,20 +387,23 @@ def test_a_deleted_experiment_is_restored_by_what_the_warning_says(project, capl
 
 
 @pytest.mark.parametrize("form", ["file://{}", "{}", "file:{}"])
-def test_a_folder_as_the_store_is_refused_with_what_to_write_instead(
-    fresh, made, form, monkeypatch, caplog
+def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
+    fresh, empty_store, form, monkeypatch, caplog
 ):
+    monkeypatch.setattr(store, "_noted", set())
+    (fresh / "my runs").mkdir()
+    shutil.copy(empty_store, fresh / "my runs")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", form.format(fresh / "my runs"))
-    train_thrice(fresh)
+    for _ in range(2):
+        with start(fresh) as run:
+            pass
+        assert not run.error
     (line,) = warnings_of(caplog)
-    instead = shlex.split(re.search(r"Write (\S.*), or unset it, then run: lesio", line)[1])[0]
+    instead = shlex.split(re.search(r"for other commands write (\S.*)$", line)[1])[0]
     assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{fresh}/my runs/mlflow.db"
     monkeypatch.setenv(*instead.split("=", 1))
-    (fresh / "my runs").mkdir()
-    shutil.copy(made, fresh / "my runs")
-    with start(fresh) as run:
-        pass
-    assert not run.error
+    client, _ = tracking.connect()
+    assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
 def test_artefacts_of_another_database_lie_beside_it(fresh, monkeypatch):
@@ -435,7 +429,8 @@ def create_run(project: str, name: str) -> str:
 
 
 def test_processes_that_start_at_once_on_a_fresh_store_all_get_their_run(fresh):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # loads MLflow once for all of them
     with context.Pool(3) as pool:
         ids = pool.starmap(create_run, [(str(fresh), f"run{i}") for i in range(3)])
     assert len({i for i in ids if i}) == 3

@@ -15,7 +15,7 @@ from lesionseg.evaluation.variants import score_variants, seed_rows, variant_row
 from lesionseg.inference.predictor import Predictor
 from stages import evaluate
 from tests.report_inputs import write_report_inputs
-from tests.trained_results import ROOT, write_run
+from tests.trained_results import PARAMS, ROOT, write_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -196,7 +196,7 @@ def run_stage(project, monkeypatch, **values):
     predictor = Predictor.load(project / "results" / RUNS[0] / "model.pt", device="cpu")
     images = np.load(project / "data/processed/test/images.npy")
     values["evaluate.threshold"] = float(np.median(predictor.forward(images)))
-    values |= {"evaluate.num_resamples": 100, "train.device": "cpu"}
+    values |= {"evaluate.num_resamples": 100, **PARAMS}
     (project / "params.yaml").write_text(override(read_yaml(ROOT / "params.yaml"), values))
     monkeypatch.chdir(project)
     monkeypatch.setattr(evaluate, "complete_evaluation", lambda *_, **__: None)  # no MLflow

@@ -1,15 +1,30 @@
 """A small results/ as the stages leave it, for tests of what comes after training."""
 
 import json
-import shutil
 from pathlib import Path
 
-from lesionseg.config import RUNS
-from lesionseg.files import sha256
+from lesionseg.config import RUNS, load_config, read_yaml
+from lesionseg.files import sha256, write_csv
 from lesionseg.models.segmenter import build_segmenter, save_model
 
 ROOT = Path(__file__).parents[1]
 IMAGE_SIZE = 64
+# What these trainings have other than the project's params.yaml: few losses and views among it.
+PARAMS = {
+    **{
+        f"{section}.{key}": 0.0
+        for section in ("loss", "augment")
+        for key, value in read_yaml(ROOT / "params.yaml")[section].items()
+        if not isinstance(value, str)
+    },
+    "preprocess.image_size": IMAGE_SIZE,
+    "train.epochs": 3,
+    "train.device": "cpu",
+    "model.decoder": "transposed",
+    "loss.bce": 1.0,
+    "augment.horizontal_flip": 0.5,
+    "augment.padding": "border",
+}
 STRATA = """\
 stratum,group,num_images,train_frozen_jaccard,train_frozen_failure_rate,\
 train_finetuned_jaccard,train_finetuned_failure_rate
@@ -21,14 +36,13 @@ skin_tone,brown,3,0.51,0.1,0.52,0.1
 """
 
 
-def write_project(root):
-    """The parameters that the registry reads."""
-    shutil.copy(ROOT / "params.yaml", root)
+def write_run(root, path, *, val, encoder_state, seed=0):
+    """A model that nobody trained, with the numbers of a training; the model's hash.
 
-
-def write_run(root, run, *, val, encoder_state, seed=0):
-    """A model that nobody trained, with the numbers of a training; the model's hash."""
-    folder = root / "results" / run
+    `path` is a run's name, or for a further seed `<run>/seeds/<seed>`.
+    """
+    folder = root / "results" / path
+    run = path.partition("/")[0]
     network = build_segmenter(
         encoder_state=encoder_state, decoder="transposed", dropout=0.0, frozen=False, seed=seed
     )
@@ -39,33 +53,37 @@ def write_run(root, run, *, val, encoder_state, seed=0):
         image_size=IMAGE_SIZE,
         frozen=run == "train_frozen",
     )
-    scores = {"jaccard": val, "dice": 0.8, "sensitivity": 0.7, "specificity": 0.9, "loss": 0.4}
+    scores = {"loss": 0.4, "jaccard": val, "dice": 0.8, "accuracy": 0.6}
+    scores |= {"sensitivity": 0.7, "specificity": 0.9}
     write_json(folder / "metrics.json", {"best_epoch": 2, "train": {"loss": 0.5}, "val": scores})
+    epoch = {"train_loss": 0.5, **{f"val_{name}": value for name, value in scores.items()}}
+    rows = [{"epoch": number, **epoch, "lr": 0.002, "encoder_lr": 0.001} for number in (1, 2, 3)]
+    write_csv(folder / "history.csv", rows)
     details = {
         "run": run,
         "model_sha256": sha256(folder / "model.pt"),
         "commit": "abc123",
+        "dvc_stage": run,
+        "dvc_experiment": "",
         "data_sha256": "da7a" * 16,
         "device": "cpu",
         "precision": "float32",
+        "training_key": f"{run}-{seed}",
         "seconds": 10.0,
         "images_per_second": 30.0,
+        "num_images": 100,
         "num_parameters": 3258353,
-        "params": {
-            "preprocess.image_size": IMAGE_SIZE,
-            "train.epochs": 3,
-            "train.batch_size": 16,
-            "train.lr": 0.002,
-            "train.seed": seed,
-            "model.decoder": "transposed",
-            "loss.bce": 1.0,
-            "loss.dice": 0.0,
-            "augment.horizontal_flip": 0.5,
-            "encoder_lr": 0.0 if run == "train_frozen" else 0.001,
-        },
+        "num_trained_parameters": 3258353,
+        "versions": {"python": "3.11"},
+        "params": make_params(run, seed=seed),
     }
     write_json(folder / "run.json", details)
     return details["model_sha256"]
+
+
+def make_params(run, *, seed):
+    """What the pipeline records of such a training."""
+    return load_config(ROOT / "params.yaml").training_params(run, seed=seed) | PARAMS
 
 
 def write_evaluation(root, *, threshold=0.5):

@@ -4,22 +4,27 @@ Only what parsing needs is imported here; each command imports what it needs whe
 """
 
 import argparse
+import io
 import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lesionseg.errors import ConfigError, LesionsegError, MissingFileError
+from lesionseg.errors import ConfigError, DataError, LesionsegError, MissingFileError, explain
+from lesionseg.files import find_project
 
 if TYPE_CHECKING:
     from lesionseg.inference.outputs import Summary
     from lesionseg.inference.pipeline import Skipped
-    from lesionseg.inference.sources import Source
+    from lesionseg.inference.predictor import Predictor
+    from lesionseg.inference.sources import Found, Source
 
 DEFAULT_MODEL = "results/train_finetuned/model.pt"
+MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,8 +32,9 @@ PREDICT = """Mark the lesion in images of any size: for each a mask at its own s
 
 PATH is an image, or a folder to search through all its levels for files ending in
 {suffixes}
-Hidden files are left out. Upright by EXIF; grey, 16-bit, CMYK and transparent images are fine; of
-several frames the first is taken."""
+Hidden files are left out, links to folders are not followed. Outputs of earlier calls are left out
+too: in DIR, and in any folder with a summary.csv as below, what is named as they are. Upright by
+EXIF; grey, 16-bit, CMYK and transparent images are fine; of several frames the first is taken."""
 OUTPUTS = """Written to DIR, in the folders in which the images lie; other files there stay:
   ID_segmentation.png    the mask, 8-bit, 0 and 255
   ID_overlay.jpg         with --overlay: the image with the mask's outline, at most 1024 px a side
@@ -40,8 +46,8 @@ OUTPUTS = """Written to DIR, in the folders in which the images lie; other files
   summary.csv            a row for each image of this call: size, lesion pixels and fraction,
                          regions, mean probability, whether the lesion touches the border
 ID is the file's name without its ending, or with it where two images differ in nothing else.
-Exit status: 0; 1 if anything failed, files that cannot be read being named at the end and all
-others done; 2 for wrong arguments."""
+Exit status: 0; 1 if anything failed, files that cannot be read or written being named at the end
+and all others done; 2 for wrong arguments."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,13 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     `LESIONSEG_DEBUG=1` shows tracebacks.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = _make_parser().parse_args(argv)
         status: int = arguments.run(arguments)
     except (LesionsegError, OSError) as error:
         if os.environ.get("LESIONSEG_DEBUG"):
             raise
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {_printable(explain(error))}\n")
         return FAILED
     except KeyboardInterrupt:
         sys.stderr.write("interrupted. What is written is whole; run the same command again\n")
@@ -101,9 +110,33 @@ def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.set_defaults(run=_register)
 
 
+def _require_project() -> None:
+    """Refuse to work where there is no project, before anything is made there.
+
+    Raises:
+        MissingFileError: The working directory is not a project's root.
+    """
+    if not find_project():
+        raise MissingFileError(
+            f"{Path.cwd()} has no dvc.yaml and params.yaml. Run from the project's root, where "
+            "both lie"
+        )
+
+
+def _require_store() -> None:
+    """Like `_require_project`, unless the registry is not the project's own.
+
+    Raises:
+        MissingFileError: It is, and there is no project.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        _require_project()
+
+
 def _register(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
     from lesionseg import registry
 
+    _require_project()
     sys.stdout.write(registry.register(Path("results")).message + "\n")
     return OK
 
@@ -121,6 +154,7 @@ def _add_champion(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _champion(arguments: argparse.Namespace) -> int:
     from lesionseg import registry
 
+    _require_store()
     if arguments.version is not None:
         sys.stdout.write(registry.promote(arguments.version) + "\n")
     sys.stdout.write(registry.show(registry.list_versions()))
@@ -128,6 +162,7 @@ def _champion(arguments: argparse.Namespace) -> int:
 
 
 def _replay(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
+    _require_project()
     from lesionseg.replay import replay
 
     num_runs = replay(Path("results"), Path("data/processed"))
@@ -204,8 +239,10 @@ def _threshold(text: str) -> float:
 
 def _batch_size(text: str) -> int:
     value = _number(int, text)
-    if not value >= 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got '{text}'")
+    if not 1 <= value <= MOST_IN_BATCH:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number in [1, {MOST_IN_BATCH}], got '{text}'"
+        )
     return int(value)
 
 
@@ -232,21 +269,33 @@ def _predict(arguments: argparse.Namespace) -> int:
     model_paths = [_find_model(text) for text in arguments.model or [DEFAULT_MODEL]]
     # As in stages/__init__.py; libgomp reads it when torch loads it.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    from dataclasses import asdict
-
-    from lesionseg.files import write_csv
-
     summaries, skipped = _predict_all(found.sources, model_paths, arguments)
     if summaries:
-        write_csv(arguments.out / "summary.csv", map(asdict, summaries))
         sys.stdout.write(_table(summaries, arguments.out))
+    failures = [*found.unusable, *(item.reason for item in skipped)]
+    sys.stderr.write(_remarks(found, failures))
+    return FAILED if failures else OK
+
+
+def _remarks(found: "Found", failures: Sequence[str]) -> str:
+    """What was left out, and what failed, a line for each."""
+    lines = []
     if found.num_left_out:
-        sys.stderr.write(f"not images by their names, left out: {found.num_left_out}\n")
-    if skipped:
-        lines = [f"error: {len(skipped)} of {len(found.sources)} files could not be read:"]
-        lines += [f"  {item.reason}" for item in skipped]
-        sys.stderr.write("\n".join(lines) + "\n")
-    return FAILED if skipped else OK
+        lines.append(f"not images by their names, left out: {found.num_left_out}")
+    if found.links:
+        links = ", ".join(map(str, found.links[:NUM_SHOWN]))
+        more = f" and {len(found.links) - NUM_SHOWN} more" if len(found.links) > NUM_SHOWN else ""
+        lines.append(f"links to folders, not followed: {links}{more}")
+    if failures:
+        num_files = len(found.sources) + len(found.unusable)
+        lines.append(f"error: {len(failures)} of {num_files} failed, all others are done:")
+        lines += [f"  {reason}" for reason in failures]
+    return "".join(f"{_printable(line)}\n" for line in lines)
+
+
+def _printable(text: str) -> str:
+    """A line as one line, whatever is in the names of files."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def _find_model(text: str) -> Path:
@@ -256,20 +305,31 @@ def _find_model(text: str) -> Path:
         MissingFileError: It is not there.
     """
     if text.startswith("models:/"):
+        _require_store()
         from lesionseg.registry import download_model
 
         return download_model(text)
     path = Path(text)
-    if not path.exists():
-        raise MissingFileError(
-            f"{path} is missing. Run: dvc repro {_stage_of(path)}, or name another with --model"
-        )
+    if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises for a name that is too long)
+        problem = "is no file" if os.path.lexists(path) else "is missing"
+        raise MissingFileError(f"{path} {problem}. {_remedy(path, command='dvc repro')}")
     return path
 
 
-def _stage_of(path: Path) -> str:
-    """The stage that makes a model's file."""
-    return "train_frozen" if "train_frozen" in path.parts else "train_finetuned"
+def _remedy(path: Path, *, command: str) -> str:
+    """What to do about a model's file: only the project's own comes from a stage."""
+    if stage := _stage_of(path):
+        return f"Run: {command} {stage}, or name another with --model"
+    if find_project():
+        return "Name another with --model"
+    return "Name another with --model, or run from the project's root"
+
+
+def _stage_of(path: Path) -> str | None:
+    """The stage that makes a model's file, None where none does."""
+    stages = [name for name in ("train_frozen", "train_finetuned") if name in path.parts]
+    is_result = Path(os.path.realpath(path)).is_relative_to(os.path.realpath("results"))
+    return stages[0] if stages and is_result and find_project() else None
 
 
 def _predict_all(
@@ -284,7 +344,6 @@ def _predict_all(
 
     from lesionseg.inference.outputs import Outputs, Summary
     from lesionseg.inference.pipeline import Skipped, predict_files
-    from lesionseg.inference.predictor import Predictor
     from lesionseg.training.hardware import make_deterministic
 
     outputs = Outputs(
@@ -294,15 +353,11 @@ def _predict_all(
         probability=arguments.probability,
         contours=arguments.contours,
     )
-    outputs.prepare(sources)
+    if not sources:
+        return [], []
     make_deterministic()
-    device, stage = arguments.device, _stage_of(model_paths[0])
-    try:
-        predictor = Predictor.load(
-            *model_paths, device=device, stage=stage, num_views=arguments.num_views
-        )
-    except ConfigError:
-        raise ConfigError(f"--device {device} is not there. Write auto or cpu") from None
+    predictor = _load_predictor(model_paths, arguments)
+    outputs.prepare(sources)
     outcomes = predict_files(sources, predictor, outputs, batch_size=arguments.batch_size)
     with warnings.catch_warnings(), contextlib.closing(outcomes):
         # Pillow's remarks do not name the file. A photograph above 89 megapixels is no attack;
@@ -310,26 +365,42 @@ def _predict_all(
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", DecompressionBombWarning)
         done = list(tqdm(outcomes, "predict", len(sources), unit="image", disable=None))
-    return (
-        [outcome for outcome in done if isinstance(outcome, Summary)],
-        [outcome for outcome in done if isinstance(outcome, Skipped)],
-    )
+    summaries = [outcome for outcome in done if isinstance(outcome, Summary)]
+    outputs.write_summary(summaries)
+    return summaries, [outcome for outcome in done if isinstance(outcome, Skipped)]
+
+
+def _load_predictor(model_paths: Sequence[Path], arguments: argparse.Namespace) -> "Predictor":
+    """The models that the arguments name."""
+    from lesionseg.inference.predictor import Predictor
+
+    try:
+        return Predictor.load(*model_paths, device=arguments.device, num_views=arguments.num_views)
+    except ConfigError:
+        raise ConfigError(f"--device {arguments.device} is not there. Write auto or cpu") from None
+    except DataError as error:
+        problem, _, has_stage = str(error).partition(" Run: dvc repro")
+        if not has_stage:
+            raise
+        broken = next((path for path in model_paths if str(path) in problem), model_paths[0])
+        raise DataError(f"{problem} {_remedy(broken, command='dvc repro -f')}") from error
 
 
 def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
     """The first rows for the eye, and where all of them are."""
     shown = summaries[:NUM_SHOWN]
-    width = max(len("file"), *(len(row.file) for row in shown))
+    names = [_printable(row.file) for row in shown]
+    width = max(len("file"), *map(len, names))
     lines = [f"{'file':{width}}  {'height x width':>14}  {'lesion':>7}  {'regions':>7}"]
-    for row in shown:
+    for name, row in zip(names, shown, strict=True):
         size = f"{row.height} x {row.width}"
         lines.append(
-            f"{row.file:{width}}  {size:>14}  {row.lesion_fraction:>7.1%}  {row.num_regions:>7}"
+            f"{name:{width}}  {size:>14}  {row.lesion_fraction:>7.1%}  {row.num_regions:>7}"
             + ("  touches the border" if row.touches_border else "")
         )
     if len(summaries) > len(shown):
         lines.append(f"... and {len(summaries) - len(shown)} more")
     num_empty = sum(row.lesion_pixels == 0 for row in summaries)
     empty = f", {num_empty} of them empty," if num_empty else ""
-    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {out_dir}")
+    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {_printable(str(out_dir))}")
     return "\n".join(lines) + "\n"

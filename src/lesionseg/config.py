@@ -11,16 +11,23 @@ import re
 import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lesionseg.errors import ConfigError, MissingFileError
+from lesionseg.errors import ConfigError, MissingFileError, first_line
 
 RUNS = ("train_frozen", "train_finetuned")
 SEED_BOUND = 2**32
+# Far more than anybody needs, and no number that a slip of the finger makes run for ever.
+MOST_EPOCHS, MOST_IMAGES, MOST_IN_BATCH = 10_000, 100_000, 4096
 _LARGEST = sys.float_info.max
+_MOST_BYTES, _MOST_VALUES = 40_000, 20_000  # of a YAML file: more than a second's reading
+_MOST_SHOWN = 200  # characters of a value in a message
+_DEEPEST = 50  # brackets in brackets, which are slow to read
+_MERGE = "<<"
 
 
 def _number(
@@ -58,8 +65,8 @@ class DownloadConfig:
     folder: str
     archives: str = _matching(r".+", "a folder")
     weights: str = _matching(r".+", "imagenet, none or a path")
-    phantom_num_train: int = _number(at_least=2)
-    phantom_num_test: int = _number(at_least=2)
+    phantom_num_train: int = _number(at_least=2, at_most=MOST_IMAGES)
+    phantom_num_test: int = _number(at_least=2, at_most=MOST_IMAGES)
     phantom_size: int = _number(at_least=32, at_most=1024)
     phantom_seed: int = _seed()
 
@@ -85,30 +92,19 @@ class PreprocessConfig:
 class TrainConfig:
     """What both trainings share."""
 
-    epochs: int = _number(at_least=1)
-    batch_size: int = _number(at_least=1)
+    epochs: int = _number(at_least=1, at_most=MOST_EPOCHS)
+    batch_size: int = _number(at_least=1, at_most=MOST_IN_BATCH)
     lr: float = _number(above=0)
     weight_decay: float = _number(at_least=0)
     warmup_fraction: float = _number(at_least=0, below=1)
     first_image_size: int = _number(at_least=64, at_most=1024, multiple_of=32)
-    ema_decay: float = _number(at_least=0, below=1)
-    deep_supervision: float = _number(at_least=0)
-    phantom_epochs: int = _number(at_least=0)
-    num_phantoms: int = _number(at_least=2)
-    teacher: str
-    distillation: float = _number(at_least=0, at_most=1)
     seed: int = _seed()
-    num_seeds: int = _number(at_least=1)
+    num_seeds: int = _number(at_least=1, at_most=1000)
     cross_validate: bool
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
     precision: str = _choice("auto", "float32", "bfloat16")
 
     def __post_init__(self) -> None:
-        if bool(self.teacher) != bool(self.distillation):
-            raise ConfigError(
-                f"params.yaml: train: teacher is {self.teacher!r}, and distillation is "
-                f"{self.distillation:g}. Write a path and a number above 0, or '' and 0"
-            )
         if self.cross_validate and self.num_seeds == 1:
             raise ConfigError(
                 "params.yaml: train: cross_validate is true, and num_seeds is 1. "
@@ -155,8 +151,6 @@ class AugmentConfig:
     brightness: float = _number(at_least=0, below=1)
     contrast: float = _number(at_least=0, below=1)
     saturation: float = _number(at_least=0, below=1)
-    colour_cast: float = _number(at_least=0, below=1)
-    hair: float = _number(at_least=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +165,6 @@ class FinetunedConfig:
     """Model 2."""
 
     encoder_lr: float = _number(above=0)
-    layer_decay: float = _number(above=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,9 +173,9 @@ class EvaluateConfig:
 
     threshold: float = _number(above=0, below=1)
     surface_tolerance: float = _number(above=0, at_most=100)
-    batch_size: int = _number(at_least=1)
+    batch_size: int = _number(at_least=1, at_most=MOST_IN_BATCH)
     confidence: float = _number(above=0, below=1)
-    num_resamples: int = _number(at_least=100)
+    num_resamples: int = _number(at_least=100, at_most=1_000_000)
     seed: int = _seed()
     tta_views: int = _choice(1, 2, 4, 8)
 
@@ -210,14 +203,6 @@ class Config:
     evaluate: EvaluateConfig
     report: ReportConfig
 
-    def __post_init__(self) -> None:
-        weight, decoder = self.train.deep_supervision, self.model.decoder
-        if weight and decoder != "pyramid":
-            raise ConfigError(
-                f"params.yaml: train: deep_supervision is {weight:g}, and model.decoder is "
-                f"{decoder}, which has no levels to supervise. Write 0, or the decoder pyramid"
-            )
-
     def encoder_lr(self, run: str) -> float:
         """Learning rate of the encoder in one of `RUNS`; 0 freezes it."""
         return {
@@ -225,13 +210,22 @@ class Config:
             "train_finetuned": self.train_finetuned.encoder_lr,
         }[run]
 
-    def layer_decay(self, run: str) -> float:
-        """Ratio of the learning rates of the encoder's blocks in one of `RUNS`; 1 if frozen."""
-        return {"train_frozen": 1.0, "train_finetuned": self.train_finetuned.layer_decay}[run]
-
     def seeds(self) -> range:
         """The seeds that each model is trained with; the first one's model is the one shown."""
         return range(self.train.seed, self.train.seed + self.train.num_seeds)
+
+    def training_params(self, run: str, *, seed: int) -> dict[str, Any]:
+        """What one training goes by, flat, as MLflow shows it; no other training has the same."""
+        params = {
+            **self.flat("download", "preprocess", "train", "model", "loss", "augment"),
+            "train.seed": seed,
+            "encoder_lr": self.encoder_lr(run),
+            "encoder": "fine-tuned" if self.encoder_lr(run) else "frozen",
+        }
+        del params["train.num_seeds"]  # of no concern to a single training
+        if self.train.cross_validate:  # the same seed has another fold after another first seed
+            params["fold"] = self.seeds().index(seed)
+        return params
 
     def flat(self, *sections: str) -> dict[str, Any]:
         """The values of some sections as `{"train.lr": 0.002, ...}`."""
@@ -261,7 +255,7 @@ def load_config(path: Path) -> Config:
         values = content[section.name]
         where = f"{path.name}: {section.name}"
         if not isinstance(values, dict):
-            raise ConfigError(f"{where} must be a section of keys and values, got {values!r}")
+            raise ConfigError(f"{where} must be a section of keys and values, got {_shown(values)}")
         assert isinstance(section.type, type)
         sections[section.name] = _read_section(where, section.type, values)
     return Config(**sections)
@@ -276,9 +270,9 @@ def _read_section(where: str, record: type, values: Mapping[str, Any]) -> Any:
 def _check_keys(where: str, values: Mapping[str, Any], known: list[str], *, what: str) -> None:
     for name in values:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
+            close = _close(name, known)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            raise ConfigError(f"{where}: unknown {what} {name!r}; {hint}")
+            raise ConfigError(f"{where}: unknown {what} {_shown(name)}; {hint}")
     for name in known:
         if name not in values:
             raise ConfigError(
@@ -291,10 +285,29 @@ def _check_value(where: str, key: "dataclasses.Field[Any]", value: Any) -> Any:
     fits = {int: _is_number, float: _is_number, bool: _is_bool, str: _is_text}
     assert isinstance(key.type, type)
     if not (_is_choice if choices else fits[key.type])(key, value):
-        close = difflib.get_close_matches(str(value), map(str, choices), n=1)
+        close = _close(value, list(map(str, choices)))
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(f"{where}: {key.name} must be {_expected(key)}, got {value!r}{hint}")
+        if isinstance(value, date):  # or a time
+            hint = "; text that looks like a date stands in quotes"
+        raise ConfigError(
+            f"{where}: {key.name} must be {_expected(key)}, got {_shown(value)}{hint}"
+        )
     return key.type(value)
+
+
+def _close(value: Any, known: list[str]) -> list[str]:
+    """The known word that a value is nearest to, none if it is near to no one."""
+    text = value if isinstance(value, str) else _shown(value)
+    return difflib.get_close_matches(text[:_MOST_SHOWN], known, n=1)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, not at any length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more digits
+        return f"a number of more than {sys.get_int_max_str_digits()} digits"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _is_choice(key: "dataclasses.Field[Any]", value: Any) -> bool:
@@ -345,52 +358,143 @@ def _expected(key: "dataclasses.Field[Any]") -> str:
     return " ".join([kind, " and ".join(limits)]).strip()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as DVC reads and writes it: `1e-4` is a number, and no key stands twice."""
+class _Refused(yaml.MarkedYAMLError):
+    """What YAML allows, and we do not."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = []
-        for key, _ in node.value:
-            if key.value in seen:
-                raise ConfigError(
-                    f"{Path(self.name).name}: line {key.start_mark.line + 1}: "
-                    f"key {key.value!r} stands twice; keep one"
-                )
-            seen.append(key.value)
-        return super().construct_mapping(node, deep=deep)
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 as DVC reads it, by ruamel.yaml: 017 is 17, 1e-4 a number, and `no` is text.
+
+    No key stands twice, nothing holds itself, and references do not grow without end.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._flattened: set[int] = set()
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803
+        if self.flow_level == _DEEPEST:
+            raise _Refused(problem="nested too deeply; write sections of keys")
+        super().fetch_flow_collection_start(TokenClass)
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if self.yaml_version not in (None, (1, 2)):
+            raise _Refused(problem="%YAML other than 1.2 gives values another meaning; remove it")
+        if _count(node, {}) > _MOST_VALUES:
+            raise _Refused(problem=f"more than {_MOST_VALUES} values, with all references followed")
+        return super().construct_document(node)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what `<<` names in its place, once each keys' own place has been looked at."""
+        if id(node) in self._flattened:  # several places refer to it
+            return
+        self._flattened.add(id(node))
+        seen = set[Hashable]()
+        for key_node, _ in node.value:
+            is_merge = key_node.tag == "tag:yaml.org,2002:merge"
+            key = (_MERGE,) if is_merge else self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # which the rest of the constructor refuses
+            if key in seen:
+                problem = f"key {_shown(_MERGE if is_merge else key)} stands twice; keep one"
+                raise _Refused(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key)
+        super().flatten_mapping(node)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node).replace("_", "")
+        digits = text.lstrip("+-")
+        base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2], 10)
+        value = int(digits if base == 10 else digits[2:], base)
+        return -value if text.startswith("-") else value
+
+
+_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would take for a number."""
+    """Quotes the text that YAML 1.1 or 1.2 would take for something else."""
 
 
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-        list("-+.0123456789"),
-    )
+# Of ruamel.yaml; a test compares the two.
+_RESOLVERS = (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", "tTfF"),
+    (
+        "float",
+        r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.[0-9_]+(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    (
+        "int",
+        r"[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?[0-9_]+|[-+]?0x[0-9a-fA-F_]+",
+        "-+0123456789",
+    ),
+    ("merge", _MERGE, "<"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (
+        "timestamp",
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}"
+        r"(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?"
+        r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?",
+        "0123456789",
+    ),
+    ("value", "=", "="),
+)
+for _tag, _pattern, _first in _RESOLVERS:
+    for _yaml in (_Loader, _Dumper):
+        _yaml.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
+        )
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, those of a reference again at each place; without end if it holds itself.
+
+    Args:
+        node: Of a document.
+        known: Counts of nodes by their identity, to be filled.
+    """
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # of one that is met again inside itself
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [one for pair in children for one in pair]
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+    return known[id(node)]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, read as DVC reads it.
 
     Raises:
-        ConfigError: It is not YAML, or not a mapping.
+        ConfigError: It is not YAML, not a mapping, or so large that reading it takes long.
     """
+    with path.open("rb") as stream:
+        raw = stream.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise ConfigError(f"{path.name} must have at most {_MOST_BYTES} bytes; shorten it")
     try:
-        with path.open(encoding="utf-8") as stream:
-            content = yaml.load(stream, Loader=_Loader)  # a SafeLoader
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or bytes that cannot be
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path.name}: {line}not YAML ({problem})") from None
+        content = yaml.load(raw.decode(), Loader=_Loader)  # a SafeLoader
+    except RecursionError:
+        raise ConfigError(f"{path.name}: nested too deeply; write sections of keys") from None
+    except Exception as error:  # noqa: BLE001  (a date, or bytes, that cannot be, raise what they like)
+        raise ConfigError(f"{path.name}: {_problem(error)}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path.name} must hold sections of keys and values, got {content!r}")
+        raise ConfigError(
+            f"{path.name} must hold sections of keys and values, got {_shown(content)}"
+        )
     return content
+
+
+def _problem(error: Exception) -> str:
+    """Where YAML is broken, and how, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    line = f"line {mark.line + 1}: " if mark else ""
+    problem = getattr(error, "problem", None) or first_line(error)
+    problem = " ".join(str(problem).split())
+    return f"{line}{problem if isinstance(error, _Refused) else f'not YAML ({problem})'}"
 
 
 def override(content: dict[str, Any], values: Mapping[str, Any]) -> str:

@@ -12,6 +12,10 @@
 A message says where, expected, got, and the next step.
 """
 
+import errno
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class LesionsegError(Exception):
     """The base of all errors that are the user's to mend."""
@@ -43,3 +47,17 @@ class TrackingError(LesionsegError, RuntimeError):
 
 class TrainingError(LesionsegError, RuntimeError):
     """The loss is not finite any more."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or else its kind."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def explain(error: LesionsegError | OSError) -> str:
+    """An error as one line with its next step; the system's own do not have one."""
+    if isinstance(error, LesionsegError) or not error.strerror:
+        return first_line(error)
+    where = f"{error.filename}: " if error.filename is not None else ""
+    remedy = ". Make room and run the same command again" if error.errno in DISK_FULL else ""
+    return f"{where}{error.strerror}{remedy}"

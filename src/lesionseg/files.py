@@ -1,4 +1,7 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Files that are either whole or not there: written under a temporary name, then renamed.
+
+And never half there on a disk too full.
+"""
 
 import csv
 import hashlib
@@ -10,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import DataError, MissingFileError
+from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, MissingFileError, first_line
+
+NAME_BYTES = 255  # the longest name of a file on common file systems
 
 
 def project_root() -> Path:
@@ -18,24 +23,83 @@ def project_root() -> Path:
     return Path(os.environ.get("DVC_ROOT", "")).resolve()
 
 
+def find_project() -> Path | None:
+    """The working directory if it is the root of a project, else None."""
+    here = Path.cwd()
+    is_root = all((here / name).is_file() for name in ("dvc.yaml", "params.yaml"))
+    return here if is_root else None
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without error.
 
     The block makes it a file or a folder; what the block leaves after an error is removed.
+
+    Raises:
+        DiskSpaceError: The disk runs full on the way.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(_temporary_name(path.name))
     try:
-        yield temporary
-        if path.is_dir():  # a folder is not replaced while it holds anything
-            shutil.rmtree(path)
-        temporary.replace(path)
+        with full_disk_is_an_error(path):
+            yield temporary
+            if path.is_dir():  # a folder is not replaced while it holds anything
+                shutil.rmtree(path)
+            temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(name: str) -> str:
+    """A hidden name of this process for what becomes `name`, and no longer than names may be."""
+    temporary = f".{name}.{os.getpid()}.part"
+    if len(os.fsencode(temporary)) <= NAME_BYTES:
+        return temporary
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}.{os.getpid()}.part"
+
+
+def check_free_space(folder: Path, num_bytes: int) -> None:
+    """Return when the disk of an existing folder has room for `num_bytes` more.
+
+    Raises:
+        DiskSpaceError: It has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise DiskSpaceError(
+            f"{folder} needs {_megabytes(num_bytes)} more, {_megabytes(free)} are free. "
+            "Make room on that disk and run the same command again"
+        )
+
+
+@contextmanager
+def full_disk_is_an_error(path: Path) -> Iterator[None]:
+    """A block in which a disk that runs full ends as DiskSpaceError.
+
+    Raises:
+        DiskSpaceError: The disk of `path`, a file or folder, is full, or its quota used up.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise DiskSpaceError(
+            f"the disk of {path} has run full. Make room there and run the same command again"
+        ) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk has no room left, or its user's quota is used up."""
+    return error.errno in DISK_FULL
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -75,11 +139,27 @@ def read_json(path: Path, *, stage: str) -> dict[str, Any]:
     require(path, stage=stage)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Run: dvc repro -f {stage}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not JSON ({first_line(error)}). Run: dvc repro -f {stage}"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"{path} holds no JSON object. Run: dvc repro -f {stage}")
     return content
+
+
+@contextmanager
+def made_by(stage: str) -> Iterator[None]:
+    """Name `stage` as what makes the file anew that is found damaged in the block.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    try:
+        yield
+    except DataError as error:
+        problem = str(error).partition(" Replace the file")[0].rstrip(".")
+        raise DataError(f"{problem}. Run: dvc repro -f {stage}") from error
 
 
 def require(path: Path, *, stage: str) -> Path:

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import lesionseg
 from lesionseg import store, tracking
-from lesionseg.config import RUNS, load_config
+from lesionseg.config import RUNS
 from lesionseg.errors import (
     DataError,
     DownloadError,
@@ -31,7 +31,16 @@ from lesionseg.errors import (
     TrackingError,
 )
 from lesionseg.files import project_root, read_json, require, sha256
-from lesionseg.inference.card import Facts, write_card
+from lesionseg.inference.card import (
+    NUMBER,
+    PARAMS,
+    RECORDED,
+    SHOWN,
+    Facts,
+    Kinds,
+    knows,
+    write_card,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +50,9 @@ if TYPE_CHECKING:
 NAME, ALIAS = "lesionseg", "champion"
 # What serving imports, and not all that training does. A test compares it with the imports.
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "tqdm")
+DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 _SCOPES = ("test", "test_own_size")
+_KINDS = {str: "text", int: "a whole number", NUMBER: "a number", dict: "an object"}
 _LOCK_SECONDS = 120  # some registrations by others
 _MODEL_FILE = "data/model.pt"  # where `mlflow.pyfunc.save_model` puts it
 
@@ -101,7 +112,8 @@ def register(results_dir: Path = Path("results")) -> Registration:
         DownloadError: The registry cannot be reached.
     """
     facts = read_facts(results_dir)
-    tags, card = _describe(facts, results_dir)
+    with _of_this_version(results_dir / "evaluate"):  # its scores; all else has been checked
+        tags, card = _make_tags(facts), write_card(facts)
     with _open_registry() as (client, experiment_id):
         before = _list_versions(client)
         same = [row for row in before if row.model_sha256 == facts.model_sha256]
@@ -212,38 +224,59 @@ def read_facts(results_dir: Path) -> Facts:
         DataError: The files are broken, or of different trainings.
     """
     trained = [run for run in RUNS if (results_dir / run / "metrics.json").exists()] or RUNS[-1:]
-    run = max(trained, key=lambda run: _read_val(results_dir, run)["jaccard"])
-    model_path, run_path = (results_dir / run / name for name in ("model.pt", "run.json"))
-    model_sha256 = sha256(require(model_path, stage=run))
-    details = read_json(run_path, stage=run)
-    if details.get("model_sha256") != model_sha256:
-        raise DataError(
-            f"{run_path} is about another model than {model_path}. Run: dvc repro -f {run}"
-        )
+    val = {run: _read_val(results_dir / run, run) for run in trained}
+    run = max(trained, key=lambda run: val[run]["jaccard"])
+    model_sha256 = sha256(require(results_dir / run / "model.pt", stage=run))
     evaluate_dir = results_dir / "evaluate"
     comparison = _read_comparison(evaluate_dir, run, model_sha256)
-    config = load_config(project_root() / "params.yaml")
     return Facts(
-        details=details,
-        metrics={"val": _read_val(results_dir, run)},
+        details=_read_details(results_dir / run, run, model_sha256),
+        metrics={"val": val[run]},
         model_sha256=model_sha256,
-        source=config.download.source,
-        folder=config.download.folder,
-        weights=config.download.weights,
-        threshold=comparison["threshold"] if comparison else config.evaluate.threshold,
+        threshold=comparison["threshold"] if comparison else DEFAULT_THRESHOLD,
         comparison=comparison,
-        strata=_read_rows(evaluate_dir / "strata.csv") if comparison else [],
+        strata=_read_strata(evaluate_dir, run, comparison) if comparison else [],
     )
 
 
-def _read_val(results_dir: Path, run: str) -> dict[str, float]:
-    """The scores of a run's best epoch on the validation split."""
-    path = results_dir / run / "metrics.json"
-    val = read_json(path, stage=run).get("val")
-    score = val.get("jaccard") if isinstance(val, dict) else None
-    if not isinstance(val, dict) or not isinstance(score, int | float) or not math.isfinite(score):
+def _read_details(folder: Path, run: str, model_sha256: str) -> dict[str, Any]:
+    """What a training wrote down about itself and its data."""
+    path = folder / "run.json"
+    details = read_json(path, stage=run)
+    if details.get("model_sha256") != model_sha256:
         raise DataError(
-            f"{path}: val.jaccard must be a number, got {score!r}. Run: dvc repro -f {run}"
+            f"{path} is about another model than {folder}/model.pt. "
+            f"Run: dvc repro -sf {run} && dvc repro"
+        )
+    _check(path, details, RECORDED, stage=run)
+    _check(path, details["params"], PARAMS, stage=run, within="params: ")
+    source = details["params"]["download.source"]
+    if not knows(source):
+        raise DataError(
+            f"{path}: params: download.source is {source!r}, which this version of the program "
+            "does not know. Register with the version that trained it"
+        )
+    return details
+
+
+def _read_val(folder: Path, run: str) -> dict[str, float]:
+    """The scores of a run's best epoch on the validation split.
+
+    They are git's, and history.csv is DVC's, as the model is: it tells whether they belong to it.
+    """
+    path, history_path = folder / "metrics.json", folder / "history.csv"
+    metrics = read_json(path, stage=run)
+    _check(path, metrics, {"best_epoch": int, "val": dict}, stage=run)
+    val: dict[str, float] = metrics["val"]
+    _check(path, val, dict.fromkeys(SHOWN, NUMBER), stage=run, within="val: ")
+    if not history_path.exists():
+        return val
+    row = {row.get("epoch"): row for row in _read_rows(history_path)}.get(
+        str(metrics["best_epoch"])
+    )
+    if row is None or row.get("val_jaccard") != str(val["jaccard"]):
+        raise DataError(
+            f"{path} is of another training than {history_path}. Run: dvc checkout; dvc repro"
         )
     return val
 
@@ -254,15 +287,54 @@ def _read_comparison(evaluate_dir: Path, run: str, model_sha256: str) -> dict[st
     if not path.exists():
         return None
     comparison = read_json(path, stage="evaluate")
-    evaluated = comparison.get("models", {}).get(run)
-    return comparison if evaluated == model_sha256 else None
+    _check(path, comparison, {"models": dict, "threshold": NUMBER}, stage="evaluate")
+    return comparison if comparison["models"].get(run) == model_sha256 else None
+
+
+def _read_strata(
+    evaluate_dir: Path, run: str, comparison: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    """The rows of strata.csv, none where it is not there; like history.csv it is DVC's."""
+    path = evaluate_dir / "strata.csv"
+    if not path.exists():
+        return []
+    rows = _read_rows(path)
+    with _of_this_version(evaluate_dir):
+        means = [float(row[f"{run}_jaccard"]) for row in rows if row["stratum"] == "all"]
+        expected = comparison["test"]["jaccard"][run]
+        if len(means) != 1 or not math.isclose(means[0], expected):
+            raise DataError(
+                f"{path} is of another evaluation than {path.with_name('comparison.json')}. "
+                "Run: dvc checkout; dvc repro"
+            )
+    return rows
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    """The rows of a table, none of what is no table."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
+        try:
+            return list(csv.DictReader(stream))
+        except csv.Error:
+            return []
+
+
+def _check(
+    path: Path, found: Mapping[str, Any], kinds: Kinds, *, stage: str, within: str = ""
+) -> None:
+    """Raise DataError where a file of this or another version lacks what is to be told of it."""
+    for key, kind in kinds.items():
+        if key not in found:
+            raise DataError(
+                f"{path}: {within}{key} is missing; another version of this program wrote it. "
+                f"Run: dvc repro -sf {stage} && dvc repro"
+            )
+        value = found[key]
+        if not isinstance(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise DataError(
+                f"{path}: {within}{key} must be {_KINDS[kind]}, got {str(value)!r:.60}. "
+                f"Run: dvc repro -sf {stage} && dvc repro"
+            )
 
 
 @contextmanager
@@ -282,7 +354,8 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
             yield tracking.connect()
     except TrackingError as error:
         name = store.current().name
-        raise DownloadError(f"the model registry at {name} cannot be used: {error}") from error
+        reason = str(error).replace("run: lesionseg replay", "run the same command again")
+        raise DownloadError(f"the model registry at {name} cannot be used: {reason}") from error
     except LesionsegError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -291,6 +364,21 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
         remedy = "Start the server, or unset MLFLOW_TRACKING_URI" if uri else "See mlruns/"
         raise DownloadError(
             f"the model registry at {uri or folder} cannot be used ({reason}). {remedy}"
+        ) from error
+
+
+@contextmanager
+def _of_this_version(evaluate_dir: Path) -> Iterator[None]:
+    """A block in which what cannot be made of the scores is said of their files, in one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(
+            f"{evaluate_dir}/comparison.json or strata.csv was written by another version of this "
+            f"program ({reason}). Run: dvc repro -sf evaluate && dvc repro"
         ) from error
 
 
@@ -320,21 +408,6 @@ def _to_version(found: "ModelVersion", champion: str | None) -> Version:
         data_sha256=tags.get("data_sha256", "?"),
         is_champion=str(found.version) == str(champion),
     )
-
-
-def _describe(facts: Facts, results_dir: Path) -> tuple[dict[str, str], str]:
-    """Tags and card.
-
-    Raises:
-        DataError: A file lacks what they tell.
-    """
-    try:
-        return _make_tags(facts), write_card(facts)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{results_dir}/{facts.run} or {results_dir}/evaluate is of another version of this "
-            f"program ({type(error).__name__}: {error}). Run: dvc repro -f {facts.run} evaluate"
-        ) from error
 
 
 def _create(

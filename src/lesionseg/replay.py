@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from lesionseg.config import RUNS
 from lesionseg.data.dataset import Split, load_split
-from lesionseg.data.images import read_mask, resize_mask
-from lesionseg.errors import LesionsegError, MissingFileError
-from lesionseg.files import read_json, require, sha256
-from lesionseg.report.figures import draw_curves, draw_overlay
+from lesionseg.data.images import resize_mask
+from lesionseg.data.masks import read_mask
+from lesionseg.errors import DataError, LesionsegError, MissingFileError
+from lesionseg.files import made_by, read_json, require, sha256
+from lesionseg.report.figures import draw_curves
+from lesionseg.report.overlays import draw_overlay
+from lesionseg.report.terms import METRICS
 from lesionseg.store import patiently
+from lesionseg.tables import read_table
 from lesionseg.tracking import Run, complete_training, find_run
 
 SCOPES = ("test", "test_own_size")
 EXAMPLES = ("best", "median", "worst")
+_HISTORY = ("epoch", "train_loss", "val_loss", "val_jaccard", "val_dice")  # what is drawn
 _log = logging.getLogger(__name__)
 
 
@@ -52,7 +56,8 @@ def replay(results_dir: Path, processed_dir: Path) -> int:
 def training_folders(results_dir: Path) -> Iterator[tuple[str, Path]]:
     """Stage and folder of every training whose results are there, all seeds."""
     for name in RUNS:
-        for folder in (results_dir / name, *sorted((results_dir / name / "seeds").glob("*"))):
+        seeds = sorted((results_dir / name / "seeds").glob("[0-9]*"))
+        for folder in (results_dir / name, *seeds):
             if (folder / "run.json").exists():
                 yield name, folder
 
@@ -74,7 +79,14 @@ def complete_evaluation(
     for name in RUNS:
         run = _find(results_dir / name, name=name)
         metrics = read_json(evaluate_dir / f"{name}.json", stage="evaluate")
-        run.log_summary(test_metrics(name, metrics, comparison))
+        try:
+            logged = test_metrics(name, metrics, comparison)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DataError(
+                f"{evaluate_dir}/{name}.json or comparison.json lacks something "
+                f"({type(error).__name__}: {error}). Run: dvc repro -f evaluate"
+            ) from error
+        run.log_summary(logged)
         if not run.is_lost and (redraw or not _has_figures(run)):
             _log_figures(run, name, results_dir, test)
         runs.append(run)
@@ -94,8 +106,11 @@ def attach_report(results_dir: Path) -> list[Run]:
     runs = []
     digest = sha256(report)
     for name in RUNS:
-        record = read_json(results_dir / name / "run.json", stage=name)
-        run = find_run(model_sha256=record["model_sha256"], quiet=True)
+        path = results_dir / name / "run.json"
+        model_sha256 = read_json(path, stage=name).get("model_sha256")
+        if not isinstance(model_sha256, str):
+            raise DataError(f"{path} has no model_sha256. Run: dvc repro -f {name}")
+        run = find_run(model_sha256=model_sha256, quiet=True)
         if run.tag("report_sha256") != digest:
             run.log_file(report)
             run.set_tags({"report_sha256": digest})
@@ -127,7 +142,8 @@ def _with_interval(label: str, value: float, interval: list[float]) -> dict[str,
 
 def _complete_seeds(results_dir: Path) -> list[Run]:
     """The runs of the further seeds, with their means on test."""
-    seeds = pd.read_csv(require(results_dir / "evaluate/seeds.csv", stage="evaluate"))
+    path, numbers = results_dir / "evaluate/seeds.csv", ["seed", *METRICS]
+    seeds = read_table(path, numbers, text=["run", "scope"], stage="evaluate")
     runs = []
     for name, folder in training_folders(results_dir):
         if folder.parent.name != "seeds":
@@ -147,15 +163,22 @@ def _find(folder: Path, *, name: str) -> Run:
 
 def _log_figures(run: Run, name: str, results_dir: Path, test: Split) -> None:
     """Add the training's curves, and three test images with their outlines."""
-    history = pd.read_csv(require(results_dir / name / "history.csv", stage=name))
+    history = read_table(results_dir / name / "history.csv", _HISTORY, stage=name)
     run.log_figure(draw_curves({name: history}), "curves.png")
-    per_image = pd.read_csv(require(results_dir / "evaluate/per_image.csv", stage="evaluate"))
+    path = results_dir / "evaluate/per_image.csv"
+    per_image = read_table(path, ["jaccard"], text=["run", "scope"], stage="evaluate")
     finetuned = per_image[(per_image["run"] == RUNS[1]) & (per_image["scope"] == "test")]
+    if len(finetuned) != len(test.ids):
+        raise DataError(
+            f"{path} has {len(finetuned)} rows of {RUNS[1]} on test, which has {len(test.ids)} "
+            "images. Run: dvc repro -f evaluate"
+        )
     for example, position in choose_examples(finetuned["jaccard"].to_numpy()).items():
         image, truth = test.images[position], test.masks[position]
         file_name = f"{test.ids[position]}_segmentation.png"
         path = require(results_dir / "evaluate/masks" / name / file_name, stage="evaluate")
-        prediction = resize_mask(read_mask(path), size=len(image))
+        with made_by("evaluate"):
+            prediction = resize_mask(read_mask(path), size=len(image))
         figure = draw_overlay(image, truth, {name: prediction})
         run.log_figure(figure, f"overlays/{example}_{test.ids[position]}.png")
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "lesionseg"
 _BUILD_SECONDS = 60  # sixty steps on a slow disk
 _stores: dict[str, Store] = {}
+_noted: set[str] = set()
+_log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
@@ -80,8 +82,15 @@ def current() -> Store:
 
 
 def uri() -> str:
-    """Where the runs are: `MLFLOW_TRACKING_URI`, or the project's own database."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or _to_uri(_own_path())
+    """Where the runs are: `MLFLOW_TRACKING_URI`, or the project's own database.
+
+    A folder stands for a database in it: MLflow keeps no runs in plain folders since 3.13.
+    """
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if not address:
+        return _to_uri(_own_path())
+    folder = _folder(address)
+    return _to_uri(folder / "mlflow.db") if folder else address
 
 
 def is_own() -> bool:
@@ -95,8 +104,8 @@ def _own_path() -> Path:
 
 def _database_path() -> Path | None:
     """The file of the store, if it is an SQLite database."""
-    address = os.environ.get("MLFLOW_TRACKING_URI")
-    return _to_path(address) if address else _own_path()
+    is_set = bool(os.environ.get("MLFLOW_TRACKING_URI"))
+    return _to_path(uri()) if is_set else _own_path()
 
 
 @functools.cache
@@ -130,7 +139,7 @@ def _open() -> "tuple[MlflowClient, str]":
     scheme = address.partition(":")[0].partition("+")[0]
     if scheme in ("http", "https"):
         return _open_experiment(None)
-    _refuse_folder(address)
+    _note_folder()
     folder = path.parent if path else project_root() / "mlruns"
     with database.locked(folder):  # processes that make the tables at once break them
         if path:
@@ -140,22 +149,26 @@ def _open() -> "tuple[MlflowClient, str]":
         return _open_experiment((folder / "artifacts").as_uri())
 
 
-def _refuse_folder(address: str) -> None:
-    """Say what to write instead of a folder.
-
-    Raises:
-        TrackingError: It is one, and MLflow does not take it.
-    """
+def _folder(address: str) -> Path | None:
+    """The folder that an address is, unless MLflow is told to take it."""
     parts = urlsplit(address)
     is_allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
     if parts.scheme not in ("", "file") or is_allowed or address.startswith(("databricks", "uc")):
-        return
-    folder = Path(unquote(parts.path) if parts.scheme else address).resolve()
-    raise TrackingError(
-        f"MLFLOW_TRACKING_URI={address} is a folder, which MLflow takes no more since 3.13. Write "
-        f"MLFLOW_TRACKING_URI={shlex.quote(_to_uri(folder / 'mlflow.db'))}, or unset it, then run: "
-        "lesionseg replay"
-    )
+        return None
+    return Path(unquote(parts.path) if parts.scheme else address).resolve()
+
+
+def _note_folder() -> None:
+    """Say once where the runs go instead of into a folder, and by which name to ask for them."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if _folder(address) and address not in _noted:
+        _noted.add(address)
+        _log.warning(
+            "MLFLOW_TRACKING_URI=%s is a folder, which MLflow takes no more since 3.13. The runs "
+            "go to a database in it; for other commands write MLFLOW_TRACKING_URI=%s",
+            address,
+            shlex.quote(uri()),
+        )
 
 
 def _reach(address: str) -> None:

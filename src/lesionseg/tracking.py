@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg import store
-from lesionseg.errors import DataError, TrackingError
+from lesionseg.errors import DataError, TrackingError, first_line
 from lesionseg.files import project_root, read_json, require, write_bytes
 from lesionseg.store import connect as connect  # a part of this module for its callers
 
@@ -320,18 +320,24 @@ def complete_training(folder: Path, *, name: str) -> Run:
             **{f"best/val_{key}": value for key, value in metrics["val"].items()},
             **{key: record[key] for key in ("seconds", "images_per_second")},
         }
+        epochs = _read_epochs(folder / "history.csv", stage=name)
+        params = dict(record["params"])
     except KeyError as error:
         raise DataError(
             f"{folder}/run.json has no {error}, or metrics.json. Run: dvc repro -f {name}"
         ) from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{folder}/run.json or metrics.json is damaged ({first_line(error)}). "
+            f"Run: dvc repro -f {name}"
+        ) from None
     run = _open_run(name, record)
     run.set_tags(tags)
-    run.log_params(record["params"])
+    run.log_params(params)
     logged = run.logged_steps("val/jaccard")
-    with require(folder / "history.csv", stage=name).open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            if int(row["epoch"]) not in logged:
-                run.log_metrics(epoch_metrics(row), step=int(row["epoch"]))
+    for epoch, values in epochs.items():
+        if epoch not in logged:
+            run.log_metrics(values, step=epoch)
     run.log_summary(summary)
     known = run.artifacts()
     for file_name in FILES:
@@ -343,6 +349,26 @@ def complete_training(folder: Path, *, name: str) -> Run:
     )
     run.finish()
     return run
+
+
+def _read_epochs(path: Path, *, stage: str) -> dict[int, dict[str, float]]:
+    """The metrics of each epoch in a history.csv.
+
+    Raises:
+        MissingFileError: It is not there.
+        DataError: It is damaged.
+    """
+    require(path, stage=stage)
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = {int(row["epoch"]): epoch_metrics(row) for row in csv.DictReader(stream)}
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        raise DataError(
+            f"{path} is no table of epochs ({first_line(error)}). Run: dvc repro -f {stage}"
+        ) from None
+    if not rows:
+        raise DataError(f"{path} has no epochs. Run: dvc repro -f {stage}")
+    return rows
 
 
 def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
@@ -360,7 +386,6 @@ def run_tags(record: Mapping[str, Any]) -> dict[str, str]:
     params = json.dumps(record["params"], sort_keys=True)
     return {
         **{key: str(record[key]) for key in (*names, "training_key", "model_sha256")},
-        **{key: str(record[key]) for key in ("teacher_sha256",) if key in record},
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
         **{f"version.{package}": version for package, version in record["versions"].items()},
     }

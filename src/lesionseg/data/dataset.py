@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from lesionseg.errors import ConfigError, DataError
@@ -75,19 +76,23 @@ def load_split(processed_dir: Path, name: str) -> Split:
 
     Raises:
         MissingFileError: One of its files is not there.
-        DataError: One of them is damaged, or they disagree on the number of images.
+        DataError: One of them is damaged, or they do not belong together.
     """
     split_dir = processed_dir / name
-    images = _load(split_dir / "images.npy")
-    masks = _load(split_dir / "masks.npy")
-    index_path = require(split_dir / "index.csv", stage="preprocess")
-    with index_path.open(newline="", encoding="utf-8") as stream:
-        ids = tuple(row["id"] for row in csv.DictReader(stream))
-    if not len(images) == len(masks) == len(ids):
-        raise DataError(
-            f"{split_dir} has {len(images)} images, {len(masks)} masks and {len(ids)} ids. "
-            "Run: dvc repro -f preprocess"
+    images = _load(split_dir / "images.npy", num_axes=4)
+    masks = _load(split_dir / "masks.npy", num_axes=3)
+    ids = _read_ids(split_dir / "index.csv")
+    if not len(images) == len(masks) == len(ids) > 0:
+        raise _unfit(split_dir, f"has {len(images)} images, {len(masks)} masks and {len(ids)} ids")
+    num, size, _ = masks.shape
+    if images.shape != (num, size, size, 3) or masks.shape != (num, size, size):
+        raise _unfit(
+            split_dir,
+            "must have images (N, H, H, 3) and masks (N, H, H) of one size, got "
+            f"{images.shape} and {masks.shape}",
         )
+    if (highest := masks.max()) > 1:
+        raise _unfit(split_dir / "masks.npy", f"must hold 0 and 1 only, got {highest}")
     return Split(name=name, images=images, masks=masks, ids=ids)
 
 
@@ -138,12 +143,32 @@ def _gather(name: str, members: Iterable[tuple[Split, int]]) -> Fold:
     return Fold(name=name, members=tuple(ordered))
 
 
-def _load(path: Path) -> NDArray[np.uint8]:
+def _load(path: Path, *, num_axes: int) -> NDArray[np.uint8]:
+    """A memory-mapped array."""
     require(path, stage="preprocess")
     try:
-        array: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise DataError(
-            f"{path} is no NumPy array ({error}). Run: dvc repro -f preprocess"
-        ) from error
+        array: NDArray[np.uint8] = open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header leads NumPy's reader into errors of any kind
+        reason = " ".join(str(error).split())
+        raise _unfit(path, f"is no NumPy array ({reason})") from error
+    if array.dtype != np.uint8 or array.ndim != num_axes:
+        got = f"{array.dtype} with {array.ndim}"
+        raise _unfit(path, f"must be an array of uint8 with {num_axes} axes, got {got}")
     return array
+
+
+def _read_ids(path: Path) -> tuple[str, ...]:
+    """The ids of a table of images, each once and in their order."""
+    require(path, stage="preprocess")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            ids = tuple(row["id"] or "" for row in csv.DictReader(stream, strict=True))
+    except (KeyError, ValueError, OSError, csv.Error) as error:
+        raise _unfit(path, f"is no table of images ({error})") from error
+    if list(ids) != sorted(set(ids)):
+        raise _unfit(path, "must name each image once, in the order of the ids")
+    return ids
+
+
+def _unfit(path: Path, problem: str) -> DataError:
+    return DataError(f"{path} {problem}. Run: dvc repro -f preprocess")

@@ -1,12 +1,9 @@
 """Files from the network: checked, resumed where they broke off, never on a disk too full."""
 
-import errno
 import hashlib
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,7 +11,8 @@ import requests
 from filelock import FileLock
 from tqdm import tqdm
 
-from lesionseg.errors import DiskSpaceError, DownloadError
+from lesionseg.errors import DownloadError
+from lesionseg.files import check_free_space, full_disk_is_an_error
 
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two pieces of the body
 RETRY_SECONDS = 2.0
@@ -51,37 +49,6 @@ def fetch(urls: Sequence[str], path: Path, *, md5: str = "", sha256_prefix: str 
                 f"{path} must have {algorithm} {expected}, got {got}. "
                 "Delete it and run the same command again to download it anew"
             )
-
-
-def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Return when the disk of an existing folder has room for `num_bytes` more.
-
-    Raises:
-        DiskSpaceError: It has not.
-    """
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise DiskSpaceError(
-            f"{folder} needs {_megabytes(num_bytes)} more, {_megabytes(free)} are free. "
-            "Make room on that disk and run the same command again"
-        )
-
-
-@contextmanager
-def full_disk_is_an_error(folder: Path) -> Iterator[None]:
-    """A block in which a disk that runs full ends as DiskSpaceError.
-
-    Raises:
-        DiskSpaceError: The disk of `folder` is full, or its quota used up.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskSpaceError(
-            f"the disk of {folder} has run full. Make room there and run the same command again"
-        ) from error
 
 
 class _WrongChecksumError(Exception):
@@ -172,7 +139,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError):
         return f"HTTP {error.response.status_code}"
     return type(error).__name__
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

@@ -1,30 +1,25 @@
-"""Image and mask files as arrays, and arrays at the size the network sees."""
+"""Image files as arrays, and arrays at the size the network sees."""
 
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from lesionseg.errors import DataError
-
-FOREGROUND_ABOVE = 128  # the rule of the ISIC challenge and its scorer
-# What Pillow raises for a damaged file, by its place of damage.
-DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError),
-    *(struct.error, Image.DecompressionBombError),
-)
+from lesionseg.data.levels import DEEPEST, is_deep, to_8_bit
+from lesionseg.data.rasters import name_of, opened, raw_mode, upright, upright_size
 
 
 def read_image(path: Path | BinaryIO, *, at_least: int | None = None) -> NDArray[np.uint8]:
     """The pixels of an image file as a viewer shows them: turned by EXIF, on white if transparent.
 
+    Levels of more than 8 bits are scaled from the range that the file declares, or else from the
+    smallest usual one that holds them all: 0 to 1 for fractions; 8, 10, 12, 14 or 16 bits.
+
     Args:
-        path: Any format and colour space that Pillow reads; or a stream of its bytes.
+        path: Any format and colour space that Pillow reads, and TIFF of any depth; or a stream of
+            its bytes. HEIC where pillow-heif is installed.
         at_least: Height and width in pixels that the caller will resize to. A JPEG is then decoded
             at 1/2, 1/4 or 1/8 scale, as long as both sides keep twice this: most of its inverse
             cosine transforms are left out, and what remains is still above the Nyquist rate.
@@ -33,34 +28,22 @@ def read_image(path: Path | BinaryIO, *, at_least: int | None = None) -> NDArray
         (H, W, 3) uint8 RGB in [0, 255].
 
     Raises:
-        DataError: The file is missing, truncated or no image.
+        DataError: The file is missing, truncated, too large or no image, or its levels are of no
+            usual range.
     """
-    with _open(path) as image:
+    return read_image_and_size(path, at_least=at_least)[0]
+
+
+def read_image_and_size(
+    path: Path | BinaryIO, *, at_least: int | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The pixels as from `read_image`, and the (H, W) of the file itself, turned by EXIF."""
+    with opened(path) as image:
+        size = upright_size(image)
         if at_least is not None:
             image.draft(None, (2 * at_least, 2 * at_least))  # does nothing but for JPEG
-        return np.array(_to_rgb(_upright(image)))
-
-
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """The pixels of a mask file, turned by EXIF: 1 where its grey level is above 128.
-
-    Returns:
-        (H, W) uint8 in {0, 1}.
-
-    Raises:
-        DataError: The file is missing, truncated or no image, or all of its levels above 0 are at
-            most 128, as in a mask stored as 0 and 1.
-    """
-    with _open(path) as image:
-        image = _to_8_bit(_upright(image))
-        levels = np.asarray(image if image.mode == "L" else image.convert("L"))
-    mask = levels > FOREGROUND_ABOVE
-    if not mask.any() and levels.any():
-        raise DataError(
-            f"{path}: a mask must be 0 outside the lesion and 255 inside, "
-            f"got nothing above {levels.max()}. Save it again with 255 as its foreground"
-        )
-    return mask.view(np.uint8)
+        declared = _declared_white(image)
+        return np.array(_to_rgb(upright(image), name=name_of(path), declared=declared)), size
 
 
 def resize_image(image: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
@@ -99,42 +82,29 @@ def resize_mask(mask: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
     return (np.asarray(share) > 127).astype(np.uint8)
 
 
-@contextmanager
-def _open(path: Path | BinaryIO) -> Iterator[Image.Image]:
-    """An open image; any damage found in the block is a `DataError`."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except DAMAGE as error:
-        reason = "file not found" if isinstance(error, FileNotFoundError) else _reason(error, path)
-        raise DataError(
-            f"{path if isinstance(path, Path) else 'this'} cannot be read as an image ({reason}). "
-            "Replace the file; what belongs to data/raw comes back with: dvc repro -f download"
-        ) from error
+def _declared_white(image: Image.Image) -> int | None:
+    """The level that a file with deep levels says is white."""
+    if image.format == "PPM":
+        return DEEPEST  # Pillow has scaled it so
+    if image.format == "TIFF" and raw_mode(image).startswith("I;16S"):
+        return 32767
+    declared = getattr(image, "tag_v2", {}).get(281)  # MaxSampleValue; by default all of its bits
+    return declared if isinstance(declared, int) and declared < DEEPEST else None
 
 
-def _reason(error: Exception, path: Path | BinaryIO) -> str:
-    """The first line of Pillow's message; it says the path again, in its own way."""
-    if isinstance(error, UnidentifiedImageError):
-        return "unknown or damaged format"
-    return (str(error).splitlines() or [type(error).__name__])[0].replace(f": '{path}'", "")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image itself, turned as its EXIF orientation says."""
-    ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, *, name: str, declared: int | None) -> Image.Image:
+    if is_deep(image):
+        image = _to_8_bit(image, name=name, declared=declared)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _to_8_bit(image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey levels as 8-bit ones, which Pillow itself would clip; other images as is."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+def _to_8_bit(image: Image.Image, *, name: str, declared: int | None) -> Image.Image:
+    """Deep grey levels as 8-bit ones; one level may stand for transparent pixels."""
+    levels = np.asarray(image)
+    grey = Image.fromarray(to_8_bit(levels, name=name, declared=declared))
+    if (transparent := image.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(levels != transparent))
+    return grey

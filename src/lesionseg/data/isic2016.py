@@ -18,8 +18,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lesionseg.data.fetch import check_free_space, fetch
+from lesionseg.data.fetch import fetch
 from lesionseg.errors import DataError
+from lesionseg.files import check_free_space
 
 BASE_URLS = (
     "https://isic-archive.s3.amazonaws.com/challenges/2016/",

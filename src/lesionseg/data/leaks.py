@@ -1,4 +1,4 @@
-"""Images that two splits share: under the same id, as the same file, or nearly the same pixels."""
+"""Images that two splits share: as the same file, with nearly the same pixels, or by their id."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +31,9 @@ class Fingerprints:
 class Leak:
     """An image that stands in two splits, and what was done about it.
 
-    `kind` is the first that holds of `id` (same id), `sha256` (same file) and `near` (nearly the
-    same pixels). `distance` is the mean absolute difference of the thumbnails in grey levels.
+    `kind` is the first that holds of `id` (same id, where ids are unique), `sha256` (same file) and
+    `near` (nearly the same pixels). `distance` is the mean absolute difference of the thumbnails in
+    grey levels.
     """
 
     id: str
@@ -61,9 +62,16 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def find_duplicates(
-    dropped: Fingerprints, kept: Fingerprints, *, near_duplicate_distance: float
+    dropped: Fingerprints,
+    kept: Fingerprints,
+    *,
+    near_duplicate_distance: float,
+    ids_are_unique: bool,
 ) -> list[Leak]:
     """Every pair of an image of `dropped` and the same image in `kept`, in the order of their ids.
+
+    With `ids_are_unique` an id is one image wherever it stands, as in ISIC's archive. Without,
+    different images may have the same id in two splits, as camera and export count from 1 anew.
 
     Two images are nearly the same when their distance is below `near_duplicate_distance`. On ISIC
     2016 the closest two different images are 5.1 apart. Saving an image again as JPEG moves it by
@@ -76,7 +84,7 @@ def find_duplicates(
     sha256, ids = np.array(kept.sha256, np.str_), np.array(kept.ids, np.str_)
     leaks = []
     for row, distances in enumerate(_distances(dropped, kept)):
-        same_id = ids == dropped.ids[row]
+        same_id = (ids == dropped.ids[row]) & ids_are_unique
         same_file = sha256 == dropped.sha256[row]
         is_near = distances < near_duplicate_distance
         for other in np.flatnonzero(same_id | same_file | is_near).tolist():

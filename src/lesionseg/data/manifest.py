@@ -7,9 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from PIL import ExifTags, Image
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
+from lesionseg.data.masks import read_mask
+from lesionseg.data.rasters import DAMAGE, describe, upright_size
 from lesionseg.errors import DataError
 from lesionseg.files import require, sha256, write_csv
 
@@ -39,26 +42,34 @@ class ManifestRow:
 COLUMNS = tuple(column.name for column in fields(ManifestRow))
 
 
-def write_manifest(raw_dir: Path) -> list[ManifestRow]:
-    """The rows of the new `raw_dir/manifest.csv`, sorted by split and id.
+def write_manifest(raw_dir: Path) -> list[tuple[ManifestRow, float]]:
+    """The rows of the new `raw_dir/manifest.csv`, each with the share of lesion in its mask.
 
-    Reads the headers of all `raw_dir/{train,test}/{images,masks}/<id>.*` and hashes the files.
-    Pixels are decoded by the next stage, which names an image that is damaged further on.
+    They are sorted by split and id. All `raw_dir/{train,test}/{images,masks}/<id>.*` are
+    hashed, the masks decoded, and of the images the headers read: their pixels are decoded by the
+    next stage, which names an image that is damaged further on.
 
     Raises:
         DataError: A split is empty, an image and its mask differ in size, one of them stands alone
-            or is no image at all.
+            or is no image at all, or a mask is none.
     """
     pairs = [
         (split, image_path, mask_path)
         for split in SPLITS
         for image_path, mask_path in _pairs(raw_dir, split)
     ]
+
+    def check(pair: tuple[str, Path, Path]) -> tuple[ManifestRow, float]:
+        row = _row(raw_dir, *pair)
+        mask = read_mask(raw_dir / row.mask_path)
+        return row, float(np.count_nonzero(mask) / mask.size)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda pair: _row(raw_dir, *pair), pairs)
-        rows = list(tqdm(found, "Checksums", len(pairs), unit="image", disable=None))
-    write_csv(raw_dir / NAME, [asdict(row) for row in rows])
-    return rows
+        found = list(
+            tqdm(pool.map(check, pairs), "Checking", len(pairs), unit="image", disable=None)
+        )
+    write_csv(raw_dir / NAME, [asdict(row) for row, _ in found])
+    return found
 
 
 def read_manifest(raw_dir: Path) -> list[ManifestRow]:
@@ -85,6 +96,8 @@ def read_manifest(raw_dir: Path) -> list[ManifestRow]:
 def _parse(values: Mapping[str, str]) -> ManifestRow:
     if tuple(values) != COLUMNS or None in values.values():
         raise ValueError("a line has other columns or too few values")
+    if values["split"] not in SPLITS:
+        raise ValueError(f"split must be train or test, got {values['split']!r}")
     sizes = {name: int(values[name]) for name in ("height", "width")}
     return ManifestRow(**{**values, **sizes})  # type: ignore[arg-type]
 
@@ -126,11 +139,11 @@ def _row(raw_dir: Path, split: str, image_path: Path, mask_path: Path) -> Manife
 
 def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
     """(H, W) of an image in pixels, EXIF orientation applied."""
+    name = path.relative_to(raw_dir).as_posix()
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
-            width, height = image.size
-            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        name = path.relative_to(raw_dir).as_posix()
+            return upright_size(image)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} is {describe(error)}. {REMEDY}") from error
+    except DAMAGE as error:
         raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error
-    return (width, height) if is_turned else (height, width)

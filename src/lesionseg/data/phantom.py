@@ -1,4 +1,4 @@
-"""Synthetic dermoscopy with exact masks, for demonstrations, tests and pretraining.
+"""Synthetic dermoscopy with exact masks, for demonstrations and tests.
 
 A phantom is light falling through absorbing layers: skin of some colour, melanin in it, and on top
 hairs, gel bubbles and a ruler. Colours follow the Beer-Lambert law, light times exp(-density) per

@@ -2,12 +2,14 @@
 
 import csv
 import logging
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -15,8 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lesionseg.data.dataset import SPLITS
-from lesionseg.data.fetch import check_free_space
-from lesionseg.data.images import read_image, read_mask, resize_image, resize_mask
+from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
     THUMBNAIL_VALUES,
     Fingerprints,
@@ -25,8 +26,10 @@ from lesionseg.data.leaks import (
     thumbnails,
 )
 from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.masks import read_mask
+from lesionseg.data.summary import SplitSummary, summarise
 from lesionseg.errors import DataError
-from lesionseg.files import replacing
+from lesionseg.files import check_free_space, is_full, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -35,32 +38,36 @@ LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
 # Of the copies between two splits, the one in the first is dropped: test stays whole.
 PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
 CHUNK = 64  # images copied at once
+SOURCES_WITH_UNIQUE_IDS = ("isic2016",)  # an archive gave each image its id
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """How many images each split has, and which were found twice."""
+    """What train, val and test hold, and which images were found twice."""
 
-    num_train: int
-    num_val: int
-    num_test: int
+    splits: tuple[SplitSummary, ...]
     leaks: tuple[Leak, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Decoded:
-    """All images (N, H, W, 3), masks (N, H, W) and thumbnails (N, F), in the order of `rows`."""
+    """All images (N, H, W, 3), masks (N, H, W) and thumbnails (N, F), in the order of `rows`.
+
+    `lesion_fractions` is the share of lesion in each mask.
+    """
 
     rows: Sequence[ManifestRow]
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     thumbnails: NDArray[np.float32]
+    lesion_fractions: Sequence[float]
 
 
 def preprocess(
     raw_dir: Path,
     out_dir: Path,
     *,
+    source: str,
     image_size: int,
     val_fraction: float,
     seed: int,
@@ -76,6 +83,7 @@ def preprocess(
     Args:
         raw_dir: What the download stage wrote.
         out_dir: The folder to write.
+        source: Where the raw data come from, as download.source of params.yaml says.
         image_size: Height and width in pixels, a multiple of 16.
         val_fraction: Share of the training images that becomes the validation split, before
             copies are dropped.
@@ -95,14 +103,20 @@ def preprocess(
         decoded = _decode(
             raw_dir, part_dir / "all", rows, image_size=image_size, num_threads=num_threads
         )
-        leaks = _drop_copies(decoded, members, near_duplicate_distance=near_duplicate_distance)
+        leaks = _drop_copies(
+            decoded,
+            members,
+            near_duplicate_distance=near_duplicate_distance,
+            ids_are_unique=source in SOURCES_WITH_UNIQUE_IDS,
+        )
         for name in SPLITS:
             _write_split(part_dir / name, decoded, members[name])
         _write_table(part_dir / "leaks.csv", LEAK_COLUMNS, leaks)
+        summaries = tuple(_summary(name, decoded, members[name]) for name in SPLITS)
         shutil.rmtree(part_dir / "all")
     _report(leaks, out_dir)
-    counts = {f"num_{name}": len(members[name]) for name in SPLITS}
-    return Summary(**counts, leaks=tuple(leaks))
+    _report_same_names(rows, members)
+    return Summary(splits=summaries, leaks=tuple(leaks))
 
 
 def _assign(rows: Sequence[ManifestRow], *, val_fraction: float, seed: int) -> dict[str, list[int]]:
@@ -130,24 +144,27 @@ def _decode(
 ) -> _Decoded:
     """Every image and mask, resized, and the thumbnails, in files of `all_dir`."""
     all_dir.mkdir(parents=True)
-    # Twice the arrays of four bytes per pixel, and the thumbnails. Without room a memory map
-    # ends in SIGBUS.
-    check_free_space(all_dir, (2 * 4 * image_size**2 + 4 * THUMBNAIL_VALUES) * len(rows))
+    # Twice the arrays of four bytes per pixel, and the thumbnails.
+    check_free_space(
+        all_dir.parent.parent, (2 * 4 * image_size**2 + 4 * THUMBNAIL_VALUES) * len(rows)
+    )
     images, masks = _create_arrays(all_dir, num=len(rows), image_size=image_size)
     shape = (len(rows), THUMBNAIL_VALUES)
-    colours = open_memmap(all_dir / "thumbnails.npy", "w+", np.float32, shape)
+    colours = _create_array(all_dir / "thumbnails.npy", np.float32, shape)
 
-    def decode(i: int) -> None:  # Pillow decodes and resizes outside Python's global lock
+    def decode(i: int) -> float:  # Pillow decodes and resizes outside Python's global lock
         image = read_image(raw_dir / rows[i].image_path, at_least=image_size)
         images[i] = resize_image(image, size=image_size)
         colours[i] = thumbnails(images[i : i + 1])[0]
         masks[i] = resize_mask(_read_checked_mask(raw_dir, rows[i]), size=image_size)
+        return float(masks[i].mean())
 
     with ThreadPoolExecutor(num_threads) as pool:
         done = pool.map(decode, range(len(rows)))
-        for _ in tqdm(done, "Decoding", len(rows), unit="image", disable=None):
-            pass
-    return _Decoded(rows=rows, images=images, masks=masks, thumbnails=colours)
+        fractions = list(tqdm(done, "Decoding", len(rows), unit="image", disable=None))
+    return _Decoded(
+        rows=rows, images=images, masks=masks, thumbnails=colours, lesion_fractions=fractions
+    )
 
 
 def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
@@ -161,7 +178,11 @@ def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
 
 
 def _drop_copies(
-    decoded: _Decoded, members: dict[str, list[int]], *, near_duplicate_distance: float
+    decoded: _Decoded,
+    members: dict[str, list[int]],
+    *,
+    near_duplicate_distance: float,
+    ids_are_unique: bool,
 ) -> list[Leak]:
     """What was found twice; the copies to drop are taken out of `members`."""
     leaks = []
@@ -170,6 +191,7 @@ def _drop_copies(
             _fingerprints(decoded, name, members[name]),
             _fingerprints(decoded, other, members[other]),
             near_duplicate_distance=near_duplicate_distance,
+            ids_are_unique=ids_are_unique,
         )
         copies = {leak.id for leak in found}
         members[name] = [i for i in members[name] if decoded.rows[i].id not in copies]
@@ -210,9 +232,25 @@ def _create_arrays(
     """`images.npy` (N, H, W, 3) and `masks.npy` (N, H, W) in a folder, uint8, on disk."""
     shape = (num, image_size, image_size)
     return (
-        open_memmap(folder / "images.npy", "w+", np.uint8, (*shape, 3)),
-        open_memmap(folder / "masks.npy", "w+", np.uint8, shape),
+        _create_array(folder / "images.npy", np.uint8, (*shape, 3)),
+        _create_array(folder / "masks.npy", np.uint8, shape),
     )
+
+
+def _create_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A new array on disk that has its room there.
+
+    Else the file would take its blocks one by one, and on a disk that runs full meanwhile writing
+    to the memory map would end the process with SIGBUS.
+    """
+    array: NDArray[Any] = open_memmap(path, "w+", dtype, shape)
+    with path.open("r+b") as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+        except (AttributeError, OSError) as error:  # macOS, or a file system that cannot
+            if isinstance(error, OSError) and is_full(error):
+                raise
+    return array
 
 
 def _write_table(path: Path, columns: Sequence[str], records: Iterable[ManifestRow | Leak]) -> None:
@@ -233,3 +271,25 @@ def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
             numbers,
             out_dir / "leaks.csv",
         )
+
+
+def _report_same_names(rows: Sequence[ManifestRow], members: Mapping[str, Sequence[int]]) -> None:
+    """Say in one line that different images of two splits have the same name."""
+    test = {rows[i].id for i in members["test"]}
+    same = [rows[i].id for name in ("train", "val") for i in members[name] if rows[i].id in test]
+    if same:
+        logger.info(
+            "%d images of train and val have the same name as one of test, such as %s. They are "
+            "different pictures: all are used",
+            *(len(same), min(same)),
+        )
+
+
+def _summary(name: str, decoded: _Decoded, members: Sequence[int]) -> SplitSummary:
+    """What a split holds, at the network's size."""
+    size = decoded.masks.shape[1]
+    return summarise(
+        name,
+        sizes=[(size, size)] * len(members),
+        lesion_fractions=[decoded.lesion_fractions[i] for i in members],
+    )

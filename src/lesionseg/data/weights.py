@@ -89,6 +89,8 @@ def _encoder_state(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         if tensor.shape != expected.shape:
             shapes = f"{tuple(expected.shape)}, got {tuple(tensor.shape)}"
             raise _unfit(path, f"must have {PREFIX}{name} of shape {shapes}")
+        if not tensor.isfinite().all():
+            raise _unfit(path, f"has values that are not finite in {PREFIX}{name}")
         state[name] = (
             tensor.detach().to(expected.dtype).clone(memory_format=torch.contiguous_format)
         )

@@ -9,7 +9,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.data.dataset import Split
-from lesionseg.data.images import read_mask
+from lesionseg.data.masks import read_mask
 from lesionseg.evaluation.metrics import count_pixels, score_images
 from lesionseg.evaluation.prediction import resize_probabilities
 

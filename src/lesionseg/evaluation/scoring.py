@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.data.dataset import Split
-from lesionseg.data.images import read_mask
+from lesionseg.data.masks import read_mask
 from lesionseg.evaluation.boundaries import boundary_scores
 from lesionseg.evaluation.metrics import (
     COUNTS,

@@ -9,14 +9,28 @@ from typing import Any
 
 MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
 FEW_IMAGES = 10  # the numbers of a group with fewer hang on single images
-_SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
+Kinds = Mapping[str, type | tuple[type, ...]]
+NUMBER = (int, float)
+# What is told of a training, from its run.json and from the `params` and scores in its files.
+RECORDED: Kinds = {
+    **dict.fromkeys(["run", "commit", "data_sha256", "device", "precision"], str),
+    **dict.fromkeys(["num_parameters", "num_images"], int),
+    "params": dict,
+}
+PARAMS: Kinds = {
+    **dict.fromkeys(["download.source", "download.folder", "download.weights"], str),
+    **dict.fromkeys(["preprocess.image_size", "train.epochs", "train.batch_size"], int),
+    **dict.fromkeys(["train.lr", "train.seed", "encoder_lr"], NUMBER),
+    "model.decoder": str,
+}
+SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
 _SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
 
 _CARD = """\
 # lesionseg, {run}
 
 Marks the lesion in a photograph of skin: the probability of lesion in each pixel, and the mask
-where it is above {threshold:g}. MobileNetV2 encoder{frozen}, `{decoder}` decoder,
+where it is above {threshold}. MobileNetV2 encoder{frozen}, `{decoder}` decoder,
 {num_parameters:,} parameters; it sees the image at {size}x{size} px.
 
 ## Use
@@ -27,9 +41,8 @@ same.
 
 ## Data
 {data}
-{num_train} images to train on; others of the same source chose the best epoch (val), and the test
-images were used for nothing but the scores below. SHA-256 of the training images' index:
-`{data_sha256:.12}`.
+{num_train} images to train on; others of the same source chose the best epoch (val), and no test
+image had a part in either. SHA-256 of the training images' index: `{data_sha256:.12}`.
 
 ## Training
 {epochs} epochs of AdamW (peak lr {lr:g}, encoder {encoder_lr:g}), {batch_size} images a step, seed
@@ -47,11 +60,11 @@ Means over images{interval_note}.
 ## Limits
 - Both sides are scaled to {size} px: what is finer than 1/{size} of the image is lost.
 - Other cameras, skin tones or body sites, several lesions in an image: unknown. Look at the mask.
-- The data names no patients: lesions of one patient can be in training and in test.
+- The images are split without regard to patients: lesions of one can be in training and in test.
 
 ## Where it comes from
-Commit `{commit}`, model SHA-256 `{model_sha256}`.
-Licence of code and weights: MIT; {licence}.
+Trained at {commit}. Model SHA-256 `{model_sha256}`.
+Licence of the code: MIT; {licence}.{terms}
 """
 
 _SOURCES = {
@@ -71,6 +84,14 @@ _SOURCES = {
     ),
 }
 
+# What the encoder brought along; `none` is random, and anything else the path of a file.
+_TERMS = {
+    "imagenet": " The encoder started with torchvision's weights, learnt on ImageNet, which have "
+    "terms of their own.",
+    "none": "",
+}
+_TERMS_OF_A_FILE = " The encoder started with weights that may have terms of their own."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -80,10 +101,8 @@ class Facts:
         details: The content of the run's run.json.
         metrics: That of its metrics.json.
         model_sha256: Of its model.pt.
-        source: `download.source` of params.yaml.
-        folder: `download.folder`, for source `folder`.
-        weights: `download.weights`.
-        threshold: A pixel is lesion above this probability, in (0, 1).
+        threshold: A pixel is lesion above this probability, in (0, 1): that of `comparison`, or
+            the default.
         comparison: That of evaluate/comparison.json; None if this model has not been evaluated.
         strata: Rows of evaluate/strata.csv, likewise.
     """
@@ -91,9 +110,6 @@ class Facts:
     details: Mapping[str, Any]
     metrics: Mapping[str, Any]
     model_sha256: str
-    source: str
-    folder: str
-    weights: str
     threshold: float
     comparison: Mapping[str, Any] | None
     strata: Sequence[Mapping[str, str]]
@@ -107,24 +123,25 @@ class Facts:
 def write_card(facts: Facts) -> str:
     """The card as Markdown, at most `MAX_CHARACTERS` long."""
     details, params = facts.details, facts.details["params"]
-    data, licence = _SOURCES[facts.source]
-    num_seen = details["images_per_second"] * details["seconds"]
+    data, licence = _SOURCES[params["download.source"]]
     card = _CARD.format(
         run=facts.run,
-        threshold=facts.threshold,
+        threshold=_say_threshold(facts),
         frozen=" (frozen)" if params["encoder_lr"] == 0 else "",
         decoder=params["model.decoder"],
         num_parameters=details["num_parameters"],
         size=params["preprocess.image_size"],
-        data=data.format(folder=facts.folder),
+        data=data.format(folder=params["download.folder"]),
         licence=licence,
-        num_train=round(num_seen / params["train.epochs"]),
-        **{key: details[key] for key in ("data_sha256", "device", "precision", "commit")},
+        num_train=details["num_images"],
+        terms=_TERMS.get(params["download.weights"], _TERMS_OF_A_FILE),
+        commit=_say_commit(details["commit"]),
+        **{key: details[key] for key in ("data_sha256", "device", "precision")},
         **{key: params[f"train.{key}"] for key in ("epochs", "lr", "batch_size", "seed")},
         encoder_lr=params["encoder_lr"],
-        loss=_list_weights(params, "loss."),
-        augment=_list_weights(params, "augment."),
-        weights=facts.weights,
+        loss=_list_losses(params),
+        augment=_list_views(params),
+        weights=params["download.weights"],
         interval_note=_note_interval(facts.comparison),
         scores=_tabulate_scores(facts),
         failures=_list_failures(facts),
@@ -133,14 +150,52 @@ def write_card(facts: Facts) -> str:
     return card if len(card) <= MAX_CHARACTERS else f"{card[: MAX_CHARACTERS - 4]}...\n"
 
 
-def _list_weights(params: Mapping[str, Any], prefix: str) -> str:
-    """The parameters of a section that are not 0, such as `bce 1, dice 1`."""
-    used = [
-        f"{key.removeprefix(prefix)} {value:g}"
-        for key, value in params.items()
-        if key.startswith(prefix) and value
-    ]
+def knows(source: str) -> bool:
+    """Whether a card can tell of data from this `download.source`."""
+    return source in _SOURCES
+
+
+def _say_threshold(facts: Facts) -> str:
+    value = _say_value(facts.threshold)
+    return value if facts.comparison else f"{value} (the default; it was not evaluated)"
+
+
+def _say_commit(commit: str) -> str:
+    if commit == "unknown":
+        return "an unknown commit"
+    clean = commit.removesuffix("-dirty")
+    return f"commit `{clean}`" + (" with changes in no commit" if clean != commit else "")
+
+
+def _list_losses(params: Mapping[str, Any]) -> str:
+    """The weights of the loss that are not 0, such as `bce 1, dice 1`."""
+    return _list_values(_section(params, "loss"))
+
+
+def _list_views(params: Mapping[str, Any]) -> str:
+    """The augmentation's settings that change an image, and how: `shift 0.05, padding border`."""
+    settings = _section(params, "augment")
+    amounts = [value for value in settings.values() if not isinstance(value, str)]
+    return _list_values(settings if any(amounts) else {})
+
+
+def _section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The parameters of a section of params.yaml, without its name."""
+    prefix = f"{name}."
+    return {
+        key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)
+    }
+
+
+def _list_values(values: Mapping[str, Any]) -> str:
+    used = [f"{name} {_say_value(value)}" for name, value in values.items() if value]
     return ", ".join(used) or "none"
+
+
+def _say_value(value: object) -> str:
+    """A number as briefly as can be, anything else as it is."""
+    is_number = isinstance(value, NUMBER) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else str(value)
 
 
 def _note_interval(comparison: Mapping[str, Any] | None) -> str:
@@ -156,15 +211,15 @@ def _tabulate_scores(facts: Facts) -> str:
     val = facts.metrics["val"]
     size = facts.details["params"]["preprocess.image_size"]
     lines = [
-        f"| | {' | '.join(_SHOWN)} |",
-        f"|---{'|---' * len(_SHOWN)}|",
-        f"| val (chose the epoch) | {' | '.join(f'{val[name]:.3f}' for name in _SHOWN)} |",
+        f"| | {' | '.join(SHOWN)} |",
+        f"|---{'|---' * len(SHOWN)}|",
+        f"| val (chose the epoch) | {' | '.join(f'{val[name]:.3f}' for name in SHOWN)} |",
     ]
     if facts.comparison is None:
         return "\n".join([*lines, "", "Not evaluated on test images when it was registered."])
     for scope, label in _SCOPES.items():
         cells = []
-        for name in _SHOWN:
+        for name in SHOWN:
             score = facts.comparison[scope][name]
             low, high = score[f"{facts.run}_interval"]
             cells.append(f"{score[facts.run]:.3f} ({low:.3f} to {high:.3f})")

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
-from PIL.JpegImagePlugin import JpegImageFile
 
-from lesionseg.data.images import read_image, resize_image
+from lesionseg.data.images import read_image_and_size, resize_image
 from lesionseg.errors import DataError
-
-_TURNED = (5, 6, 7, 8)  # EXIF orientations by which height and width change places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +36,8 @@ def decode(source: Path | bytes, *, image_size: int) -> Decoded:
             decompression bomb.
     """
     try:
-        image = read_image(_stream(source), at_least=image_size)
-        height, width = _jpeg_size(source) or image.shape[:2]
+        stream = source if isinstance(source, Path) else io.BytesIO(source)
+        image, size = read_image_and_size(stream, at_least=image_size)
     except DataError:
         raise
     except Exception as error:
@@ -50,18 +46,4 @@ def decode(source: Path | bytes, *, image_size: int) -> Decoded:
         raise DataError(
             f"{name} cannot be read as an image ({reason}). Replace the file"
         ) from error
-    return Decoded(pixels=resize_image(image, size=image_size), size=(height, width))
-
-
-def _jpeg_size(source: Path | bytes) -> tuple[int, int] | None:
-    """(H, W) from the header of a JPEG, which alone is decoded at another size than its own."""
-    with Image.open(_stream(source)) as image:
-        if not isinstance(image, JpegImageFile):
-            return None
-        width, height = image.size
-        is_turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    return (width, height) if is_turned else (height, width)
-
-
-def _stream(source: Path | bytes) -> Path | io.BytesIO:
-    return source if isinstance(source, Path) else io.BytesIO(source)
+    return Decoded(pixels=resize_image(image, size=image_size), size=size)

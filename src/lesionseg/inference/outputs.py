@@ -1,9 +1,11 @@
 """What is written for an image: its mask, and on demand an overlay, probabilities and contours."""
 
+import csv
 import errno
+import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lesionseg.errors import DataError
-from lesionseg.files import replacing, write_bytes
+from lesionseg.files import write_bytes
 from lesionseg.inference.overlay import draw_overlay
 from lesionseg.inference.regions import count_regions, find_regions, to_csv, to_geojson
-from lesionseg.inference.sources import Source
+from lesionseg.inference.sources import (
+    ENDINGS,
+    SUMMARY,
+    SUMMARY_COLUMNS,
+    Source,
+    has_summary,
+)
 
 PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
 
@@ -65,24 +73,25 @@ class Outputs:
 
     def paths(self, source: Source) -> dict[str, Path]:
         """What is written for an image, by the name of the output."""
-        endings = {
-            "mask": "segmentation.png",
-            **({"overlay": "overlay.jpg"} if self.overlay else {}),
-            **({"probability": "probability.png"} if self.probability else {}),
-            **({"contours": f"contours.{self.contours}"} if self.contours else {}),
+        wanted = {
+            "mask": "mask",
+            **({"overlay": "overlay"} if self.overlay else {}),
+            **({"probability": "probability"} if self.probability else {}),
+            **({"contours": self.contours} if self.contours else {}),
         }
-        return {name: self.out_dir / f"{source.id}_{ending}" for name, ending in endings.items()}
+        return {name: self.out_dir / f"{source.id}{ENDINGS[kind]}" for name, kind in wanted.items()}
 
     def prepare(self, sources: Sequence[Source]) -> None:
-        """Make the folder of all outputs.
+        """Make the folder of all outputs, with a summary.csv, by which later calls know it.
 
         Raises:
-            DataError: It cannot be written to, or an output would replace one of the images.
+            DataError: It cannot be written to, or an output would replace one of the images, or
+                the summary a file of somebody else's.
         """
-        images = {source.path.resolve() for source in sources}
+        images = {os.path.realpath(source.path) for source in sources}
         for source in sources:
             for path in self.paths(source).values():
-                if path.resolve() in images:
+                if os.path.realpath(path) in images:
                     raise DataError(
                         f"{path} is an image to predict on, and would be replaced by the output "
                         f"for {source.path}. Choose another folder with --out"
@@ -91,11 +100,33 @@ class Outputs:
             self.out_dir.mkdir(parents=True, exist_ok=True)
             if not os.access(self.out_dir, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if not has_summary(self.out_dir):
+                self._require_no_file(SUMMARY)
+                self.write_summary([])
         except OSError as error:
             raise DataError(
                 f"{self.out_dir} cannot be written to ({error.strerror}). "
                 "Choose another folder with --out"
             ) from error
+
+    def _require_no_file(self, name: str) -> None:
+        if os.path.lexists(self.out_dir / name):
+            raise DataError(
+                f"{self.out_dir / name} is not of lesionseg predict, and would be replaced. "
+                "Choose another folder with --out"
+            )
+
+    def write_summary(self, summaries: Iterable[Summary]) -> None:
+        """Write summary.csv, of no images its heading alone.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, fieldnames=SUMMARY_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, summaries))
+        _write(self.out_dir / SUMMARY, stream.getvalue().encode())
 
     def write(self, source: Source, probability: NDArray[np.float32]) -> Summary:
         """What the mask of an image is like, all its outputs being written.
@@ -121,9 +152,9 @@ class Outputs:
         if self.overlay:
             _save(draw_overlay(source.path, regions, size=size), paths["overlay"], quality=90)
         if self.contours == "geojson":
-            write_bytes(paths["contours"], to_geojson(regions, name=source.name, size=size))
+            _write(paths["contours"], to_geojson(regions, name=source.name, size=size))
         if self.contours == "csv":
-            write_bytes(paths["contours"], to_csv(regions))
+            _write(paths["contours"], to_csv(regions))
         return summarise(mask, probability, name=source.name)
 
 
@@ -151,7 +182,17 @@ def summarise(mask: NDArray[np.bool_], probability: NDArray[np.float32], *, name
 
 
 def _save(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image whole or not at all, in the format that the path's ending says."""
-    kind = {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
-    with replacing(path) as temporary:
-        image.save(temporary, format=kind, **options)
+    """Write an image in the format that the path's ending says.
+
+    Through memory: what Pillow's encoders say of a full disk does not name it.
+    """
+    stream = io.BytesIO()
+    image.save(stream, format={".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
+    _write(path, stream.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and never in the place of a folder."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    write_bytes(path, content)

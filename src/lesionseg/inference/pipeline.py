@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import DataError
+from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, first_line
 from lesionseg.evaluation.prediction import resize_probabilities
 from lesionseg.inference.decoding import Decoded, decode
 from lesionseg.inference.outputs import Outputs, Summary
@@ -28,7 +28,7 @@ _MAX_THREADS = 8  # each may hold an image at its own size, and the disk is the 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A file that cannot be read."""
+    """A file that cannot be read, or whose outputs cannot be written."""
 
     source: Source
     reason: str
@@ -68,7 +68,7 @@ def predict_files(
         num_threads: How many images are read or written at once.
 
     Raises:
-        OSError: An output cannot be written.
+        OSError: The disk is full.
     """
 
     def read(source: Source) -> _Read | Skipped:
@@ -81,11 +81,18 @@ def predict_files(
     def write(item: _Prediction | Skipped) -> Summary | Skipped:
         if isinstance(item, Skipped):
             return item
-        probability = resize_probabilities(item.probability, item.size)
         try:
+            probability = resize_probabilities(item.probability, item.size)
             return outputs.write(item.source, probability)
         except DataError as error:  # its overlay needs the file once more
             return Skipped(source=item.source, reason=_reason(error))
+        except DiskSpaceError:
+            raise  # no other output could be written either
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                raise
+            reason = f"{item.source.path}: its outputs cannot be written ({_why(error)})."
+            return Skipped(source=item.source, reason=reason)
 
     pool = ThreadPoolExecutor(num_threads or min(_MAX_THREADS, os.cpu_count() or 1))
     try:
@@ -99,6 +106,11 @@ def predict_files(
 def _reason(error: DataError) -> str:
     """An error of `read_image` without its next step, which is for the pipeline's own files."""
     return str(error).partition(" Replace the file")[0]
+
+
+def _why(error: Exception) -> str:
+    """The cause without the path, which for a write is that of a temporary file."""
+    return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
 def _map_ahead(

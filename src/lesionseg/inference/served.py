@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lesionseg.errors import DataError
 from lesionseg.inference.predictor import Predictor
+from lesionseg.training.hardware import make_deterministic
 
 Pixels = NDArray[np.uint8]
 Answer = dict[str, str | int | float]
@@ -95,6 +96,7 @@ def answer(probability: NDArray[np.float32], *, threshold: float) -> Answer:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:
     """The model in a `model.pt`; MLflow looks for a function of this name."""
     threshold = float((model_config or {}).get("threshold", 0.5))
+    make_deterministic()  # as in `lesionseg predict`, whose numbers these are
     return ServedModel(Predictor.load(Path(path)), threshold=threshold)
 
 
@@ -174,8 +176,11 @@ def _count_pixels(image: bytes | Pixels, number: int) -> int:
             f"row {number}: a request may hold {MAX_PIXELS} pixels, and this image declares more "
             "than twice as many"
         ) from None
+    except UnidentifiedImageError:
+        raise DataError(f"row {number}: image is neither a JPEG nor a PNG file") from None
     except Exception as error:
-        raise DataError(f"row {number}: image is neither a JPEG nor a PNG file") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"row {number}: cannot be read as an image ({reason})") from error
 
 
 def _to_png(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:

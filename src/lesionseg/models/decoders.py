@@ -17,7 +17,7 @@ def _block(convolution: nn.Module, channels: int, dropout: float) -> nn.Sequenti
 
 
 class BilinearDecoder(nn.Module):
-    """Seed system 1: five 3x3 convolutions, each upsampled twofold; no skips.
+    """Baseline 1: five 3x3 convolutions, each upsampled twofold; no skips.
 
     The channels go 1280-512-256-64-32-16 while the map grows from 1/32 of the image to its size.
     """
@@ -42,7 +42,7 @@ class BilinearDecoder(nn.Module):
 
 
 class TransposedDecoder(nn.Module):
-    """Seed system 2: transposed convolutions, each joined with the encoder's map of its scale.
+    """Baseline 2: transposed convolutions, each joined with the encoder's map of its scale.
 
     A twofold transposed convolution, the skip of the same stride beside it, and a 3x3 convolution
     that fuses the two, at strides 16, 8, 4 and 2; a last transposed convolution to stride 1.
@@ -75,7 +75,7 @@ class TransposedDecoder(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """Multi-scale aggregation, the future work of seed system 1: all scales, then all fused.
+    """Multi-scale aggregation, the future work of baseline 1: all scales, then all fused.
 
     As in feature pyramid networks (Lin et al. 2017, arXiv:1612.03144) 1x1 convolutions bring the
     maps at strides 4 to 32 to one width, and each is added to the coarser one below it, twofold

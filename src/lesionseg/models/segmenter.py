@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, first_line
 from lesionseg.files import require, write_bytes
 from lesionseg.models.decoders import DECODERS
 from lesionseg.models.encoder import Encoder
@@ -65,14 +65,26 @@ def load_encoder_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         MissingFileError: The file is not there.
-        DataError: It cannot be read.
+        DataError: It cannot be read, or holds other weights, or some that are not finite.
     """
     require(path, stage="download")
     try:
         state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
-        raise DataError(f"{path} holds no weights. Run: dvc repro -f download") from None
+        _require_finite(state)
+        with torch.random.fork_rng(devices=[]):
+            Encoder(state=state, frozen=True)
+    except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
+        raise DataError(
+            f"{path} holds no weights of the encoder ({first_line(error)}). "
+            "Run: dvc repro -f download"
+        ) from None
     return state
+
+
+def _require_finite(state: Mapping[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def save_model(
@@ -111,8 +123,9 @@ def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
         encoder = Encoder(state=encoder_state, frozen=True)  # what predicts learns no more
         model = Segmenter(encoder=encoder, decoder=DECODERS[content["decoder"]](dropout=0.0))
         model.load_state_dict(state)
+        _require_finite(state)
         image_size = int(content["image_size"])
     except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{path} is not a model ({reason}). Run: dvc repro -f {stage}") from None
     return model.eval(), image_size

@@ -1,7 +1,4 @@
-"""Figures of scores: tables in, a matplotlib `Figure` out, no files; and figures as SVG text.
-
-Their look (`style`) and the figures of photographs (`overlays`) can be had from here as well.
-"""
+"""Figures of scores: tables in, a matplotlib `Figure` out, no files; and figures as SVG text."""
 
 import base64
 import io
@@ -17,44 +14,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from PIL import Image
 
-from lesionseg.report.overlays import draw_overlay, draw_samples
 from lesionseg.report.style import (
-    CASING,
     INK,
     PAPER,
-    RUN_BRIGHT_COLORS,
     RUN_COLORS,
     RUN_FILLS,
     RUN_LABELS,
     RUN_MARKERS,
     RUN_STYLES,
-    TRUTH,
     styled,
 )
 from lesionseg.report.terms import STRATA
-
-__all__ = [
-    "CASING",
-    "INK",
-    "PAPER",
-    "RUN_BRIGHT_COLORS",
-    "RUN_COLORS",
-    "RUN_FILLS",
-    "RUN_LABELS",
-    "RUN_MARKERS",
-    "RUN_STYLES",
-    "TRUTH",
-    "draw_curves",
-    "draw_differences",
-    "draw_overlay",
-    "draw_reliability",
-    "draw_samples",
-    "draw_scatter",
-    "draw_seeds",
-    "draw_strata",
-    "draw_thresholds",
-    "render_svg",
-]
 
 _OTHER_SCALE = ("hd95",)  # in percent of the diagonal, and lower is better
 

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from lesionseg import files
 from lesionseg.config import RUNS
-from lesionseg.data.images import read_image, read_mask
+from lesionseg.data.images import read_image
+from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
 from lesionseg.report.contours import find_outlines, svg_path
 from lesionseg.report.inputs import Inputs, scores_by_run

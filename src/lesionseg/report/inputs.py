@@ -25,6 +25,7 @@ from lesionseg.report.terms import (
     STRATA,
     VARIANTS,
 )
+from lesionseg.tables import read_table
 
 # Keys of the JSON files, `val.loss` for {"val": {"loss": ...}}, and what their values are.
 Schema = Mapping[str, type]
@@ -144,7 +145,7 @@ def read_inputs(*, results_dir: Path, processed_dir: Path, raw_dir: Path) -> Inp
     evaluate_dir = results_dir / "evaluate"
     inputs = Inputs(
         histories={
-            run: _read_table(results_dir / run / "history.csv", _HISTORY_COLUMNS, stage=run)
+            run: read_table(results_dir / run / "history.csv", _HISTORY_COLUMNS, stage=run)
             for run in RUNS
         },
         metrics={
@@ -162,13 +163,14 @@ def read_inputs(*, results_dir: Path, processed_dir: Path, raw_dir: Path) -> Inp
         raw_dir=raw_dir,
         masks_dir=evaluate_dir / "masks",
         splits={name: _read_split(processed_dir, name) for name in SPLITS},
-        leaks=_read_table(
+        leaks=read_table(
             processed_dir / "leaks.csv",
             ["distance"],
             text=["id", "split", "other_id", "other_split", "kind", "action"],
             stage="preprocess",
         ),
     )
+    _check_rows(inputs, results_dir)
     _check_training(inputs, results_dir)
     _check_models(inputs, evaluate_dir)
     _check_images(inputs, evaluate_dir)
@@ -223,7 +225,7 @@ def _read_tables(evaluate_dir: Path) -> dict[str, pd.DataFrame]:
         "variants": ["num_models", "num_views", *METRICS],
     }
     return {
-        name: _read_table(
+        name: read_table(
             evaluate_dir / f"{name}.csv",
             columns,
             text=text.get(name, ()),
@@ -232,48 +234,6 @@ def _read_tables(evaluate_dir: Path) -> dict[str, pd.DataFrame]:
         )
         for name, columns in numbers.items()
     }
-
-
-def _read_table(
-    path: Path,
-    numbers: Sequence[str],
-    *,
-    text: Sequence[str] = (),
-    blank: Sequence[str] = (),
-    stage: str,
-) -> pd.DataFrame:
-    """A CSV file's rows.
-
-    Args:
-        path: The file.
-        numbers: Columns with a number in each row.
-        text: Columns with text in each row; ids stay text, whatever they look like.
-        blank: Columns of numbers where a row may hold none.
-        stage: What wrote the file.
-    """
-    files.require(path, stage=stage)
-    remedy = f"Run: dvc repro -f {stage}"
-    try:
-        table = pd.read_csv(
-            path, dtype=dict.fromkeys(text, "str"), keep_default_na=False, na_values=[""]
-        )
-    except ValueError as error:
-        raise DataError(f"{path} is not CSV ({str(error).splitlines()[0]}). {remedy}") from None
-    for column in (*text, *numbers, *blank):
-        if column not in table:
-            raise DataError(f"{path} has no column {column}. {remedy}")
-        given = table[column]
-        if column not in text:
-            table[column] = pd.to_numeric(given, errors="coerce")
-        is_wrong = table[column].isna() & (given.notna() if column in blank else True)
-        if is_wrong.any():
-            row = int(np.flatnonzero(is_wrong)[0])
-            expected = "text" if column in text else "a number"
-            got = "nothing" if pd.isna(given.iloc[row]) else repr(given.iloc[row])
-            raise DataError(
-                f"{path}: {column} in line {row + 2} must be {expected}, got {got}. {remedy}"
-            )
-    return table
 
 
 def _read_record(path: Path, schema: Schema, *, stage: str) -> dict[str, Any]:
@@ -310,10 +270,20 @@ def _is_of_kind(value: object, kind: type) -> bool:
 
 def _read_split(processed_dir: Path, name: str) -> Split:
     arrays = load_split(processed_dir, name)
-    index = _read_table(
+    index = read_table(
         processed_dir / name / "index.csv", ["height", "width"], text=["id"], stage="preprocess"
     )
     return Split(index=index, images=arrays.images, masks=arrays.masks)
+
+
+def _check_rows(inputs: Inputs, results_dir: Path) -> None:
+    """Refuse tables that are cut off below their heading; leaks alone may have no rows."""
+    tables = {f"{run}/history.csv": (table, run) for run, table in inputs.histories.items()}
+    names = ("per_image", "attributes", "strata", "calibration", "thresholds", "seeds", "variants")
+    tables |= {f"evaluate/{name}.csv": (getattr(inputs, name), "evaluate") for name in names}
+    for name, (table, stage) in tables.items():
+        if table.empty:
+            raise DataError(f"{results_dir / name} has no rows. Run: dvc repro -f {stage}")
 
 
 def _check_training(inputs: Inputs, results_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """The report: one HTML file that needs nothing else, from the files of the other stages."""
 
 import base64
+import functools
 import hashlib
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,19 +17,20 @@ from matplotlib.figure import Figure
 
 from lesionseg import files
 from lesionseg.config import RUNS
-from lesionseg.report import figures, terms
+from lesionseg.report import figures, style, terms
 from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
 from lesionseg.report.inputs import Inputs, Split, read_inputs
+from lesionseg.report.overlays import draw_overlay, draw_samples
 from lesionseg.report.scatter import SIDE, place_points
 
 _TRAINING_SCORES = ("loss", "jaccard", "dice", "accuracy", "sensitivity", "specificity")
 _LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
 _PAGE_COLORS = {
-    figures.INK: "currentColor",
-    figures.PAPER: "var(--card)",
-    figures.RUN_COLORS["train_frozen"]: "var(--frozen)",
-    figures.RUN_COLORS["train_finetuned"]: "var(--finetuned)",
+    style.INK: "currentColor",
+    style.PAPER: "var(--card)",
+    style.RUN_COLORS["train_frozen"]: "var(--frozen)",
+    style.RUN_COLORS["train_finetuned"]: "var(--finetuned)",
 }
 
 
@@ -57,10 +59,9 @@ def write_report(
     """
     inputs = read_inputs(results_dir=results_dir, processed_dir=processed_dir, raw_dir=raw_dir)
     cases = read_cases(inputs)
-    rows = choose_rows(cases, num_examples=num_examples)
-    drawn = _draw_figures(inputs, rows, num_examples)
+    drawn = draw_figures(inputs, cases, num_examples=num_examples)
     svgs = {name: figures.render_svg(figure) for name, figure in drawn.items()}
-    html = _render(inputs, cases, rows, svgs, title=title, num_examples=num_examples)
+    html = render_page(inputs, cases, svgs, title=title, num_examples=num_examples)
     with files.replacing(report_dir) as temporary:
         (temporary / "figures").mkdir(parents=True)
         for name, svg in svgs.items():
@@ -99,10 +100,13 @@ def answer_of_seeds(comparison: Mapping[str, Any]) -> str:
     )
 
 
-def _draw_figures(
-    inputs: Inputs, rows: Mapping[str, Sequence[Case]], num_examples: int
-) -> dict[str, Figure]:
-    """Every figure under the name of its file."""
+def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) -> dict[str, Figure]:
+    """Every figure under the name of its file; the examples' predictions are read from theirs.
+
+    Raises:
+        MissingFileError: A prediction is not there.
+        DataError: It is damaged, or of another size than its image.
+    """
     train = inputs.splits["train"]
     spread = np.linspace(0, len(train.index) - 1, min(num_examples, len(train.index))).astype(int)
     drawn = {
@@ -111,7 +115,7 @@ def _draw_figures(
             labels={"test": "test", "test_own_size": "test, own size"},
         ),
         "scatter": figures.draw_scatter(inputs.per_image),
-        "samples": figures.draw_samples(train.images[spread], train.masks[spread]),
+        "samples": draw_samples(train.images[spread], train.masks[spread]),
         "strata": figures.draw_strata(inputs.strata),
         "reliability": figures.draw_reliability(inputs.calibration),
         "thresholds": figures.draw_thresholds(
@@ -122,7 +126,7 @@ def _draw_figures(
         drawn["seeds"] = figures.draw_seeds(inputs.seeds)
     for quantity in ("loss", "jaccard", "dice"):
         drawn[f"curves_{quantity}"] = figures.draw_curves(inputs.histories, quantities=[quantity])
-    for name, row in rows.items():
+    for name, row in choose_rows(cases, num_examples=num_examples).items():
         for number, case in enumerate(row, start=1):
             drawn[f"{name}_{number}"] = _draw_overlay(inputs, case)
     return drawn
@@ -134,43 +138,40 @@ def _draw_overlay(inputs: Inputs, case: Case) -> Figure:
     position = int(np.flatnonzero(test.index["id"] == case.id)[0])
     paths = {run: inputs.masks_dir / run / f"{case.id}_segmentation.png" for run in RUNS}
     size = (row.height, row.width)
-    return figures.draw_overlay(
+    return draw_overlay(
         test.images[position],
         test.masks[position],
         {run: read_prediction(path, size=size) for run, path in paths.items()},
     )
 
 
-def _render(
+def render_page(
     inputs: Inputs,
     cases: Sequence[Case],
-    rows: Mapping[str, Sequence[Case]],
     svgs: Mapping[str, str],
     *,
     title: str,
     num_examples: int,
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        **{"signed": _signed, "effect_size": _effect_size},
-        **{"p_value": _p_value, "percent": _percent},
-    }
+    """The page as HTML text, from what was read and drawn; no file but the template is opened.
+
+    Args:
+        inputs: What `read_inputs` gave.
+        cases: What `read_cases` gave for them.
+        svgs: SVG text by figure, as `draw_figures` names them.
+        title: The page's first line.
+        num_examples: Images in each row of examples.
+    """
     script = _read_asset("page.js")
     comparison, scatter = inputs.comparison, place_points(cases)
-    return environment.get_template("page.html").render(
+    return _load_template().render(
         # The words of the page and the files inlined into it.
         title=title,
         style=Markup(_read_asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        labels=figures.RUN_LABELS,
-        outlines={"truth": "truth", **figures.RUN_LABELS},
+        labels=style.RUN_LABELS,
+        outlines={"truth": "truth", **style.RUN_LABELS},
         terms=terms,
         runs=RUNS,
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
@@ -186,7 +187,7 @@ def _render(
         training=_training_rows(inputs),
         # Single images.
         cases=cases,
-        rows=rows,
+        rows=choose_rows(cases, num_examples=num_examples),
         middle=_middle(cases),
         num_examples=num_examples,
         scatter=scatter,
@@ -204,6 +205,22 @@ def _render(
         experiment=inputs.runs["train_finetuned"]["dvc_experiment"],
         commit=inputs.runs["train_finetuned"]["commit"],
     )
+
+
+@functools.cache
+def _load_template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lesionseg.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        **{"signed": _signed, "effect_size": _effect_size},
+        **{"p_value": _p_value, "percent": _percent},
+    }
+    return environment.get_template("page.html")
 
 
 def _read_asset(name: str) -> str:

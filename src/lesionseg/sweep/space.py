@@ -1,6 +1,7 @@
 """What a sweep varies: lists and ranges of parameters, and how the next values are chosen."""
 
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from lesionseg.errors import ConfigError
 
 Value = int | float | str
 Settings = dict[str, Value]
+MOST_TRIALS = 10_000  # a month of minutes
 _DIGITS = 3  # significant ones of a value from a range: readable, and finer than any effect
 
 
@@ -82,6 +84,8 @@ def _parse_range(name: str, spec: str) -> tuple[Axis, int]:
     if not match:
         raise ConfigError(f"{name}: a range is LOW..HIGH [log] [COUNT], got {spec!r}")
     low, high, is_log = float(match[1]), float(match[2]), bool(match[3])
+    if not math.isfinite(high - low):
+        raise ConfigError(f"{name}: {spec!r} must be between finite numbers")
     if not low < high:
         raise ConfigError(f"{name}: {spec!r} must go from the lower to the higher number")
     if is_log and low <= 0:
@@ -132,13 +136,22 @@ def grid_axis(text: str, *, whole: Mapping[str, bool]) -> Axis:
             f"{axis.name}: a grid needs the number of points, at least 2. "
             f"Write: --grid '{text.strip()} 5'"
         )
+    if count > MOST_TRIALS:
+        raise ConfigError(f"{axis.name}: a grid has at most {MOST_TRIALS} points, got {count}")
     is_whole = whole.get(axis.name, False)
     points = (axis.at(index / (count - 1), is_whole=is_whole) for index in range(count))
     return Axis(name=axis.name, values=tuple(dict.fromkeys(points)))
 
 
 def grid(axes: Sequence[Axis]) -> Iterator[Settings]:
-    """Every combination, the last axis fastest."""
+    """Every combination, the last axis fastest.
+
+    Raises:
+        ConfigError: There are more than anybody could wait for.
+    """
+    number = math.prod(len(axis.values) for axis in axes)
+    if number > MOST_TRIALS:
+        raise ConfigError(f"the grid must have at most {MOST_TRIALS} trials, got {number}")
     for values in itertools.product(*(axis.values for axis in axes)):
         yield {axis.name: value for axis, value in zip(axes, values, strict=True)}
 

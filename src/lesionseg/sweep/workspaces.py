@@ -8,9 +8,9 @@ experiment is then fetched into the repository.
 
 import json
 import logging
+import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import pandas as pd
 from dvc.api import DVCFileSystem
 
+from lesionseg import children
+from lesionseg.children import Process
 from lesionseg.config import RUNS
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import DataError, LesionsegError
 from lesionseg.files import read_json
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.tables import read_table
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
@@ -170,10 +172,9 @@ def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]
             for revision in experiment["revs"] or []:
                 metrics = (revision["data"] or {}).get("metrics") or {}
                 found = {run: metrics.get(f"results/{run}/metrics.json", {}) for run in RUNS}
-                if all("data" in value for value in found.values()):
-                    scores[revision["name"]] = {
-                        run: [value["data"]["val"]["jaccard"]] for run, value in found.items()
-                    }
+                jaccards = {run: [jaccard_in(value.get("data"))] for run, value in found.items()}
+                if all(math.isfinite(score) for (score,) in jaccards.values()):
+                    scores[revision["name"]] = jaccards
     return scores
 
 
@@ -194,7 +195,7 @@ class Workspace:
     path: Path
     archives: str
     trial: Trial | None = None
-    process: "subprocess.Popen[bytes] | None" = None
+    process: Process | None = None
     started: float = 0.0
 
     def create(self) -> None:
@@ -245,16 +246,13 @@ class Workspace:
         command = [*DVC, "exp", "run", "--name", trial.name, *settings]
         self.trial, self.started = trial, time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(
+        with log.open("wb") as stream, children.deferred():
+            self.process = children.start(
                 command,
                 cwd=self.path,
-                env=self.repository.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is passed on by `stop`, once
-                pass_fds=[keep_open],
+                environment=self.repository.environment,
+                log=stream,
+                keep_open=[keep_open],
             )
 
     def has_ended(self) -> bool:
@@ -283,25 +281,25 @@ class Workspace:
         scores = {run: read_scores(self.path / "results" / run, run) for run in RUNS}
         return Outcome(trial=trial, scores=scores, log=log, seconds=seconds)
 
-    def stop(self) -> None:
-        """Interrupt the trial; its finished epochs are kept."""
-        if self.process is None or self.process.poll() is not None:
-            return
-        for number, patience in ((signal.SIGINT, 15), (signal.SIGKILL, 5)):
-            os.killpg(self.process.pid, number)
-            try:
-                self.process.wait(patience)
-            except subprocess.TimeoutExpired:
-                continue
-            return
-
 
 def read_scores(folder: Path, run: str) -> list[float]:
     """Best val jaccards of one model, one for each of its training seeds."""
-    seeds = folder / "seeds/scores.csv"
-    if seeds.exists():
-        return [float(value) for value in pd.read_csv(seeds)["val_jaccard"]]
-    return [float(read_json(folder / "metrics.json", stage=run)["val"]["jaccard"])]
+    path = folder / "seeds/scores.csv"
+    if path.exists():
+        scores = [float(v) for v in read_table(path, ["val_jaccard"], stage=run)["val_jaccard"]]
+    else:
+        path = folder / "metrics.json"
+        scores = [jaccard_in(read_json(path, stage=run))]
+    if not scores or not all(map(math.isfinite, scores)):
+        raise DataError(f"{path} has no val jaccard. Run: dvc repro -f {run}")
+    return scores
+
+
+def jaccard_in(metrics: object) -> float:
+    """The val jaccard in a metrics.json, NaN where there is none."""
+    val = metrics.get("val") if isinstance(metrics, dict) else None
+    score = val.get("jaccard") if isinstance(val, dict) else None
+    return float(score) if isinstance(score, int | float) else math.nan
 
 
 def dvc_value(value: Value) -> str:
@@ -329,8 +327,8 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for workspace in self._all:
-            workspace.stop()
+        # Interrupted, a trial keeps its finished epochs.
+        children.stop([workspace.process for workspace in self._all if workspace.process])
         shutil.rmtree(self._home / "workspaces", ignore_errors=True)
 
     def prepare(self) -> None:
@@ -348,15 +346,11 @@ class Pool:
         # Paths in params.yaml start at the repository, not at its clone.
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
-            done = subprocess.run(
-                [*DVC, "repro", "preprocess"],
-                cwd=first.path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
+            command = [*DVC, "repro", "preprocess"]
+            status = children.run_to_end(
+                command, cwd=first.path, environment=environment, log=stream
             )
-        if done.returncode:
+        if status:
             raise LesionsegError(
                 f"the data cannot be made: {last_error(log.read_text(errors='replace'))} "
                 f"(all of it: {log})"

@@ -2,13 +2,18 @@
 
 They lie outside DVC's outputs, which DVC deletes before a stage runs, and are named after a hash
 of all that determines the result: a changed parameter, file, program or machine starts afresh.
+
+A finished training's checkpoint stays until DVC has committed what came out: where the commit
+fails, the next start writes the same files again without training.
 """
 
+import configparser
 import hashlib
 import io
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,14 +23,20 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
+from lesionseg.config import read_yaml
 from lesionseg.files import sha256, write_bytes
 
-PACKAGE = Path(__file__).resolve().parents[1]
+FINISHED = "finished"  # a file in the folder of a training that is through
 _log = logging.getLogger(__name__)
 
 
 def checkpoint_dir(
-    root: Path, *, run: str, settings: Mapping[str, Any], inputs: Iterable[Path]
+    root: Path,
+    *,
+    run: str,
+    settings: Mapping[str, Any],
+    inputs: Iterable[Path],
+    code: Iterable[Path],
 ) -> Path:
     """The folder of checkpoints of one training.
 
@@ -34,16 +45,24 @@ def checkpoint_dir(
         run: Name of the training.
         settings: Everything else the result depends on, as JSON knows it.
         inputs: Files the training reads.
+        code: Those of the program, as from `stage_code`.
     """
-    code = sorted(PACKAGE.rglob("*.py"))
     facts = {
         **settings,
         "run": run,
         "inputs": [sha256(path) for path in inputs],
-        "code": [(path.relative_to(PACKAGE).as_posix(), sha256(path)) for path in code],
+        "code": [(path.as_posix(), sha256(path)) for path in code],
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return root / f"{run}-{key[:16]}"
+
+
+def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[Path]:
+    """The files of the program that a stage's outputs depend on, as DVC has them in `pipeline`."""
+    deps = read_yaml(pipeline)["stages"][stage]["deps"]
+    paths = [Path(dep) for dep in deps if dep.startswith(("src/", "stages/"))]
+    files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    return sorted(files)
 
 
 @contextmanager
@@ -86,6 +105,57 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def delete_checkpoints(folder: Path) -> None:
-    """Remove a finished training's folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+def mark_finished(folder: Path, model_path: Path) -> None:
+    """Note in a folder of checkpoints which model its training's stage ended with."""
+    write_bytes(folder / FINISHED, _md5(model_path).encode())
+
+
+def delete_committed(root: Path) -> None:
+    """Remove the folders of finished trainings whose results DVC has in its hands.
+
+    Args:
+        root: Folder of all checkpoints, in the repository's root.
+    """
+    finished = {path.parent: path.read_text() for path in root.glob(f"*/{FINISHED}")}
+    if not finished:
+        return
+    committed = _committed(root.parent)
+    for folder, md5 in finished.items():
+        if md5 in committed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _committed(repository: Path) -> set[str]:
+    """MD5s of the outputs in a dvc.lock, or in a stage of the run cache that is in the cache whole.
+
+    DVC writes an entry of its run cache before it copies the outputs, and dvc.lock after it. The
+    lock file of an experiment in a workspace of its own is not at hand later; its entry is.
+    """
+    locks = {Path("dvc.lock").resolve(), repository / "dvc.lock"}
+    found = {md5 for path in locks if path.exists() for md5 in _outputs(path)}
+    cache = _cache_dir(repository)
+    for entry in (cache / "runs").glob("*/*/*"):
+        outputs = _outputs(entry)
+        if all((cache / "files/md5" / md5[:2] / md5[2:]).exists() for md5 in outputs):
+            found |= outputs
+    return found
+
+
+def _outputs(lock_path: Path) -> set[str]:
+    """MD5s of all outputs in a lock file or an entry of the run cache."""
+    text = lock_path.read_text(encoding="utf-8")
+    sections = re.findall(r"^( *)outs:\n((?:\1[ -].*\n?)*)", text, flags=re.MULTILINE)
+    return {md5 for _, lines in sections for md5 in re.findall(r"\bmd5: ([0-9a-f]{32}\S*)", lines)}
+
+
+def _cache_dir(repository: Path) -> Path:
+    """DVC's cache, as the repository's configuration says; relative paths start at `.dvc`."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(repository / ".dvc" / name for name in ("config", "config.local"))
+    return repository / ".dvc" / parser.get("cache", "dir", fallback="cache")
+
+
+def _md5(path: Path) -> str:
+    """As DVC has it of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()

@@ -23,17 +23,25 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type to compute in; `auto` takes bfloat16 only where the hardware multiplies in it.
+    """The type to compute in; `auto` takes bfloat16 on a CUDA device that multiplies in it.
 
-    A CPU without AVX-512 BF16 or AMX emulates bfloat16, hundreds of times slower than float32.
+    On a CPU `auto` is float32, whatever the CPU can do: so a result does not change with the kind
+    of processor that happens to compute it. bfloat16 is a value to ask for there.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def describe(device: torch.device, precision: torch.dtype) -> str:
+    """Device, precision and threads in a line, such as `cpu (AVX512), float32, 2 threads`."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        kind = f"{device} ({torch.cuda.get_device_name(device)})"
     else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+        kind = f"{device} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{kind}, {str(precision).removeprefix('torch.')}, {torch.get_num_threads()} threads"
 
 
 def make_deterministic() -> None:
