@@ -221,7 +221,8 @@ def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch, numb
     with pytest.raises(SystemExit) as caught:
         stages.run(main)
     assert str(caught.value) == (
-        f"error: {tmp_path}/deep: {os.strerror(number)}. Make room and run the same command again"
+        f"error: the disk of {tmp_path}/deep/model.pt has run full. Make room there and run the "
+        "same command again"
     )
     assert list((tmp_path / "deep").iterdir()) == []
 

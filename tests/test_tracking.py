@@ -406,6 +406,16 @@ def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("address", [None, "", "sqlite"])
+def test_a_store_that_is_no_folder_draws_no_word(project, address, monkeypatch, caplog):
+    monkeypatch.setattr(store, "_noted", set())
+    if address is not None:
+        uri = f"sqlite:///{project}/mlruns/mlflow.db" if address else ""
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracking.connect()
+    assert warnings_of(caplog) == []
+
+
 def test_artefacts_of_another_database_lie_beside_it(fresh, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh}/my runs/mlflow.db")
     client, experiment_id = tracking.connect()

@@ -161,7 +161,7 @@ def _folder(address: str) -> Path | None:
 def _note_folder() -> None:
     """Say once where the runs go instead of into a folder, and by which name to ask for them."""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if _folder(address) and address not in _noted:
+    if address and _folder(address) and address not in _noted:
         _noted.add(address)
         _log.warning(
             "MLFLOW_TRACKING_URI=%s is a folder, which MLflow takes no more since 3.13. The runs "

@@ -83,7 +83,10 @@ def load_split(processed_dir: Path, name: str) -> Split:
     masks = _load(split_dir / "masks.npy", num_axes=3)
     ids = _read_ids(split_dir / "index.csv")
     if not len(images) == len(masks) == len(ids) > 0:
-        raise _unfit(split_dir, f"has {len(images)} images, {len(masks)} masks and {len(ids)} ids")
+        raise _unfit(
+            split_dir,
+            f"has {len(images)} images, {len(masks)} masks and {len(ids)} ids in index.csv",
+        )
     num, size, _ = masks.shape
     if images.shape != (num, size, size, 3) or masks.shape != (num, size, size):
         raise _unfit(
