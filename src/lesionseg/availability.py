@@ -16,7 +16,7 @@ from typing import TypeVar
 from lesionseg.errors import TrackingError
 
 CALL_SECONDS = 20.0  # of one call
-_ALL_SECONDS, _SHARE = 40.0, 0.05  # of all calls, and this much of the process's time
+_ALL_SECONDS, _SHARE = 60.0, 0.1  # of all calls, and this much of the process's time
 _RETRY_SECONDS = 600.0  # a store that has failed is not asked again before
 # MLflow's codes for what is wrong with one run; all others mean the store.
 _OF_ONE_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")

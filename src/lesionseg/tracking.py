@@ -95,13 +95,14 @@ class Run:
             for key, value in params.items()
             if key not in known
         ]
-        self._call(lambda client: client.log_batch(self.run_id, params=new), default=None)
+        if new:
+            self._call(lambda client: client.log_batch(self.run_id, params=new), default=None)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Add one value of each metric, but for a step that the run had when it was taken up."""
         from mlflow.entities import Metric
 
-        if self.is_lost or step in self._logged_steps:
+        if self.is_lost or not metrics or step in self._logged_steps:
             return
         now = int(time.time() * 1000)
         entities = [Metric(key, value, now, step) for key, value in metrics.items()]
