@@ -377,12 +377,12 @@ LOG_A_RUN = """
 import sys
 from pathlib import Path
 from mlflow import MlflowClient
-from lesionseg import tracking
+from lesionseg import store, tracking
 
 MlflowClient().search_experiments(max_results=1)  # all that is slow the first time
 print("ready", flush=True)
 sys.stdin.readline()
-tracking.EXPERIMENT = "fresh"
+store.EXPERIMENT = "fresh"
 with tracking.training_run("train_frozen", params={}, tags={}, id_path=Path("id")) as run:
     run.log_file(Path("hello.txt"))
 """
