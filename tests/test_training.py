@@ -602,6 +602,20 @@ def test_a_finished_training_s_checkpoints_go_only_when_dvc_has_its_model(tmp_pa
     assert [path.name for path in root.iterdir()] == ["unfinished"]
 
 
+def test_trainings_that_tidy_up_at_once_do_not_trip_over_each_other(tmp_path, monkeypatch):
+    root = tmp_path / ".checkpoints"
+    save_checkpoint(root / "finished", {"a": 1})
+    mark_finished(root / "finished", root / "finished/checkpoint.pt")
+    (tmp_path / "dvc.lock").write_text(LOCK.format(dep="0" * 32, out="0" * 32))
+
+    def vanish(path, **_):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", vanish)  # listed, and gone before it is read
+    delete_committed(root)
+    assert (root / "finished/checkpoint.pt").exists()
+
+
 def test_the_checkpoint_s_folder_is_another_for_every_other_training(tmp_path):
     data, other = tmp_path / "images.npy", tmp_path / "masks.npy"
     data.write_bytes(b"1")

@@ -116,7 +116,7 @@ def delete_committed(root: Path) -> None:
     Args:
         root: Folder of all checkpoints, in the repository's root.
     """
-    finished = {path.parent: path.read_text() for path in root.glob(f"*/{FINISHED}")}
+    finished = {path.parent: _read(path) for path in root.glob(f"*/{FINISHED}")}
     if not finished:
         return
     committed = _committed(root.parent)
@@ -143,9 +143,17 @@ def _committed(repository: Path) -> set[str]:
 
 def _outputs(lock_path: Path) -> set[str]:
     """MD5s of all outputs in a lock file or an entry of the run cache."""
-    text = lock_path.read_text(encoding="utf-8")
+    text = _read(lock_path)
     sections = re.findall(r"^( *)outs:\n((?:\1[ -].*\n?)*)", text, flags=re.MULTILINE)
     return {md5 for _, lines in sections for md5 in re.findall(r"\bmd5: ([0-9a-f]{32}\S*)", lines)}
+
+
+def _read(path: Path) -> str:
+    """A file's text, none of one that another training or DVC takes away in this moment."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
 
 
 def _cache_dir(repository: Path) -> Path:
