@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
 	@echo "make sweep     four experiments on synthetic lesions, compared by val (minutes)"
-	@echo "make ablation  every configuration of stages/ablation.yaml, on what params.yaml says (hours)"
+	@echo "make ablation  every configuration of experiments/ablation.yaml, on what params.yaml says (hours)"
 	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
@@ -30,13 +30,13 @@ setup: .venv/ready
 	@touch $@
 
 demo: setup
-	@python -m stages.demo
+	@python -m experiments.demo
 
 sweep: setup
-	@python -m stages.sweep_demo
+	@python -m experiments.sweep_demo
 
 ablation: setup
-	@python -m stages.ablation
+	@python -m experiments.ablation
 
 # Without the peer's package the benchmarks say so, and measure the rest.
 bench: setup

@@ -33,10 +33,10 @@ from lesionseg.data.dataset import Split, load_split
 from lesionseg.data.manifest import read_manifest
 from lesionseg.errors import DataError
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
+from lesionseg.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.losses import weighted_sum
 from lesionseg.memory import keep_freed_memory
 from lesionseg.models.segmenter import MEAN, STD, build_segmenter, load_encoder_state
-from lesionseg.training.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.training.loop import Training
 from stages.train import make_recipe
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import load_config
+from lesionseg.hardware import choose_device, choose_precision
 from lesionseg.provenance import git_commit, versions
-from lesionseg.training.hardware import choose_device, choose_precision
 
 LARGE, SMALL = 2048, 256  # sides of the matrices
 LONGEST = 2.0  # seconds of a product; a CPU without bfloat16 needs a minute for a large one

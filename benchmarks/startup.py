@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.demo import ROOT, copy_pipeline
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import LesionsegError
 from lesionseg.files import write_bytes
-from stages.demo import ROOT, copy_pipeline
 
 # The smallest project whose six stages all run.
 PARAMS = {

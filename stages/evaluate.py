@@ -31,7 +31,6 @@ from lesionseg.evaluation.calibration import (
     sum_bins,
 )
 from lesionseg.evaluation.limits import score_limits
-from lesionseg.evaluation.prediction import predict_split
 from lesionseg.evaluation.scoring import (
     SCOPES,
     Row,
@@ -60,10 +59,11 @@ from lesionseg.files import (
     write_csv,
     write_json,
 )
+from lesionseg.hardware import choose_device, describe, make_deterministic
+from lesionseg.inference.prediction import predict_split
 from lesionseg.models.segmenter import load_model
 from lesionseg.processes import only_writer
-from lesionseg.replay import complete_evaluation
-from lesionseg.training.hardware import choose_device, describe, make_deterministic
+from lesionseg.tracking.replay import complete_evaluation
 from stages import result_dirs, run
 
 RAW, PROCESSED, RESULTS = Path("data/raw"), Path("data/processed"), Path("results")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import load_config
-from lesionseg.replay import attach_report
 from lesionseg.report.page import write_report
+from lesionseg.tracking.replay import attach_report
 from stages import run
 
 logger = logging.getLogger(__name__)

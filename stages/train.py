@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from lesionseg import provenance, tracking
+from lesionseg import provenance
 from lesionseg.config import RUNS, Config, load_config
 from lesionseg.data.dataset import Fold, Split, load_split, split_fold
 from lesionseg.files import (
@@ -25,8 +25,15 @@ from lesionseg.files import (
     write_csv,
     write_json,
 )
+from lesionseg.hardware import (
+    choose_device,
+    choose_precision,
+    describe,
+    make_deterministic,
+)
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
 from lesionseg.processes import only_writer
+from lesionseg.tracking import runs
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
     claimed,
@@ -35,12 +42,6 @@ from lesionseg.training.checkpoints import (
     mark_finished,
     save_checkpoint,
     stage_code,
-)
-from lesionseg.training.hardware import (
-    choose_device,
-    choose_precision,
-    describe,
-    make_deterministic,
 )
 from lesionseg.training.loop import VAL_METRICS, Epoch, Recipe, Training
 from stages import result_dirs, run
@@ -95,10 +96,10 @@ def train_seed(config: Config, name: str, *, seed: int, folder: Path, claims: Ex
     checkpoints = claims.enter_context(claimed(unclaimed))
     tags = {**provenance.tags(stage=name), **facts, "training_key": checkpoints.name}
     id_path = checkpoints / "run_id"
-    with tracking.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
+    with runs.training_run(name, params=params, tags=tags, id_path=id_path) as logged:
         train(training, checkpoints, logged)
         write_results(folder, config, training, tags=tags, params=params)
-    tracking.complete_training(folder, name=name)
+    runs.complete_training(folder, name=name)
     return checkpoints
 
 
@@ -159,12 +160,12 @@ def make_recipe(config: Config, name: str, *, seed: int, precision: torch.dtype)
     )
 
 
-def log_epoch(epoch: Epoch, logged: tracking.Run) -> None:
+def log_epoch(epoch: Epoch, logged: runs.Run) -> None:
     """Add one epoch's metrics to the MLflow run."""
-    logged.log_metrics(tracking.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
+    logged.log_metrics(runs.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
 
 
-def train(training: Training, folder: Path, logged: tracking.Run) -> None:
+def train(training: Training, folder: Path, logged: runs.Run) -> None:
     """Run the epochs still to come, each saved before it is reported."""
     checkpoint = load_checkpoint(folder)
     if checkpoint:

@@ -44,7 +44,7 @@ def one_thread():
 def encoder_state():
     import torch
 
-    from lesionseg.models.torchvision import mobilenet_v2
+    from lesionseg.mobilenet import mobilenet_v2
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -54,11 +54,11 @@ def encoder_state():
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """The database of a store without runs: MLflow takes a second to make one, a copy nothing."""
-    from lesionseg import tracking
+    from lesionseg.tracking import store
 
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("store")
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
+        store.connect()
     return root / "mlruns/mlflow.db"

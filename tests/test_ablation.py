@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from fake_pipeline import PARAMS, ROOT, call, experiments, fake_repository, start, trainings
 
+from experiments import ablation
 from lesionseg.config import RUNS, read_yaml
 from lesionseg.errors import ConfigError
 from lesionseg.sweep.ablation import Configuration, read_configurations, tables
 from lesionseg.sweep.trials import check, make_trial
-from stages import ablation
 
 CONFIGURATIONS = read_configurations(ROOT / ablation.CONFIGURATIONS)
 THREE = """

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from lesionseg import availability
-from lesionseg.availability import Store, within
 from lesionseg.errors import TrackingError
+from lesionseg.tracking import availability
+from lesionseg.tracking.availability import Store, within
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_what_is_wrong_with_one_run_does_not_give_up_the_others():
 
 def test_a_process_ends_though_a_call_hangs():
     code = (
-        "import time\nfrom lesionseg.availability import within\n"
+        "import time\nfrom lesionseg.tracking.availability import within\n"
         "try: within(0.1, lambda: time.sleep(100))\nexcept TimeoutError as error: print(error)"
     )
     done = subprocess.run(

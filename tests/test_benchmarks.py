@@ -21,8 +21,8 @@ from benchmarks.tables import common_jaccard, median_ratio, seconds_to, spread, 
 from lesionseg.config import override, read_yaml
 from lesionseg.data.dataset import load_split
 from lesionseg.errors import ConfigError, DataError, MissingFileError
+from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.segmenter import build_segmenter
-from lesionseg.models.torchvision import mobilenet_v2
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")

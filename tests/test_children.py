@@ -8,11 +8,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from experiments import demo, sweep_demo
 from lesionseg import children
 from lesionseg.children import deferred, run_to_end, stopped_like_ctrl_c
 from lesionseg.sweep import workspaces
 from lesionseg.sweep.workspaces import Pool, Repository
-from stages import demo, run, sweep_demo
+from stages import run
 
 ENDINGS = ("INT", "TERM", "HUP")
 # A child with a child of its own, both noted down, that then ends us in some way.

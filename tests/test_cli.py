@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg import registry
 from lesionseg.cli import main
 from lesionseg.inference.predictor import Predictor
 from lesionseg.models.segmenter import build_segmenter, save_model
+from lesionseg.tracking import registry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from contextlib import closing
 import pytest
 from filelock import FileLock
 
-from lesionseg import database
 from lesionseg.errors import TrackingError
+from lesionseg.tracking import database
 
 KNOWN = {"first", "second", "third"}
 

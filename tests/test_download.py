@@ -34,7 +34,7 @@ from lesionseg.errors import (
     MissingFileError,
 )
 from lesionseg.files import sha256
-from lesionseg.models.torchvision import mobilenet_v2
+from lesionseg.mobilenet import mobilenet_v2
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDS = {"train": ("ISIC_0000000", "ISIC_0000001"), "test": ("ISIC_0000003",)}

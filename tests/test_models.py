@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lesionseg.errors import DataError, MissingFileError
+from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.decoders import (
     DECODERS,
     BilinearDecoder,
@@ -22,7 +23,6 @@ from lesionseg.models.segmenter import (
     load_model,
     save_model,
 )
-from lesionseg.models.torchvision import mobilenet_v2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

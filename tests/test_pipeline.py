@@ -29,13 +29,14 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
-from lesionseg import cli, store
+from experiments.demo import ROOT, copy_pipeline
+from lesionseg import cli
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import sha256
+from lesionseg.tracking import store
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
-from stages.demo import ROOT, copy_pipeline
 from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
 from tests.ports import free_port

@@ -20,12 +20,12 @@ from scipy import ndimage
 from lesionseg.data.dataset import Split
 from lesionseg.data.images import read_image, resize_image
 from lesionseg.errors import ConfigError, DataError, LesionsegError, MissingFileError
-from lesionseg.evaluation.prediction import predict_split, resize_probabilities
 from lesionseg.evaluation.scoring import score_split
 from lesionseg.inference.decoding import decode
 from lesionseg.inference.outputs import PROBABILITY_LEVELS, Outputs, Summary, summarise
 from lesionseg.inference.overlay import LONGER_SIDE, draw_overlay
 from lesionseg.inference.pipeline import Skipped, predict_files
+from lesionseg.inference.prediction import predict_split, resize_probabilities
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.regions import (
     count_regions,

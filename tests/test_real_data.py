@@ -12,8 +12,8 @@ from lesionseg import provenance
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.data.dataset import load_split
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, pool_scores, score_images
-from lesionseg.evaluation.prediction import predict_split
 from lesionseg.files import read_json
+from lesionseg.inference.prediction import predict_split
 from lesionseg.models.segmenter import load_model
 from stages import download, evaluate, preprocess
 from stages.train import make_training, write_results

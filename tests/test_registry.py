@@ -13,10 +13,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from lesionseg import registry, tracking
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
-from lesionseg.inference.card import MAX_CHARACTERS, write_card
+from lesionseg.tracking import registry, runs
+from lesionseg.tracking.card import MAX_CHARACTERS, write_card
 from tests.test_dvc import import_closure, imported_names
 from tests.trained_results import ROOT, write_evaluation, write_json, write_run
 
@@ -70,7 +70,7 @@ def test_the_model_with_the_larger_val_jaccard_is_registered(project, train, bet
 def test_a_version_knows_its_scores_its_data_and_the_run_that_trained_it(project, train):
     model_sha256 = train(val=0.85)
     write_evaluation(project)
-    with tracking.training_run("r", params={}, tags={}, id_path=project / "id") as run:
+    with runs.training_run("r", params={}, tags={}, id_path=project / "id") as run:
         run.set_tags({"model_sha256": model_sha256})
     registry.register()
     found = champion_of(project)
@@ -100,7 +100,7 @@ def test_a_version_has_all_that_serving_takes(project, train):
         *("mask", "probability", "height", "width", "lesion_fraction")
     ]
     assert json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
-    assert (folder / "code/lesionseg/inference/served.py").is_file()
+    assert (folder / "code/lesionseg/tracking/served.py").is_file()
     assert not list(folder.rglob("__pycache__"))
     pins = (folder / "requirements.txt").read_text().splitlines()
     assert [pin.partition("==")[0] for pin in pins] == list(registry.REQUIREMENTS)
@@ -108,7 +108,7 @@ def test_a_version_has_all_that_serving_takes(project, train):
 
 
 def test_the_requirements_are_what_serving_imports():
-    files = import_closure(ROOT / "src/lesionseg/inference/served.py")
+    files = import_closure(ROOT / "src/lesionseg/tracking/served.py")
     names = {name for file in files for name in imported_names(file) if "." not in name}
     expected = {name.replace("pillow", "PIL") for name in registry.REQUIREMENTS}
     others = {"lesionseg", "pillow_heif", "tifffile"}  # it takes JPEG and PNG only

@@ -8,10 +8,10 @@ import socket
 import pandas as pd
 import pytest
 
-from lesionseg import tracking
 from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError
 from lesionseg.files import sha256
-from lesionseg.replay import replay
+from lesionseg.tracking import runs, store
+from lesionseg.tracking.replay import replay
 from tests.damage import KINDS, damage
 from tests.mlflow_contents import client_of, contents
 from tests.report_inputs import RUNS, write_report_inputs
@@ -111,9 +111,9 @@ def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, bro
     record = json.loads((project / "results/train_frozen/run.json").read_text())
     tags = {"training_key": record["training_key"]}
     history = pd.read_csv(project / "results/train_frozen/history.csv")
-    with tracking.training_run("train_frozen", params={}, tags=tags, id_path=project / "id") as run:
+    with runs.training_run("train_frozen", params={}, tags=tags, id_path=project / "id") as run:
         for row in history.head(3).to_dict("records"):
-            run.log_metrics(tracking.epoch_metrics(row), step=row["epoch"])
+            run.log_metrics(runs.epoch_metrics(row), step=row["epoch"])
     assert bring(project) == 2
     assert contents(client_of(project)) == contents(client_of(brought))
 
@@ -170,7 +170,7 @@ def no_server(monkeypatch):
     def fail():
         raise TrackingError("away")
 
-    monkeypatch.setattr(tracking, "connect", fail)
+    monkeypatch.setattr(store, "connect", fail)
 
 
 DAMAGED = {
@@ -186,11 +186,11 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_damaged_file_is_named_with_the_stage_to_run(project, no_server, monkeypatch, kind):
-    monkeypatch.setattr("lesionseg.replay.draw_curves", lambda _: None)
-    monkeypatch.setattr("lesionseg.replay.draw_overlay", lambda *_: None)
-    monkeypatch.setattr(tracking.Run, "is_lost", False)  # else its figures are not drawn
+    monkeypatch.setattr("lesionseg.tracking.replay.draw_curves", lambda _: None)
+    monkeypatch.setattr("lesionseg.tracking.replay.draw_overlay", lambda *_: None)
+    monkeypatch.setattr(runs.Run, "is_lost", False)  # else its figures are not drawn
     # Of all test images, so that the damaged one is among them.
-    monkeypatch.setattr("lesionseg.replay.choose_examples", lambda _: {"worst": 0})
+    monkeypatch.setattr("lesionseg.tracking.replay.choose_examples", lambda _: {"worst": 0})
     seed = project / "results/train_frozen/seeds/1"
     shutil.copytree(project / "results/train_frozen", seed)
     for name, stage in DAMAGED.items():

@@ -21,10 +21,9 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lesionseg import registry
-from lesionseg.inference import served
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.served import PROBABILITY_LEVELS, ServedModel, answer
+from lesionseg.tracking import registry, served
+from lesionseg.tracking.served import PROBABILITY_LEVELS, ServedModel, answer
 from tests.ports import free_port
 from tests.trained_results import write_evaluation, write_run
 

@@ -21,6 +21,7 @@ from fake_pipeline import (
     trainings,
 )
 
+from experiments import sweep
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.errors import ConfigError, DataError, LesionsegError
 from lesionseg.sweep import workspaces
@@ -43,7 +44,6 @@ from lesionseg.sweep.workspaces import (
     open_repository,
     read_scores,
 )
-from stages import sweep
 from tests.damage import KINDS, damage
 
 THREE_TRIALS = ("--grid", "model.dropout=0.2,0.3,0.6", "--jobs", "2")

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.demo import ROOT, copy_pipeline
 from lesionseg.config import RUNS, override, read_yaml
-from stages.demo import ROOT, copy_pipeline
 from tests.ports import free_port
 
 for package in ("psycopg2", "boto3", "dvc_s3", "moto.server", "flask_wtf"):
@@ -377,13 +377,13 @@ LOG_A_RUN = """
 import sys
 from pathlib import Path
 from mlflow import MlflowClient
-from lesionseg import store, tracking
+from lesionseg.tracking import runs, store
 
 MlflowClient().search_experiments(max_results=1)  # all that is slow the first time
 print("ready", flush=True)
 sys.stdin.readline()
 store.EXPERIMENT = "fresh"
-with tracking.training_run("train_frozen", params={}, tags={}, id_path=Path("id")) as run:
+with runs.training_run("train_frozen", params={}, tags={}, id_path=Path("id")) as run:
     run.log_file(Path("hello.txt"))
 """
 

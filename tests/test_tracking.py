@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient, experiments
 
-from lesionseg import availability, database, store, tracking
 from lesionseg.errors import TrackingError
+from lesionseg.tracking import availability, database, runs, store
 from tests.mlflow_contents import client_of
 
 
@@ -39,7 +39,7 @@ def project(fresh, empty_store):
 
 
 def start(project, name="train_frozen", id_path=None, **tags):
-    return tracking.training_run(
+    return runs.training_run(
         name,
         params={"train.lr": 0.002},
         tags={"commit": "abc", **tags},
@@ -101,12 +101,12 @@ def test_a_model_leads_to_the_latest_run_that_trained_it(project):
         first.set_tags({"model_sha256": "aa"})
     with start(project, "second") as second:
         second.set_tags({"model_sha256": "aa"})
-    assert tracking.find_run(model_sha256="aa").run_id == second.run_id
+    assert runs.find_run(model_sha256="aa").run_id == second.run_id
     assert first.run_id != second.run_id
 
 
 def test_a_model_that_no_run_trained_costs_one_warning(project, caplog):
-    run = tracking.find_run(model_sha256="bb")
+    run = runs.find_run(model_sha256="bb")
     run.log_metrics({"test/jaccard": 1.0})
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
@@ -116,7 +116,7 @@ def train_thrice(project):
     for seed in range(3):
         with start(project, f"seed{seed}", training_key=f"key{seed}") as run:
             run.log_metrics({"val/jaccard": 0.5}, step=1)
-        assert tracking.find_run(model_sha256="aa").is_lost
+        assert runs.find_run(model_sha256="aa").is_lost
     assert run.is_lost
 
 
@@ -224,7 +224,7 @@ def test_a_database_half_made_is_none(fresh, empty_store):
     with contextlib.closing(sqlite3.connect(fresh / "mlruns/mlflow.db")) as connection:
         connection.executescript("UPDATE alembic_version SET version_num = '451aebb31d03'")
     with pytest.raises(TrackingError, match=r"or half of one\. Move it away"):
-        tracking.connect()
+        store.connect()
 
 
 def test_the_tables_of_mlflow_have_no_other_addresses(empty_store):
@@ -341,12 +341,12 @@ def test_on_a_shared_store_a_run_that_is_under_way_elsewhere_is_left_alone(
     shutil.copy(empty_store, shared)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shared}")
     client = MlflowClient(f"sqlite:///{shared}")
-    tags = {"training_key": "key", "model_sha256": "aa", **tracking._place(), **there}
+    tags = {"training_key": "key", "model_sha256": "aa", **runs._place(), **there}
     other = client.create_run("1", tags=tags).info.run_id
     with start(project, training_key="key") as run:
         assert (run.run_id == other) == (not there)
     assert client.get_run(other).info.status == ("RUNNING" if there else "FINISHED")
-    assert tracking.find_run(model_sha256="aa").is_lost == bool(there)
+    assert runs.find_run(model_sha256="aa").is_lost == bool(there)
 
 
 def test_a_training_without_room_for_its_id_goes_on(project):
@@ -359,7 +359,7 @@ def test_a_training_without_room_for_its_id_goes_on(project):
 def test_values_longer_or_more_than_mlflow_takes_do_not_lose_the_run(project, caplog):
     params = {"long": "x" * 9000, **{f"p{i}": i for i in range(150)}}
     tags = {"long": "y" * 9000, **{f"t{i}": "v" for i in range(150)}}
-    with tracking.training_run("r", params=params, tags=tags, id_path=project / "id") as run:
+    with runs.training_run("r", params=params, tags=tags, id_path=project / "id") as run:
         run.set_tags(tags)
     assert not run.error
     data = client_of(project).get_run(run.run_id).data
@@ -402,7 +402,7 @@ def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
     instead = shlex.split(re.search(r"for other commands write (\S.*)$", line)[1])[0]
     assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{fresh}/my runs/mlflow.db"
     monkeypatch.setenv(*instead.split("=", 1))
-    client, _ = tracking.connect()
+    client, _ = store.connect()
     assert client.get_run(run.run_id).info.status == "FINISHED"
 
 
@@ -412,13 +412,13 @@ def test_a_store_that_is_no_folder_draws_no_word(project, address, monkeypatch, 
     if address is not None:
         uri = f"sqlite:///{project}/mlruns/mlflow.db" if address else ""
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    tracking.connect()
+    store.connect()
     assert warnings_of(caplog) == []
 
 
 def test_artefacts_of_another_database_lie_beside_it(fresh, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh}/my runs/mlflow.db")
-    client, experiment_id = tracking.connect()
+    client, experiment_id = store.connect()
     expected = (fresh / "my runs/artifacts").as_uri()
     assert client.get_experiment(experiment_id).artifact_location == expected
 
@@ -426,15 +426,13 @@ def test_artefacts_of_another_database_lie_beside_it(fresh, monkeypatch):
 def test_a_password_is_not_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ada:secret@127.0.0.1:1")
     with pytest.raises(TrackingError, match=r"http://127\.0\.0\.1:1 does not") as caught:
-        tracking.connect()
+        store.connect()
     assert "secret" not in str(caught.value)
 
 
 def create_run(project: str, name: str) -> str:
     os.environ["DVC_ROOT"] = project
-    with tracking.training_run(
-        name, params={}, tags={}, id_path=tracking.project_root() / name
-    ) as run:
+    with runs.training_run(name, params={}, tags={}, id_path=runs.project_root() / name) as run:
         return run.run_id
 
 

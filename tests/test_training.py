@@ -19,6 +19,7 @@ from lesionseg.data.dataset import Split
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
+from lesionseg.hardware import choose_device, choose_precision, describe
 from lesionseg.losses import weighted_sum
 from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.training import loop
@@ -30,7 +31,6 @@ from lesionseg.training.checkpoints import (
     save_checkpoint,
     stage_code,
 )
-from lesionseg.training.hardware import choose_device, choose_precision, describe
 from lesionseg.training.loop import Recipe, Training, resize
 from stages.train import write_results
 
@@ -656,7 +656,7 @@ def test_a_training_s_code_is_what_dvc_makes_it_depend_on(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[1])
     names = {path.as_posix() for path in stage_code("train_frozen")}
     assert {"stages/train.py", "src/lesionseg/models/encoder.py"} <= names
-    assert not {"src/lesionseg/tracking.py", "src/lesionseg/report/page.py"} & names
+    assert not {"src/lesionseg/tracking/runs.py", "src/lesionseg/report/page.py"} & names
 
 
 def test_the_checkpoint_s_folder_does_not_depend_on_where_the_inputs_lie(tmp_path):

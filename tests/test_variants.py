@@ -9,9 +9,9 @@ import torch
 
 from lesionseg import cli
 from lesionseg.config import RUNS, override, read_yaml
-from lesionseg.evaluation.prediction import NUM_VIEWS, predict_batch
 from lesionseg.evaluation.scoring import METRICS, SCOPES
 from lesionseg.evaluation.variants import score_variants, seed_rows, variant_rows
+from lesionseg.inference.prediction import NUM_VIEWS, predict_batch
 from lesionseg.inference.predictor import Predictor
 from stages import evaluate
 from tests.report_inputs import write_report_inputs

@@ -134,7 +134,7 @@ def _require_store() -> None:
 
 
 def _register(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
-    from lesionseg import registry
+    from lesionseg.tracking import registry
 
     _require_project()
     sys.stdout.write(registry.register(Path("results")).message + "\n")
@@ -152,7 +152,7 @@ def _add_champion(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _champion(arguments: argparse.Namespace) -> int:
-    from lesionseg import registry
+    from lesionseg.tracking import registry
 
     _require_store()
     if arguments.version is not None:
@@ -163,7 +163,7 @@ def _champion(arguments: argparse.Namespace) -> int:
 
 def _replay(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
     _require_project()
-    from lesionseg.replay import replay
+    from lesionseg.tracking.replay import replay
 
     num_runs = replay(Path("results"), Path("data/processed"))
     sys.stdout.write(f"{num_runs} runs in MLflow have all that results/ holds\n")
@@ -306,7 +306,7 @@ def _find_model(text: str) -> Path:
     """
     if text.startswith("models:/"):
         _require_store()
-        from lesionseg.registry import download_model
+        from lesionseg.tracking.registry import download_model
 
         return download_model(text)
     path = Path(text)
@@ -342,9 +342,9 @@ def _predict_all(
     from PIL.Image import DecompressionBombWarning
     from tqdm import tqdm
 
+    from lesionseg.hardware import make_deterministic
     from lesionseg.inference.outputs import Outputs, Summary
     from lesionseg.inference.pipeline import Skipped, predict_files
-    from lesionseg.training.hardware import make_deterministic
 
     outputs = Outputs(
         out_dir=arguments.out,

@@ -11,7 +11,7 @@ from torch import Tensor
 from lesionseg.data.fetch import fetch
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import project_root, write_bytes
-from lesionseg.models.torchvision import mobilenet_v2
+from lesionseg.mobilenet import mobilenet_v2
 
 # torchvision's IMAGENET1K_V2; the name carries the first digits of its SHA-256.
 IMAGENET_URL = "https://download.pytorch.org/models/mobilenet_v2-7ebf99e0.pth"

@@ -11,7 +11,7 @@ from tqdm.contrib.concurrent import thread_map
 from lesionseg.data.dataset import Split
 from lesionseg.data.masks import read_mask
 from lesionseg.evaluation.metrics import count_pixels, score_images
-from lesionseg.evaluation.prediction import resize_probabilities
+from lesionseg.inference.prediction import resize_probabilities
 
 
 def score_limits(split: Split, *, mask_paths: Sequence[Path]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from lesionseg.evaluation.metrics import (
     pool_scores,
     score_images,
 )
-from lesionseg.evaluation.prediction import resize_probabilities
+from lesionseg.inference.prediction import resize_probabilities
 
 Row = dict[str, Any]
 

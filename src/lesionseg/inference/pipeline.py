@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, first_line
-from lesionseg.evaluation.prediction import resize_probabilities
 from lesionseg.inference.decoding import Decoded, decode
 from lesionseg.inference.outputs import Outputs, Summary
+from lesionseg.inference.prediction import resize_probabilities
 from lesionseg.inference.predictor import BATCH_SIZE, Predictor
 from lesionseg.inference.sources import Source
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from lesionseg.data.images import resize_image
 from lesionseg.errors import DataError, LesionsegError
-from lesionseg.evaluation.prediction import predict_batch, resize_probabilities
+from lesionseg.hardware import choose_device
 from lesionseg.inference.decoding import Decoded, decode
+from lesionseg.inference.prediction import predict_batch, resize_probabilities
 from lesionseg.models.segmenter import Segmenter, load_model
-from lesionseg.training.hardware import choose_device
 
 BATCH_SIZE = 32
 

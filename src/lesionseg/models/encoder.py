@@ -8,8 +8,8 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.depthwise import use_depthwise
-from lesionseg.models.torchvision import mobilenet_v2
 
 # Last block of torchvision's `mobilenet_v2().features` at each stride, and its channels.
 STRIDES = (2, 4, 8, 16, 32)

@@ -25,7 +25,7 @@ from lesionseg.report.terms import (
     STRATA,
     VARIANTS,
 )
-from lesionseg.tables import read_table
+from lesionseg.results.tables import read_table
 
 # Keys of the JSON files, `val.loss` for {"val": {"loss": ...}}, and what their values are.
 Schema = Mapping[str, type]

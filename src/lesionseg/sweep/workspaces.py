@@ -27,9 +27,9 @@ from lesionseg.children import Process
 from lesionseg.config import RUNS
 from lesionseg.errors import DataError, LesionsegError
 from lesionseg.files import read_json
+from lesionseg.results.tables import read_table
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.trials import Outcome, Trial
-from lesionseg.tables import read_table
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.demo import ROOT, copy_pipeline
 from lesionseg.children import run_to_end, stopped_like_ctrl_c
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import LesionsegError
 from lesionseg.files import write_bytes
 from stages import run
-from stages.demo import ROOT, copy_pipeline
 
 # A small budget, and an encoder from scratch: no network.
 PARAMS = {
@@ -33,7 +33,7 @@ PARAMS = {
     "evaluate.num_resamples": 1000,
     "report.title": "A sweep's trial on synthetic lesions",
 }
-COMMAND = (sys.executable, "-m", "stages.sweep")
+COMMAND = (sys.executable, "-m", "experiments.sweep")
 SWEEP = ("--grid", "model.decoder=bilinear,transposed", "--grid", "loss.dice=0,1", "--jobs", "2")
 # What the stages leave behind is DVC's and MLflow's, as in the project's own .gitignore.
 IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*", "!*.json")
@@ -41,11 +41,11 @@ IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copy the pipeline, commit it, sweep there."""
-    parser = argparse.ArgumentParser(prog="python -m stages.sweep_demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.sweep_demo", description=__doc__)
     parser.add_argument("--dir", type=Path, default=ROOT / ".sweep", help="where the sweep runs")
     sweep_dir = parser.parse_args(argv).dir.resolve()
     make_repository(sweep_dir, PARAMS)
-    sys.stdout.write(f"In {sweep_dir}: python -m stages.sweep {' '.join(SWEEP)}\n")
+    sys.stdout.write(f"In {sweep_dir}: python -m experiments.sweep {' '.join(SWEEP)}\n")
     sys.stdout.flush()
     with stopped_like_ctrl_c():
         status = run_to_end(

@@ -1,7 +1,7 @@
-"""Train and score every configuration of stages/ablation.yaml: what does each part contribute?
+"""Train and score every configuration of experiments/ablation.yaml: what does each part contribute?
 
-    python -m stages.ablation --jobs 2
-    python -m stages.ablation --only plain --only lovasz --seeds 5
+    python -m experiments.ablation --jobs 2
+    python -m experiments.ablation --only plain --only lovasz --seeds 5
 
 Each is a DVC experiment of the whole pipeline. Ends with a table for each model, and every seed's
 values in results/ablation.csv, of all configurations that are finished. Test scores are reported;
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import pandas as pd
 
+from experiments.sweep import open_pool, positive, report
 from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import RUNS, load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
@@ -27,9 +28,8 @@ from lesionseg.sweep.table import failures, words
 from lesionseg.sweep.trials import SECTIONS, Outcome, Trial, make_trial
 from lesionseg.sweep.workspaces import Repository, open_experiment, open_repository
 from stages import result_dirs, run
-from stages.sweep import open_pool, positive, report
 
-CONFIGURATIONS, OUT = Path("stages/ablation.yaml"), Path("results/ablation.csv")
+CONFIGURATIONS, OUT = Path("experiments/ablation.yaml"), Path("results/ablation.csv")
 COLUMNS = ["run", "seed", "val_jaccard", "test_jaccard", "test_dice", "seconds"]
 Row = dict[str, Any]
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.ablation",
+        prog="python -m experiments.ablation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

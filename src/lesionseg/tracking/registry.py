@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 import lesionseg
-from lesionseg import store, tracking
 from lesionseg.config import RUNS
 from lesionseg.errors import (
     DataError,
@@ -31,7 +30,8 @@ from lesionseg.errors import (
     TrackingError,
 )
 from lesionseg.files import project_root, read_json, require, sha256
-from lesionseg.inference.card import (
+from lesionseg.tracking import runs, store
+from lesionseg.tracking.card import (
     NUMBER,
     PARAMS,
     RECORDED,
@@ -351,7 +351,7 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
         folder.mkdir(parents=True, exist_ok=True)
         # Not the lock of `connect`, which is taken and given back inside.
         with FileLock(folder / ".registry.lock", timeout=_LOCK_SECONDS):
-            yield tracking.connect()
+            yield store.connect()
     except TrackingError as error:
         name = store.current().name
         reason = str(error).replace("run: lesionseg replay", "run the same command again")
@@ -423,7 +423,7 @@ def _create(
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
-    run_id = tracking.find_run(model_sha256=facts.model_sha256, quiet=True).run_id or None
+    run_id = runs.find_run(model_sha256=facts.model_sha256, quiet=True).run_id or None
     logged = client.create_logged_model(
         experiment_id,
         name=NAME,
@@ -498,7 +498,7 @@ def _save(target: Path, model_path: Path, described: "Model", *, threshold: floa
 
     mlflow.pyfunc.save_model(
         target,
-        loader_module="lesionseg.inference.served",
+        loader_module="lesionseg.tracking.served",
         data_path=str(model_path),
         code_paths=[str(Path(lesionseg.__file__).parent)],
         mlflow_model=described,

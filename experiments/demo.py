@@ -37,7 +37,7 @@ PARAMS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copy the pipeline, run it, print its comparison."""
-    parser = argparse.ArgumentParser(prog="python -m stages.demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
     parser.add_argument("--dir", type=Path, default=ROOT / ".demo", help="where the demo runs")
     demo_dir = parser.parse_args(argv).dir.resolve()
     copy_pipeline(demo_dir)

@@ -17,10 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lesionseg import store
 from lesionseg.errors import DataError, TrackingError, first_line
 from lesionseg.files import project_root, read_json, require, write_bytes
-from lesionseg.store import connect as connect  # a part of this module for its callers
+from lesionseg.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -240,7 +239,7 @@ def _start_run(
         return str(created.info.run_id), frozenset()
 
     try:
-        client, experiment_id = connect()
+        client, experiment_id = store.connect()
         run_id, logged_steps = store.current().ask(start)
     except TrackingError as error:
         store.current().warn(error)
@@ -409,7 +408,7 @@ def _open_run(name: str, record: Mapping[str, Any]) -> Run:
         return str(created.info.run_id)
 
     try:
-        client, experiment_id = connect()
+        client, experiment_id = store.connect()
         return Run(client, store.current().ask(find))
     except TrackingError as error:
         store.current().warn(error)
@@ -434,7 +433,7 @@ def find_run(*, model_sha256: str, quiet: bool = False) -> Run:
     A model that DVC restored from its cache may have been trained under another tracking store.
     """
     try:
-        client, experiment_id = connect()
+        client, experiment_id = store.connect()
         found = store.current().ask(
             lambda: _latest(client, experiment_id, tag="model_sha256", value=model_sha256)
         )

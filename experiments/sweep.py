@@ -1,7 +1,7 @@
 """Try parameters: a grid, or a search; every trial is a DVC experiment.
 
-    python -m stages.sweep --grid model.decoder=bilinear,transposed --grid loss.bce=0,1 --jobs 2
-    python -m stages.sweep --search 'train.lr=1e-4..1e-2 log' --trials 20
+    python -m experiments.sweep --grid model.decoder=bilinear,transposed --grid loss.bce=0,1
+    python -m experiments.sweep --search 'train.lr=1e-4..1e-2 log' --trials 20
 
 Ends with a table, best first. The best is chosen by jaccard on val; test has no say in it. A trial
 that failed is named with its error and its log. Interrupted and started again, it goes on.
@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from lesionseg import store
 from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
@@ -39,6 +38,7 @@ from lesionseg.sweep.workspaces import (
     only_one,
     open_repository,
 )
+from lesionseg.tracking import store
 from stages import run
 
 _log = logging.getLogger("lesionseg.sweep")
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.sweep",
+        prog="python -m experiments.sweep",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

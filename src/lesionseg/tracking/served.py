@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lesionseg.errors import DataError
+from lesionseg.hardware import make_deterministic
 from lesionseg.inference.predictor import Predictor
-from lesionseg.training.hardware import make_deterministic
 
 Pixels = NDArray[np.uint8]
 Answer = dict[str, str | int | float]

@@ -21,9 +21,9 @@ from lesionseg.files import made_by, read_json, require, sha256
 from lesionseg.report.figures import draw_curves
 from lesionseg.report.overlays import draw_overlay
 from lesionseg.report.terms import METRICS
-from lesionseg.store import patiently
-from lesionseg.tables import read_table
-from lesionseg.tracking import Run, complete_training, find_run
+from lesionseg.results.tables import read_table
+from lesionseg.tracking.runs import Run, complete_training, find_run
+from lesionseg.tracking.store import patiently
 
 SCOPES = ("test", "test_own_size")
 EXAMPLES = ("best", "median", "worst")

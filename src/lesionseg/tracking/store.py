@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from lesionseg import database
-from lesionseg.availability import Store
 from lesionseg.errors import TrackingError
 from lesionseg.files import project_root
+from lesionseg.tracking import database
+from lesionseg.tracking.availability import Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
