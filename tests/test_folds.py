@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split, load_split, split_fold
 from lesionseg.errors import ConfigError
+from lesionseg.results.layout import RUNS
 from stages import train as stage
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"

@@ -31,9 +31,10 @@ from PIL import Image
 
 from experiments.demo import ROOT, copy_pipeline
 from lesionseg import cli
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import sha256
+from lesionseg.results.layout import RUNS
 from lesionseg.tracking import store
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train

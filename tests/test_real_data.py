@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from lesionseg import provenance
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.data.dataset import load_split
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, pool_scores, score_images
 from lesionseg.files import read_json
 from lesionseg.inference.prediction import predict_split
+from lesionseg.metrics import count_pixels, mean_scores, pool_scores, score_images
 from lesionseg.models.segmenter import load_model
+from lesionseg.results.layout import RUNS
 from stages import download, evaluate, preprocess
 from stages.train import make_training, write_results
 

@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.dataset import Split
-from lesionseg.evaluation.metrics import COUNTS
 from lesionseg.evaluation.scoring import (
     METRICS,
     SCOPES,
@@ -15,6 +14,7 @@ from lesionseg.evaluation.scoring import (
     summarise,
 )
 from lesionseg.inference.prediction import resize_probabilities
+from lesionseg.metrics import COUNTS
 
 SIZE = 32
 OWN_SIZES = ((48, 64), (30, 20), (32, 32))

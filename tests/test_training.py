@@ -18,9 +18,9 @@ from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.hardware import choose_device, choose_precision, describe
 from lesionseg.losses import weighted_sum
+from lesionseg.metrics import count_pixels, mean_scores, score_images
 from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.training import loop
 from lesionseg.training.checkpoints import (

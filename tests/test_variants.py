@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from lesionseg import cli
-from lesionseg.config import RUNS, override, read_yaml
+from lesionseg.config import override, read_yaml
 from lesionseg.evaluation.scoring import METRICS, SCOPES
 from lesionseg.evaluation.variants import score_variants, seed_rows, variant_rows
 from lesionseg.inference.prediction import NUM_VIEWS, predict_batch
 from lesionseg.inference.predictor import Predictor
+from lesionseg.results.layout import RUNS
 from stages import evaluate
 from tests.report_inputs import write_report_inputs
 from tests.trained_results import PARAMS, ROOT, write_run

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from lesionseg.config import RUNS, load_config, read_yaml
+from lesionseg.config import load_config, read_yaml
 from lesionseg.files import sha256, write_csv
 from lesionseg.models.segmenter import build_segmenter, save_model
+from lesionseg.results.layout import RUNS
 
 ROOT = Path(__file__).parents[1]
 IMAGE_SIZE = 64
