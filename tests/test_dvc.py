@@ -100,14 +100,15 @@ def test_the_stages_are_those_of_the_design_in_its_order():
 
 
 def sections_read(path: Path) -> set[str]:
-    """Sections of params.yaml that a file takes from a `Config`, its own or one that it is given."""
+    """Sections of params.yaml that a file takes from a `Config`, its own or a given one."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     given = {n.arg for n in nodes if isinstance(n, ast.arg) and is_config(n.annotation)}
     loaded = {
         ast.unparse(target)
         for node in nodes
-        if isinstance(node, ast.Assign) and "load_config" in ast.unparse(node.value)
-        for target in (*node.targets, *getattr(node.targets[0], "elts", ()))
+        if isinstance(node, ast.Assign)
+        for target, value in zip(parts(node.targets[0]), parts(node.value), strict=False)
+        if is_call_of(value, "load_config")
     }
     return {
         node.attr
@@ -115,6 +116,10 @@ def sections_read(path: Path) -> set[str]:
         if isinstance(node, ast.Attribute)
         and (ast.unparse(node.value) in given | loaded or is_call_of(node.value, "load_config"))
     } - {"encoder_lr", "seeds", "training_params"}
+
+
+def parts(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]
 
 
 def is_config(annotation: ast.expr | None) -> bool:
@@ -129,7 +134,7 @@ def is_call_of(node: ast.expr, name: str) -> bool:
 def test_a_stage_depends_on_the_parameters_it_reads(name):
     script = ROOT / STAGES[name]["cmd"].split()[2].replace(".", "/")
     files = import_closure(script.with_suffix(".py"), is_exempt=is_exempt)
-    expected = set.union(*map(sections_read, files))
+    expected = set.union(*(sections_read(file) for file in files if file.suffix == ".py"))
     if name.startswith("train_"):
         expected |= {name, "preprocess", "augment", "loss"}  # through Config.training_params
     assert {parameter.split(".")[0] for parameter in STAGES[name]["params"]} == expected

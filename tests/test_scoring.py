@@ -6,8 +6,6 @@ from PIL import Image
 
 from lesionseg.data.dataset import Split
 from lesionseg.evaluation.scoring import (
-    METRICS,
-    SCOPES,
     score_mask,
     score_split,
     scores_by_metric,
@@ -15,6 +13,7 @@ from lesionseg.evaluation.scoring import (
 )
 from lesionseg.inference.prediction import resize_probabilities
 from lesionseg.metrics import COUNTS
+from lesionseg.results.vocabulary import METRICS, SCOPES
 
 SIZE = 32
 OWN_SIZES = ((48, 64), (30, 20), (32, 32))

@@ -62,7 +62,6 @@ class Table:
                 dtype=dict.fromkeys(self.text, "str"),
                 keep_default_na=False,
                 na_values=[""],
-                float_precision="round_trip",  # else the last bit may differ from JSON's
             )
         except ValueError as error:  # an empty file, other bytes than text, ragged lines
             problem = f"{path} is not CSV ({first_line(error)})"

@@ -37,7 +37,7 @@ def make_training(config: Config, run: str, *, seed: int, inputs: Inputs) -> Tra
         MissingFileError: An input is not there.
         DataError: An input is damaged.
     """
-    train, val = _choose_images(config, inputs.processed, seed=seed)
+    train, val = choose_images(config, inputs.processed, seed=seed)
     return assemble(config, run, seed=seed, encoder=inputs.encoder, train=train, val=val)
 
 
@@ -72,7 +72,7 @@ def assemble(
     return Training(model=model, train=train, val=val, recipe=recipe, device=device)
 
 
-def _choose_images(
+def choose_images(
     config: Config, processed_dir: Path, *, seed: int
 ) -> tuple[Split | Fold, Split | Fold]:
     """What the training with one seed learns from, and what it validates on."""
