@@ -1,16 +1,15 @@
 """A repository whose pipeline takes no time, for tests of what runs pipelines."""
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from lesionseg.processes import child_environment, git_identity
+
 ROOT = Path(__file__).parents[1]
 PARAMS = ROOT / "params.yaml"
-IDENTITY = {
-    f"GIT_{role}_{key}": "tester" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
-}
+IDENTITY = git_identity(ROOT, stranger="tester")
 # A pipeline of the same stages that takes no time, and fails where dropout is large. Jaccards are
 # 1 - dropout on val and 0.1 less on test, and 0.01 less for each further seed.
 FAKE_PIPELINE = """
@@ -82,13 +81,10 @@ def call(folder: Path, *command: str) -> str:
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     return {
-        **inherited,
+        **child_environment(),
         **IDENTITY,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "DVC_NO_ANALYTICS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
         "MLFLOW_TRACKING_URI": "unused",
         "FAKE_RUNS": str(folder.parent / "runs.txt"),
         **more,
@@ -108,10 +104,10 @@ def fake_repository(folder: Path) -> Path:
     return folder
 
 
-def start(stage: str, folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-    """`python -m stages.STAGE` in a repository, in the background."""
+def start(folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    """`lesionseg ARGUMENTS` in a repository, in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        [sys.executable, "-m", "lesionseg", *arguments],
         cwd=folder,
         env=environment(folder, **more),
         stdout=subprocess.PIPE,

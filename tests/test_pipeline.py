@@ -34,6 +34,7 @@ from lesionseg import cli
 from lesionseg.config import RUNS, load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import sha256
+from lesionseg.processes import child_environment
 from lesionseg.tracking import store
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
@@ -65,10 +66,7 @@ PARAMS = {
     "evaluate.num_resamples": 200,
 }
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **child_environment(),
     "OMP_NUM_THREADS": "1",
 }
 # Python loads this in every process that has its folder in PYTHONPATH. The event is raised before
