@@ -5,18 +5,16 @@ data, results, runs or lock file is touched, and nothing is downloaded.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesionseg.children import run_to_end, stopped_like_ctrl_c
 from lesionseg.config import override, read_yaml
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.files import read_json, write_bytes
-from stages import run
+from lesionseg.processes import child_environment, run_to_end, stopped_like_ctrl_c
 
 ROOT = Path(__file__).resolve().parents[1]
 DVC = (sys.executable, "-m", "dvc")
@@ -41,21 +39,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dir", type=Path, default=ROOT / ".demo", help="where the demo runs")
     demo_dir = parser.parse_args(argv).dir.resolve()
     copy_pipeline(demo_dir)
-    # Without the project's tracking server: the demo keeps its runs to itself.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    environment = {
-        **inherited,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]]),
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    environment = child_environment()  # the demo keeps its runs to itself
     if not (demo_dir / ".dvc").exists():
-        subprocess.run(
-            [*DVC, "init", "--quiet", "--no-scm"],
-            cwd=demo_dir,
-            env=environment,
-            check=True,
-        )
+        command = [*DVC, "init", "--quiet", "--no-scm"]
+        subprocess.run(command, cwd=demo_dir, env=environment, check=True)
     with stopped_like_ctrl_c():
         status = run_to_end([*DVC, "repro"], cwd=demo_dir, environment=environment)
     if status:
@@ -101,4 +88,4 @@ def comparison_table(demo_dir: Path) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(exit_status(main))

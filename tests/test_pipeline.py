@@ -35,6 +35,7 @@ from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
+from lesionseg.processes import child_environment
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import store
 from lesionseg.training.checkpoints import delete_committed
@@ -66,10 +67,7 @@ PARAMS = {
     "evaluate.num_resamples": 200,
 }
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **child_environment(),
     "OMP_NUM_THREADS": "1",
 }
 # Python loads this in every process that has its folder in PYTHONPATH. The event is raised before

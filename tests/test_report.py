@@ -17,7 +17,7 @@ from skimage.measure import approximate_polygon
 
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import DataError, MissingFileError, rerun
-from lesionseg.report import figures, style
+from lesionseg.report import figures
 from lesionseg.report.contours import find_outlines, simplify, svg_path
 from lesionseg.report.gallery import read_cases
 from lesionseg.report.inputs import Inputs, read_inputs
@@ -31,7 +31,7 @@ from lesionseg.report.page import (
 )
 from lesionseg.results.evaluation import Comparison, DifferenceSpread
 from lesionseg.results.layout import RUNS, Results
-from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES
+from lesionseg.results.vocabulary import METRICS, POOLED, RUN_LABELS, SCOPES
 from stages import report
 from tests.report_inputs import GROUPS, write_report_inputs
 
@@ -323,7 +323,7 @@ def test_other_ways_to_predict_stand_beside_the_main_number(tmp_path):
     names = {"single": "1 model, 1 view", "tta": "1 model, 8 views"}
     names |= {"ensemble": "3 models, 1 view", "ensemble+tta": "3 models, 8 views"}
     cells = cells_of(html[html.index("Other ways to predict") :])
-    for run, label in style.RUN_LABELS.items():
+    for run, label in RUN_LABELS.items():
         assert f"{label} single" in cells
         for name, numbers in names.items():
             rows = table[(table["run"] == run) & (table["variant"] == name)]
@@ -494,7 +494,7 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
         write_page(fresh, num_examples=2)
     assert str(missing.value) == f"{fresh / name} is missing. Run: dvc repro {stage}"
     assert str(broken.value).startswith(str(fresh / name))
-    assert str(broken.value).endswith(f" Run: {rerun(stage)}")
+    assert re.search(rf" dvc repro -s?f {stage}( && dvc repro)?$", str(broken.value))
     assert "\n" not in str(broken.value)
     assert not (fresh / "results/report").exists()
 
@@ -528,7 +528,7 @@ def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, s
         ("evaluate/train_finetuned.json", ["test"], {}, "has no test.jaccard"),
         (
             *("evaluate/comparison.json", ["test", "nsd", "interval"], [0.1, None]),
-            "test.nsd.interval must be two numbers [low, high], got [0.1, None]",
+            "test.nsd.interval.1 must be a number, got None",
         ),
         (
             *("evaluate/train_frozen.json", ["test", "ece"], "small"),
