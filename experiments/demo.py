@@ -13,8 +13,10 @@ from pathlib import Path
 
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import LesionsegError, exit_status
-from lesionseg.files import read_json, write_bytes
+from lesionseg.files import write_bytes
 from lesionseg.processes import child_environment, run_to_end, stopped_like_ctrl_c
+from lesionseg.results.evaluation import Comparison
+from lesionseg.results.layout import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 DVC = (sys.executable, "-m", "dvc")
@@ -70,21 +72,21 @@ def copy_pipeline(demo_dir: Path) -> None:
 
 def comparison_table(demo_dir: Path) -> str:
     """Both models side by side on the test split, and where the report is."""
-    comparison = read_json(demo_dir / "results/evaluate/comparison.json", stage="evaluate")
+    results = Results(demo_dir / "results")
+    comparison = Comparison.read(results.evaluation)
     lines = [
         "",
-        f"{comparison['num_images']} synthetic test images, mean per image, encoders from scratch",
+        f"{comparison.num_images} synthetic test images, mean per image, encoders from scratch",
         f"{'':17}{'frozen':>8}{'fine-tuned':>12}{'difference':>12}   "
-        f"{100 * comparison['confidence']:g} % interval",
+        f"{100 * comparison.confidence:g} % interval",
     ]
-    for metric, row in comparison["test"].items():
-        low, high = row["interval"]
+    for metric, row in comparison.test.items():
+        low, high = row.interval
         lines.append(
-            f"{metric:17}{row['train_frozen']:8.3f}{row['train_finetuned']:12.3f}"
-            f"{row['difference']:+12.3f}   {low:+.3f} to {high:+.3f}"
+            f"{metric:17}{row.train_frozen:8.3f}{row.train_finetuned:12.3f}"
+            f"{row.difference:+12.3f}   {low:+.3f} to {high:+.3f}"
         )
-    report = demo_dir / "results/report/report.html"
-    return "\n".join([*lines, "", f"Open the report: {report}", ""])
+    return "\n".join([*lines, "", f"Open the report: {results.report}", ""])
 
 
 if __name__ == "__main__":

@@ -29,12 +29,6 @@ from lesionseg.processes import end_with_dvc
 _PARENT = os.getppid()  # before torch is loaded, which takes seconds
 
 
-def result_dirs(name: str, seeds: range) -> dict[int, Path]:
-    """Where the training of model `name` with each seed leaves its files; the first is on top."""
-    top = Path("results") / name
-    return {seed: top / f"seeds/{seed}" if number else top for number, seed in enumerate(seeds)}
-
-
 def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; what the user can mend ends in one line and another exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
