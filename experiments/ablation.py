@@ -19,9 +19,10 @@ import pandas as pd
 
 from experiments.sweep import open_pool, positive, report
 from lesionseg.children import stopped_like_ctrl_c
-from lesionseg.config import RUNS, load_config, read_yaml
+from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.files import write_csv
+from lesionseg.results.layout import RUNS
 from lesionseg.sweep.ablation import Configuration, read_configurations, tables
 from lesionseg.sweep.space import Settings, parse_settings
 from lesionseg.sweep.table import failures, words

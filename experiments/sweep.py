@@ -19,6 +19,7 @@ from pathlib import Path
 from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.sweep.space import (
     MOST_TRIALS,
     SAMPLERS,
@@ -29,7 +30,7 @@ from lesionseg.sweep.space import (
     parse_axis,
     parse_settings,
 )
-from lesionseg.sweep.table import FINETUNED, FROZEN, score_text, summary, words
+from lesionseg.sweep.table import score_text, summary, words
 from lesionseg.sweep.trials import Outcome, Trial, check_axes, confirm, make_trial, whole_numbers
 from lesionseg.sweep.workspaces import (
     Pool,

@@ -9,8 +9,9 @@ import pytest
 from fake_pipeline import PARAMS, ROOT, call, experiments, fake_repository, start, trainings
 
 from experiments import ablation
-from lesionseg.config import RUNS, read_yaml
+from lesionseg.config import read_yaml
 from lesionseg.errors import ConfigError
+from lesionseg.results.layout import RUNS
 from lesionseg.sweep.ablation import Configuration, read_configurations, tables
 from lesionseg.sweep.trials import check, make_trial
 

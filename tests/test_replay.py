@@ -10,11 +10,12 @@ import pytest
 
 from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError
 from lesionseg.files import sha256
+from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import runs, store
 from lesionseg.tracking.replay import replay
 from tests.damage import KINDS, damage
 from tests.mlflow_contents import client_of, contents
-from tests.report_inputs import RUNS, write_report_inputs
+from tests.report_inputs import write_report_inputs
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def edit_json(path, **values):
 
 
 def bring(project):
-    return replay(project / "results", project / "data/processed")
+    return replay(Results(project / "results"), project / "data/processed")
 
 
 def test_every_training_becomes_one_finished_run_with_its_whole_history(brought):
@@ -154,7 +155,7 @@ def test_without_a_server_a_replay_fails_in_one_line_and_the_files_stay(
 
 def test_without_results_the_next_step_is_named(tmp_path):
     with pytest.raises(MissingFileError, match="holds no training"):
-        replay(tmp_path / "results", tmp_path / "data/processed")
+        replay(Results(tmp_path / "results"), tmp_path / "data/processed")
 
 
 def test_a_damaged_record_is_named_with_the_stage_to_run(project):

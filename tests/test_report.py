@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,9 +16,8 @@ from PIL import Image
 from skimage.measure import approximate_polygon
 
 from lesionseg.config import override, read_yaml
-from lesionseg.errors import DataError, MissingFileError
-from lesionseg.evaluation import scoring
-from lesionseg.report import figures, style, terms
+from lesionseg.errors import DataError, MissingFileError, rerun
+from lesionseg.report import figures, style
 from lesionseg.report.contours import find_outlines, simplify, svg_path
 from lesionseg.report.gallery import read_cases
 from lesionseg.report.inputs import Inputs, read_inputs
@@ -29,8 +29,11 @@ from lesionseg.report.page import (
     render_page,
     write_report,
 )
+from lesionseg.results.evaluation import Comparison, DifferenceSpread
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES
 from stages import report
-from tests.report_inputs import METRICS, POOLED, RUNS, SCOPES, STRATA, write_report_inputs
+from tests.report_inputs import GROUPS, write_report_inputs
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 LEAK = {
@@ -47,7 +50,7 @@ LEAK = {
 def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int = 1) -> str:
     """The page as the stage writes it, every figure drawn: for tests of figures and files."""
     path = write_report(
-        results_dir=root / "results",
+        Results(root / "results"),
         processed_dir=root / "data/processed",
         raw_dir=root / "data/raw",
         report_dir=report_dir or root / "results/report",
@@ -59,7 +62,7 @@ def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int 
 
 def read(root: Path) -> Inputs:
     return read_inputs(
-        results_dir=root / "results",
+        Results(root / "results"),
         processed_dir=root / "data/processed",
         raw_dir=root / "data/raw",
     )
@@ -180,28 +183,37 @@ def fresh(root: Path, tmp_path: Path) -> Path:
     ],
     ids=["finetuned", "frozen", "neither", "equal"],
 )
-def test_the_answer_follows_the_interval(means, interval, expected):
-    result = dict(zip(RUNS, means, strict=True))
-    result |= {"difference": means[1] - means[0], "interval": list(interval)}
-    comparison = {"num_images": 305, "confidence": 0.95, "test": {"jaccard": result}}
-    assert answer(comparison) == expected
+def test_the_answer_follows_the_interval(root, means, interval, expected):
+    frozen, finetuned = means
+    known = Comparison.read(Results(root / "results").evaluation)
+    jaccard = replace(
+        known.test["jaccard"],
+        train_frozen=frozen,
+        train_finetuned=finetuned,
+        difference=finetuned - frozen,
+        interval=interval,
+    )
+    assert answer(replace(known, num_images=305, test={"jaccard": jaccard})) == expected
 
 
-def test_the_answer_over_seeds_is_a_sentence_of_its_own():
-    seeds = {"num_seeds": 5, "test": {"jaccard": {}}}
-    seeds["test"]["jaccard"]["difference"] = {"mean": 0.0123, "sd": 0.0041, "num_better": 4}
-    assert answer_of_seeds({"seeds": seeds}) == (
+def test_the_answer_over_seeds_is_a_sentence_of_its_own(root):
+    known = Comparison.read(Results(root / "results").evaluation)
+    difference = DifferenceSpread(mean=0.0123, sd=0.0041, num_better=4)
+    jaccard = replace(known.seeds.test["jaccard"], difference=difference)
+    seeds = replace(known.seeds, num_seeds=5, test={"jaccard": jaccard})
+    assert answer_of_seeds(replace(known, seeds=seeds)) == (
         "Over 5 training seeds the difference is +0.012 on average (standard deviation 0.004), "
         "and fine-tuning is better in 4 of 5."
     )
 
 
-def test_the_answer_of_a_single_training_says_that_it_is_one():
-    assert answer_of_seeds({"seeds": None}).startswith("Each model was trained once")
+def test_the_answer_of_a_single_training_says_that_it_is_one(root):
+    known = Comparison.read(Results(root / "results").evaluation)
+    assert answer_of_seeds(replace(known, seeds=None)).startswith("Each model was trained once")
 
 
 def test_the_page_opens_with_title_and_answer(root, html):
-    comparison = json.loads((root / "results/evaluate/comparison.json").read_text())
+    comparison = Comparison.read(Results(root / "results").evaluation)
     places = ["Which is better?</h1>", answer(comparison), answer_of_seeds(comparison), "<svg"]
     body = html[html.index("<body>") :]
     assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
@@ -276,11 +288,6 @@ def test_failures_are_counted(root, html):
         assert f"{100 * num / 7:.1f} % {num} of 7" in cells_of(html)
 
 
-def test_the_words_are_those_of_the_evaluation():
-    assert tuple(terms.METRICS) == scoring.METRICS
-    assert tuple(terms.SCOPES) == scoring.SCOPES
-
-
 def test_seeds_have_a_section_where_there_are_several(root, html):
     seeds = json.loads((root / "results/evaluate/comparison.json").read_text())["seeds"]
     mean, sd = seeds["test"]["dice"]["train_frozen"].values()
@@ -343,7 +350,7 @@ def test_a_single_way_to_predict_has_no_table(tmp_path):
 
 def test_every_group_is_in_the_table_and_a_small_one_is_marked(html):
     cells = cells_of(html)
-    for groups in STRATA.values():
+    for groups in GROUPS.values():
         assert all(f"{group} few images" in cells for group in groups)
     assert "all few images" in cells  # seven images are few as well
     assert "rough estimate of skin tone, not a clinical label" in html
@@ -487,7 +494,7 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
         write_page(fresh, num_examples=2)
     assert str(missing.value) == f"{fresh / name} is missing. Run: dvc repro {stage}"
     assert str(broken.value).startswith(str(fresh / name))
-    assert str(broken.value).endswith(f" dvc repro -f {stage}")
+    assert str(broken.value).endswith(f" Run: {rerun(stage)}")
     assert "\n" not in str(broken.value)
     assert not (fresh / "results/report").exists()
 
@@ -505,7 +512,7 @@ def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, s
     path.write_text(path.read_text().splitlines()[0] + "\n")
     with pytest.raises(DataError) as caught:
         write_page(fresh, num_examples=2)
-    assert str(caught.value) == f"{path} has no rows. Run: dvc repro -f {stage}"
+    assert str(caught.value) == f"{path} has no rows. Run: {rerun(stage)}"
 
 
 @pytest.mark.parametrize(
@@ -565,7 +572,7 @@ def test_tables_of_different_ages_are_refused(fresh, name, column, value, expect
     with pytest.raises(DataError, match=re.escape(expected)) as caught:
         write_page(fresh)
     assert str(caught.value).startswith(str(fresh / "results/evaluate"))
-    assert str(caught.value).endswith("Run: dvc repro -f evaluate")
+    assert str(caught.value).endswith(f"Run: {rerun('evaluate')}")
 
 
 def test_scores_of_a_model_that_was_trained_again_are_refused(fresh):

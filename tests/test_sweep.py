@@ -22,8 +22,9 @@ from fake_pipeline import (
 )
 
 from experiments import sweep
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import ConfigError, DataError, LesionsegError
+from lesionseg.results.layout import RUNS
 from lesionseg.sweep import workspaces
 from lesionseg.sweep.space import (
     Axis,

@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 
 from experiments.demo import ROOT, copy_pipeline
-from lesionseg.config import RUNS, override, read_yaml
+from lesionseg.config import override, read_yaml
+from lesionseg.results.layout import RUNS
 from tests.ports import free_port
 
 for package in ("psycopg2", "boto3", "dvc_s3", "moto.server", "flask_wtf"):

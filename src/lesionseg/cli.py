@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lesionseg.inference.pipeline import Skipped
     from lesionseg.inference.predictor import Predictor
     from lesionseg.inference.sources import Found, Source
+    from lesionseg.tracking.registry import Version
 
 DEFAULT_MODEL = "results/train_finetuned/model.pt"
 MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
@@ -134,10 +135,11 @@ def _require_store() -> None:
 
 
 def _register(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
+    from lesionseg.results.layout import Results
     from lesionseg.tracking import registry
 
     _require_project()
-    sys.stdout.write(registry.register(Path("results")).message + "\n")
+    sys.stdout.write(registry.register(Results()).message + "\n")
     return OK
 
 
@@ -157,15 +159,41 @@ def _champion(arguments: argparse.Namespace) -> int:
     _require_store()
     if arguments.version is not None:
         sys.stdout.write(registry.promote(arguments.version) + "\n")
-    sys.stdout.write(registry.show(registry.list_versions()))
+    sys.stdout.write(_show_versions(registry.list_versions()))
     return OK
+
+
+def _show_versions(versions: "Sequence[Version]") -> str:
+    """The versions as a table for the terminal."""
+    if not versions:
+        return "no version of lesionseg is registered. Run: lesionseg register\n"
+    head = ("version", "run", "decoder", "val jaccard", "test jaccard", "model sha256", "")
+    rows = [
+        (
+            str(row.version),
+            row.run,
+            row.decoder,
+            f"{row.val_jaccard:.4f}",
+            "-" if row.test_jaccard is None else f"{row.test_jaccard:.4f}",
+            row.model_sha256[:12],
+            "champion" if row.is_champion else "",
+        )
+        for row in versions
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _replay(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
     _require_project()
+    from lesionseg.results.layout import Results
     from lesionseg.tracking.replay import replay
 
-    num_runs = replay(Path("results"), Path("data/processed"))
+    num_runs = replay(Results(), Path("data/processed"))
     sys.stdout.write(f"{num_runs} runs in MLflow have all that results/ holds\n")
     return OK
 

@@ -49,6 +49,14 @@ class TrainingError(LesionsegError, RuntimeError):
     """The loss is not finite any more."""
 
 
+def rerun(stage: str) -> str:
+    """The command that makes a stage's outputs anew, and then what depends on them.
+
+    `dvc repro -f` would run all stages before it again as well, the trainings among them.
+    """
+    return f"dvc repro -sf {stage} && dvc repro"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or else its kind."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,13 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from lesionseg import files
-from lesionseg.config import RUNS
 from lesionseg.data.images import read_image
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
 from lesionseg.report.contours import find_outlines, svg_path
 from lesionseg.report.inputs import Inputs, scores_by_run
-from lesionseg.report.terms import STRATA
+from lesionseg.results.layout import RUNS
+from lesionseg.results.vocabulary import STRATA
 
 SIDE = 256  # pixels of a photograph's longer side on the page
 _QUALITY = 80  # of its JPEG
@@ -144,8 +144,7 @@ def _read_picture(inputs: Inputs, name: str) -> _Picture:
     )
     photograph = Image.fromarray(read_image(image_path, at_least=min(height, width)))
     masks = {"truth": read_mask(mask_path)} | {
-        run: read_prediction(inputs.masks_dir / run / f"{name}_segmentation.png", size=size)
-        for run in RUNS
+        run: read_prediction(inputs.evaluation.mask(run, name), size=size) for run in RUNS
     }
     return _Picture(
         width=width,

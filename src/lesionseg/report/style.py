@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 
-RUN_LABELS = {"train_frozen": "frozen", "train_finetuned": "fine-tuned"}
 RUN_COLORS = {"train_frozen": "#d55e00", "train_finetuned": "#0072b2"}
 RUN_BRIGHT_COLORS = {"train_frozen": "#e69f00", "train_finetuned": "#56b4e9"}  # on photographs
 RUN_STYLES: Mapping[str, Any] = {"train_frozen": "--", "train_finetuned": "-"}

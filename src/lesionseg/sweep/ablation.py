@@ -9,8 +9,9 @@ import pandas as pd
 
 from lesionseg.config import read_yaml
 from lesionseg.errors import ConfigError
+from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.sweep.space import Settings, parse_settings
-from lesionseg.sweep.table import FINETUNED, FROZEN, score_text
+from lesionseg.sweep.table import score_text
 
 DEFAULT = "default"
 NUM_TEXTS = 3  # columns of text, before those of numbers

@@ -3,11 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
-from lesionseg.config import RUNS
+from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.sweep.space import Settings
 from lesionseg.sweep.trials import Outcome, Row, rank
-
-FROZEN, FINETUNED = RUNS
 
 
 def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:

@@ -24,10 +24,9 @@ from dvc.api import DVCFileSystem
 
 from lesionseg import children
 from lesionseg.children import Process
-from lesionseg.config import RUNS
-from lesionseg.errors import DataError, LesionsegError
-from lesionseg.files import read_json
-from lesionseg.results.tables import read_table
+from lesionseg.errors import LesionsegError
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.training import seed_scores_table
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.trials import Outcome, Trial
 
@@ -278,21 +277,20 @@ class Workspace:
         fetch = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head"]
         self._git(*fetch, str(self.path), f"+{reference}:{reference}")
         seconds = time.monotonic() - self.started
-        scores = {run: read_scores(self.path / "results" / run, run) for run in RUNS}
+        results = Results(self.path / "results")
+        scores = {run: read_scores(results, run) for run in RUNS}
         return Outcome(trial=trial, scores=scores, log=log, seconds=seconds)
 
 
-def read_scores(folder: Path, run: str) -> list[float]:
-    """Best val jaccards of one model, one for each of its training seeds."""
-    path = folder / "seeds/scores.csv"
-    if path.exists():
-        scores = [float(v) for v in read_table(path, ["val_jaccard"], stage=run)["val_jaccard"]]
-    else:
-        path = folder / "metrics.json"
-        scores = [jaccard_in(read_json(path, stage=run))]
-    if not scores or not all(map(math.isfinite, scores)):
-        raise DataError(f"{path} has no val jaccard. Run: dvc repro -f {run}")
-    return scores
+def read_scores(results: Results, run: str) -> list[float]:
+    """Best val jaccards of one model, one for each of its training seeds.
+
+    Raises:
+        MissingFileError: They are not there.
+        DataError: They cannot be read.
+    """
+    scores = seed_scores_table(run).read(results.seed_scores(run))
+    return [float(score) for score in scores["val_jaccard"]]
 
 
 def jaccard_in(metrics: object) -> float:
