@@ -1,4 +1,4 @@
-"""The locks hold all that is needed, with hashes, and `make setup` installs them with what is there."""
+"""The locks hold all that is needed, with hashes, and `make setup` takes what is there."""
 
 import os
 import re
@@ -77,7 +77,7 @@ def test_the_locks_hold_what_pyproject_asks_for(build, python, system):
 
 
 def test_the_locks_hold_what_their_packages_ask_for():
-    """`make setup` installs no dependency that is not locked; of those installed here we can tell."""
+    """`make setup` installs nothing else; of what is installed here we can tell."""
     names = {canonicalize_name(requirement.name) for n in LOCKS for requirement, _ in read_lock(n)}
     installed = {canonicalize_name(found.metadata["Name"]) for found in metadata.distributions()}
     assert len(names & installed) > 100
