@@ -62,7 +62,7 @@ sweep: setup
 	@python -m experiments.sweep_demo
 
 ablation: setup
-	@python -m experiments.ablation
+	@lesionseg ablation
 
 # Without the peer's package the benchmarks say so, and measure the rest.
 bench: .venv/constraints.txt

@@ -26,19 +26,20 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import dtype_name, matrix_rate, multiply_adds
-from lesionseg.config import RUNS, Config, load_config
+from lesionseg.config import Config, load_config
 from lesionseg.data.augmentation import augment
 from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split, load_split
 from lesionseg.data.manifest import read_manifest
 from lesionseg.errors import DataError
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.hardware import choose_device, choose_precision, make_deterministic
 from lesionseg.losses import weighted_sum
 from lesionseg.memory import keep_freed_memory
-from lesionseg.models.segmenter import MEAN, STD, build_segmenter, load_encoder_state
+from lesionseg.metrics import count_pixels, mean_scores, score_images
+from lesionseg.models.segmenter import MEAN, STD, load_encoder_state
+from lesionseg.results.layout import RUNS
 from lesionseg.training.loop import Training
-from stages.train import make_recipe
+from lesionseg.training.setup import assemble
 
 # After lesionseg, which makes torchvision importable beside any torch.
 from torchvision import tv_tensors  # isort: skip
@@ -137,20 +138,16 @@ def make_training(
 ) -> Training:
     """Our training as the stage sets it up; without `val`, with one image of it."""
     make_deterministic()
-    device = choose_device(config.train.device)
     keep_freed_memory()
-    seed, precision = config.train.seed, choose_precision(config.train.precision, device)
-    recipe = make_recipe(config, run, seed=seed, precision=precision)
-    model = build_segmenter(
-        encoder_state=load_encoder_state(Path(folder) / "raw/encoder.pth"),
-        decoder=config.model.decoder,
-        dropout=config.model.dropout,
-        frozen=recipe.encoder_lr == 0,
-        seed=seed,
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+    return assemble(
+        config,
+        run,
+        seed=config.train.seed,
+        encoder=Path(folder) / "raw/encoder.pth",
+        train=train,
+        val=val or load_split(Path(folder) / "processed", "val").first(1),
     )
-    recipe = dataclasses.replace(recipe, epochs=epochs)
-    val = val or load_split(Path(folder) / "processed", "val").first(1)
-    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,13 +247,12 @@ def tuned_loop(
 def packed_batches(config: Config, train: Split, device: torch.device) -> Batches:
     """Shuffled batches of a packed split, each viewed at random."""
     generator = torch.Generator().manual_seed(config.train.seed)
-    views = dataclasses.asdict(config.augment)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(train.ids), generator=generator)
         for batch in order.split(config.train.batch_size):
             images, masks = load_batch(train, batch.numpy(), device)
-            images, masks = augment(images, masks, generator=generator, **views)
+            images, masks = augment(images, masks, config.augment, generator=generator)
             yield images.contiguous(memory_format=torch.channels_last), masks
 
     return batches

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.report.page import write_report
+from lesionseg.results.layout import Results
 from lesionseg.tracking.replay import attach_report
 from stages import run
 
@@ -17,15 +18,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write results/report/ from results/, data/processed/ and the test images in data/raw/."""
     argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args(argv)
     config = load_config(Path("params.yaml")).report
+    results = Results()
     path = write_report(
-        results_dir=Path("results"),
+        results,
         processed_dir=Path("data/processed"),
         raw_dir=Path("data/raw"),
         report_dir=Path("results/report"),
         title=config.title,
         num_examples=config.num_examples,
     )
-    attach_report(Path("results"))
+    attach_report(results)
     logger.info("wrote %s", path)
 
 

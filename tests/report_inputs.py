@@ -1,7 +1,6 @@
 """Small, made-up inputs of the report stage: what preprocess, both trainings and evaluate write."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-RUNS = ("train_frozen", "train_finetuned")
-SCOPES = ("test", "test_own_size")
-OVERLAPS = ("jaccard", "dice", "threshold_jaccard", "accuracy", "sensitivity", "specificity")
-METRICS = (*OVERLAPS, "hd95", "nsd")
-POOLED = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
-STRATA = {
+from lesionseg.results.evaluation import (
+    TABLES,
+    Compared,
+    Comparison,
+    DifferenceSpread,
+    Limits,
+    ModelScores,
+    SeedComparison,
+    SeedsCompared,
+    Spread,
+)
+from lesionseg.results.layout import RUNS, Results, TrainingFiles
+from lesionseg.results.training import BestEpoch, TrainingRecord, history_table
+from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES
+
+GROUPS = {
     "size": ("small", "medium", "large"),
     "border": ("free", "touching"),
     "contrast_level": ("low", "medium", "high"),
@@ -45,25 +54,26 @@ def write_report_inputs(
         _write_split(root / "data/processed" / split, ids, images, masks, own_size)
     _write_csv(root / "data/processed/leaks.csv", leaks, columns=LEAK_COLUMNS)
     _write_raw(root / "data/raw", ids, images, masks, own_size)
+    results = Results(root / "results")
     for run in RUNS:
-        _write_training(root / "results" / run, run)
+        _write_training(results.training(run), run)
     rows = []
     for run in RUNS:
         for number, (name, mask) in enumerate(zip(ids, masks, strict=True)):
             shift = (2 + number % 4 if run == "train_frozen" else 1 + number % 3) * len(mask) // 64
             prediction = np.roll(mask, (shift, shift), axis=(0, 1))
             large = _resize(prediction, own_size)
-            path = root / "results/evaluate/masks" / run / f"{name}_segmentation.png"
+            path = results.evaluation.mask(run, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(255 * large).save(path)
             base = {"id": name, "run": run, "height": own_size[0], "width": own_size[1]}
             rows.append({**base, "scope": "test", **_scores(prediction, mask)})
             truth = _resize(mask, own_size)
             rows.append({**base, "scope": "test_own_size", **_scores(large, truth)})
-    _write_evaluation(root / "results/evaluate", rows, ids=ids, num_seeds=num_seeds)
-    _write_variants(root / "results/evaluate", rows, num_seeds=num_seeds, num_views=num_views)
-    _write_attributes(root / "results/evaluate", rows, ids, masks)
-    _write_calibration(root / "results/evaluate", num_pixels=masks.size)
+    _write_evaluation(results, rows, ids=ids, num_seeds=num_seeds)
+    _write_variants(results, rows, num_seeds=num_seeds, num_views=num_views)
+    _write_attributes(results, rows, ids, masks)
+    _write_calibration(results, num_pixels=masks.size)
 
 
 def _phantoms(num_images: int, *, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -135,18 +145,17 @@ def _write_raw(
     _write_csv(folder / "manifest.csv", rows, columns=tuple(rows[0]))
 
 
-def _write_training(folder: Path, run: str) -> None:
-    folder.mkdir(parents=True)
+def _write_training(files: TrainingFiles, run: str) -> None:
     epochs = np.arange(1, 16)
     top, encoder_lr = (0.84, 0.0) if run == "train_frozen" else (0.86, 0.001)
     jaccard = top - 0.4 * np.exp(-epochs / 3) - 0.01 * (epochs % 4 == 0)
     history = [
         {
             "epoch": int(epoch),
-            "train_loss": 2.2 * (1 - score),
-            "val_loss": 2.4 * (1 - score) + 0.02 * (epoch % 3),
-            "val_jaccard": score,
-            "val_dice": 2 * score / (1 + score),
+            "train_loss": float(2.2 * (1 - score)),
+            "val_loss": float(2.4 * (1 - score) + 0.02 * (epoch % 3)),
+            "val_jaccard": float(score),
+            "val_dice": float(2 * score / (1 + score)),
             "val_accuracy": 0.95,
             "val_sensitivity": 0.91,
             "val_specificity": 0.97,
@@ -155,56 +164,63 @@ def _write_training(folder: Path, run: str) -> None:
         }
         for epoch, score in zip(epochs, jaccard, strict=True)
     ]
-    _write_csv(folder / "history.csv", history, columns=tuple(history[0]))
+    history_table(run).write(files.history, history)
     best = max(history, key=lambda row: row["val_jaccard"])
     val = {name.removeprefix("val_"): best[name] for name in best if name.startswith("val_")}
-    metrics = {"best_epoch": best["epoch"], "train": {"loss": best["train_loss"]}, "val": val}
-    _write_json(folder / "metrics.json", metrics)
-    provenance = {
-        "run": run,
-        "dvc_stage": run,
-        "training_key": f"{run}-0123456789abcdef",
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "dvc_experiment": "shaky-clam",
-        "data_sha256": "ab" * 32,
-        "model_sha256": MODELS[run],
-        "device": "cpu",
-        "precision": "bfloat16",
-        "seconds": 71.5 if run == "train_frozen" else 141.2,
-        "images_per_second": 168.3 if run == "train_frozen" else 101.7,
-        "num_parameters": 3_128_001,
-        "num_trained_parameters": 904_129 if run == "train_frozen" else 3_128_001,
-        "versions": {"python": "3.11.13", "torch": "2.13.0", "torchvision": "0.28.0"},
-        "params": {"train.lr": 0.002, "model.decoder": "transposed", "encoder_lr": encoder_lr},
-    }
-    _write_json(folder / "run.json", provenance)
+    BestEpoch(best_epoch=best["epoch"], train={"loss": best["train_loss"]}, val=val).write(files)
+    TrainingRecord(
+        run=run,
+        dvc_stage=run,
+        training_key=f"{run}-0123456789abcdef",
+        commit="0123456789abcdef0123456789abcdef01234567",
+        dvc_experiment="shaky-clam",
+        data_sha256="ab" * 32,
+        model_sha256=MODELS[run],
+        device="cpu",
+        precision="bfloat16",
+        seconds=71.5 if run == "train_frozen" else 141.2,
+        images_per_second=168.3 if run == "train_frozen" else 101.7,
+        num_images=100,
+        num_parameters=3_128_001,
+        num_trained_parameters=904_129 if run == "train_frozen" else 3_128_001,
+        versions={"python": "3.11.13", "torch": "2.13.0", "torchvision": "0.28.0"},
+        params={"train.lr": 0.002, "model.decoder": "transposed", "encoder_lr": encoder_lr},
+    ).write(files)
 
 
 def _write_evaluation(
-    folder: Path, rows: list[dict[str, Any]], *, ids: Sequence[str], num_seeds: int
+    results: Results, rows: list[dict[str, Any]], *, ids: Sequence[str], num_seeds: int
 ) -> None:
-    _write_csv(folder / "per_image.csv", rows, columns=tuple(rows[0]))
-    means = {run: {scope: _summarise(rows, run, scope) for scope in SCOPES} for run in RUNS}
-    for run in RUNS:
-        means[run]["test"]["ece"] = 0.03 if run == "train_frozen" else 0.02
-        _write_json(folder / f"{run}.json", means[run])
+    files = results.evaluation
+    TABLES["per_image"].write(files.table("per_image"), rows)
+    scores = {
+        run: ModelScores(**{scope: _summarise(rows, run, scope) for scope in SCOPES})
+        for run in RUNS
+    }
+    for run, own in scores.items():
+        own.test["ece"] = 0.03 if run == "train_frozen" else 0.02
+        own.write(files, run)
     seeds = [
         {"run": run, "seed": seed, "scope": scope}
-        | {metric: means[run][scope][metric] + 0.002 * seed for metric in METRICS}
+        | {metric: scores[run].at(scope)[metric] + 0.002 * seed for metric in METRICS}
         for run in RUNS
         for seed in range(num_seeds)
         for scope in SCOPES
     ]
-    _write_csv(folder / "seeds.csv", seeds, columns=tuple(seeds[0]))
-    comparison: dict[str, Any] = {
-        **{"num_images": len(ids), "confidence": 0.95, "num_resamples": 1000},
-        **{"threshold": 0.5, "surface_tolerance": 1.0, "models": MODELS},
-        "limits": {"perfect_own_size": 0.9812, "pixel_larger": 0.9342, "pixel_smaller": 0.9295},
-        "seeds": _compare_seeds(means, num_seeds) if num_seeds > 1 else None,
-    }
-    for scope in SCOPES:
-        comparison[scope] = {metric: _compare(rows, scope, metric) for metric in METRICS}
-    _write_json(folder / "comparison.json", comparison)
+    TABLES["seeds"].write(files.table("seeds"), seeds)
+    Comparison(
+        num_images=len(ids),
+        confidence=0.95,
+        num_resamples=1000,
+        threshold=0.5,
+        surface_tolerance=1.0,
+        limits=Limits(perfect_own_size=0.9812, pixel_larger=0.9342, pixel_smaller=0.9295),
+        models=MODELS,
+        **{
+            scope: {metric: _compare(rows, scope, metric) for metric in METRICS} for scope in SCOPES
+        },
+        seeds=_compare_seeds(scores, num_seeds) if num_seeds > 1 else None,
+    ).write(files)
 
 
 def _summarise(rows: list[dict[str, Any]], run: str, scope: str) -> dict[str, float]:
@@ -213,52 +229,52 @@ def _summarise(rows: list[dict[str, Any]], run: str, scope: str) -> dict[str, fl
     return {**means, "failure_rate": failure_rate, **{f"pooled_{m}": means[m] for m in POOLED}}
 
 
-def _compare(rows: list[dict[str, Any]], scope: str, metric: str) -> dict[str, Any]:
+def _compare(rows: list[dict[str, Any]], scope: str, metric: str) -> Compared:
     frozen, finetuned = (_values(rows, run, scope, metric) for run in RUNS)
     differences = finetuned - frozen
     gains = -differences if metric == "hd95" else differences
-    return {
-        "train_frozen": float(frozen.mean()),
-        "train_frozen_interval": _interval(frozen),
-        "train_finetuned": float(finetuned.mean()),
-        "train_finetuned_interval": _interval(finetuned),
-        "difference": float(differences.mean()),
-        "interval": _interval(differences),
-        "wilcoxon_p": 0.0123,
-        "rank_biserial": 0.45,
-        "wins": int((gains > 0).sum()),
-        "ties": int((gains == 0).sum()),
-        "losses": int((gains < 0).sum()),
-    }
+    return Compared(
+        train_frozen=float(frozen.mean()),
+        train_frozen_interval=_interval(frozen),
+        train_finetuned=float(finetuned.mean()),
+        train_finetuned_interval=_interval(finetuned),
+        difference=float(differences.mean()),
+        interval=_interval(differences),
+        wilcoxon_p=0.0123,
+        rank_biserial=0.45,
+        wins=int((gains > 0).sum()),
+        ties=int((gains == 0).sum()),
+        losses=int((gains < 0).sum()),
+    )
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
     resamples = np.random.default_rng(0).choice(values, (1000, len(values))).mean(axis=1)
-    return np.quantile(resamples, [0.025, 0.975]).tolist()
+    low, high = np.quantile(resamples, [0.025, 0.975]).tolist()
+    return low, high
 
 
-def _compare_seeds(means: Mapping[str, Any], num_seeds: int) -> dict[str, Any]:
+def _compare_seeds(scores: Mapping[str, ModelScores], num_seeds: int) -> SeedComparison:
     """Summary of seeds that raise every score of both models by 0.002 each."""
     shift, sd = 0.001 * (num_seeds - 1), float(0.002 * np.std(range(num_seeds), ddof=1))
 
-    def compare(scope: str, metric: str) -> dict[str, Any]:
-        frozen, finetuned = (means[run][scope][metric] for run in RUNS)
+    def compare(scope: str, metric: str) -> SeedsCompared:
+        frozen, finetuned = (scores[run].at(scope)[metric] for run in RUNS)
         is_better = finetuned < frozen if metric == "hd95" else finetuned > frozen
-        return {
-            "train_frozen": {"mean": frozen + shift, "sd": sd},
-            "train_finetuned": {"mean": finetuned + shift, "sd": sd},
-            "difference": {
-                **{"mean": finetuned - frozen, "sd": 0.0},
-                "num_better": num_seeds if is_better else 0,
-            },
-        }
+        return SeedsCompared(
+            train_frozen=Spread(mean=frozen + shift, sd=sd),
+            train_finetuned=Spread(mean=finetuned + shift, sd=sd),
+            difference=DifferenceSpread(
+                mean=finetuned - frozen, sd=0.0, num_better=num_seeds if is_better else 0
+            ),
+        )
 
     compared = {scope: {metric: compare(scope, metric) for metric in METRICS} for scope in SCOPES}
-    return {"num_seeds": num_seeds, **compared}
+    return SeedComparison(num_seeds=num_seeds, **compared)
 
 
 def _write_variants(
-    folder: Path, rows: list[dict[str, Any]], *, num_seeds: int, num_views: int
+    results: Results, rows: list[dict[str, Any]], *, num_seeds: int, num_views: int
 ) -> None:
     """Variants that each raise every score by 0.01."""
     numbers = {"single": (1, 1)}
@@ -272,25 +288,26 @@ def _write_variants(
         for position, (name, (num_models, views)) in enumerate(numbers.items())
         for scope in SCOPES
     ]
-    _write_csv(folder / "variants.csv", variants, columns=tuple(variants[0]))
+    _write_table(results, "variants", variants)
 
 
 def _write_attributes(
-    folder: Path, rows: list[dict[str, Any]], ids: Sequence[str], masks: NDArray[np.uint8]
+    results: Results, rows: list[dict[str, Any]], ids: Sequence[str], masks: NDArray[np.uint8]
 ) -> None:
     """Images are dealt to the groups of each stratum in turn."""
+    frozen, finetuned = (_values(rows, run, "test", "jaccard") for run in RUNS)
     attributes = [
         {"id": name, "lesion_fraction": float(masks[number].mean()), "border_fraction": 0.0}
         | {"contrast": 20.0 + number, "outline_roughness": 0.1, "hair_fraction": 0.01}
-        | {"ita": "" if number % 2 else 45.0}
-        | {stratum: groups[number % len(groups)] for stratum, groups in STRATA.items()}
+        | {"ita": None if number % 2 else 45.0}
+        | {stratum: groups[number % len(groups)] for stratum, groups in GROUPS.items()}
+        | {"train_frozen_jaccard": frozen[number], "train_finetuned_jaccard": finetuned[number]}
         for number, name in enumerate(ids)
     ]
-    _write_csv(folder / "attributes.csv", attributes, columns=tuple(attributes[0]))
-    frozen, finetuned = (_values(rows, run, "test", "jaccard") for run in RUNS)
+    _write_table(results, "attributes", attributes)
     members = {("all", "all"): np.ones(len(ids), bool)} | {
         (stratum, group): np.arange(len(ids)) % len(groups) == number
-        for stratum, groups in STRATA.items()
+        for stratum, groups in GROUPS.items()
         for number, group in enumerate(groups)
     }
     strata = [
@@ -298,13 +315,13 @@ def _write_attributes(
         for (stratum, group), inside in members.items()
         if inside.any()
     ]
-    _write_csv(folder / "strata.csv", strata, columns=tuple(strata[0]))
+    _write_table(results, "strata", strata)
 
 
 def _summarise_group(
     stratum: str, group: str, frozen: NDArray[np.float64], finetuned: NDArray[np.float64]
 ) -> dict[str, Any]:
-    low, high = _interval(finetuned - frozen) if len(frozen) > 1 else ("", "")
+    low, high = _interval(finetuned - frozen) if len(frozen) > 1 else (None, None)
     return {
         **{"stratum": stratum, "group": group, "num_images": len(frozen)},
         "train_frozen_jaccard": frozen.mean(),
@@ -316,17 +333,17 @@ def _summarise_group(
     }
 
 
-def _write_calibration(folder: Path, *, num_pixels: int) -> None:
+def _write_calibration(results: Results, *, num_pixels: int) -> None:
     """Two bins of 15 hold all pixels; the frozen model's best threshold is 0.4."""
     bins = []
     for number in range(15):
         num = {0: num_pixels // 2, 14: num_pixels - num_pixels // 2}.get(number, 0)
         edges = {"probability_low": number / 15, "probability_high": (number + 1) / 15}
-        content = {"num_pixels": num, "probability": "", "lesion_fraction": ""}
+        content = {"num_pixels": num, "probability": None, "lesion_fraction": None}
         if num:
             content |= {"probability": (number + 0.5) / 15, "lesion_fraction": number / 14}
         bins.append(edges | {f"{run}_{name}": content[name] for run in RUNS for name in content})
-    _write_csv(folder / "calibration.csv", bins, columns=tuple(bins[0]))
+    _write_table(results, "calibration", bins)
     thresholds = [
         {"threshold": round(0.05 * number, 2)}
         | {
@@ -339,7 +356,11 @@ def _write_calibration(folder: Path, *, num_pixels: int) -> None:
         }
         for number in range(1, 20)
     ]
-    _write_csv(folder / "thresholds.csv", thresholds, columns=tuple(thresholds[0]))
+    _write_table(results, "thresholds", thresholds)
+
+
+def _write_table(results: Results, name: str, rows: list[dict[str, Any]]) -> None:
+    TABLES[name].write(results.evaluation.table(name), rows)
 
 
 def _values(rows: list[dict[str, Any]], run: str, scope: str, metric: str) -> NDArray[np.float64]:
@@ -351,7 +372,3 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]], *, columns: Sequen
         writer = csv.DictWriter(stream, fieldnames=list(columns))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lesionseg.config import AugmentConfig
 from lesionseg.data.augmentation import LUMA, augment
 
 NAMES = (
@@ -29,7 +30,7 @@ COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
 
 def view(images, masks, *, seed=0, **parameters):
     generator = torch.Generator().manual_seed(seed)
-    return augment(images, masks, generator=generator, **OFF | parameters)
+    return augment(images, masks, AugmentConfig(**OFF | parameters), generator=generator)
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_each_image_takes_nine_draws(batch):
     states = []
     for parameters in ({}, GEOMETRY, COLOUR, GEOMETRY | COLOUR):
         generator = torch.Generator().manual_seed(0)
-        augment(*batch, generator=generator, **OFF | parameters)
+        augment(*batch, AugmentConfig(**OFF | parameters), generator=generator)
         states.append(generator.get_state())
     # Two flips, an angle, a zoom, two shifts and three colours.
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from lesionseg.evaluation.calibration import (
     score_thresholds,
     sum_bins,
 )
-from lesionseg.evaluation.metrics import count_pixels, score_images
+from lesionseg.metrics import count_pixels, score_images
 
 
 def image_of(pixels):

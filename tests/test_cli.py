@@ -291,7 +291,8 @@ def test_without_a_project_nothing_is_made(folder, monkeypatch, capsys, command,
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(where)
     before = files_below(folder)
-    for arguments in (command, ["replay"], ["predict", "a.png", "--model", "models:/x/1"]):
+    others = [["replay"], ["sweep", "--grid", "train.lr=1"], ["ablation", "--dry-run"]]
+    for arguments in (command, *others, ["predict", "a.png", "--model", "models:/x/1"]):
         if arguments[0] == "predict" and where == ".":
             arguments[1] = "photos/a.png"
         status = main(arguments)
@@ -381,6 +382,10 @@ def test_an_error_keeps_its_traceback_for_debugging(folder, predict, monkeypatch
         (["predict", "a", "--contours", "svg"], "invalid choice: 'svg'"),
         (["predict", "a", "--tta", "3"], "argument --tta: invalid choice: 3"),
         (["predict", "a", "--tta", "all"], "argument --tta: invalid int value: 'all'"),
+        (["sweep"], "one of the arguments --grid --search is required"),
+        (["sweep", "--grid", "a", "--search", "b"], "--search: not allowed with argument --grid"),
+        (["sweep", "--search", "a", "--sampler", "grid"], "--sampler: invalid choice: 'grid'"),
+        (["ablation", "--seeds", "0"], "--seeds: must be a whole number in [1, 10000], got '0'"),
     ],
 )
 def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, arguments, message):
@@ -390,7 +395,7 @@ def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, argument
     assert (exit_.value.code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
-    assert re.search(r"Run: lesionseg( predict)? --help\n$", err)
+    assert re.search(r"Run: lesionseg( predict| sweep| ablation)? --help\n$", err)
     assert len(err.splitlines()) == 1
 
 
@@ -451,7 +456,10 @@ def lesionseg(*arguments, cwd, code=None):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["predict", "absent"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["predict", "--help"], ["predict", "absent"], ["sweep", "--help"], ["ablation"]],
+)
 def test_help_and_first_mistakes_load_nothing_that_takes_long(tmp_path, arguments):
     code = f"""
 import json, sys
@@ -465,6 +473,7 @@ sys.stderr.write("\\n" + json.dumps(sorted(sys.modules)))
     done = lesionseg(cwd=tmp_path, code=code)
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     heavy = {"torch", "numpy", "PIL", "skimage", "scipy", "pandas", "matplotlib", "mlflow", "dvc"}
+    heavy |= {"yaml", "optuna", "lesionseg.sweep.space"}
     assert "lesionseg.cli" in loaded
     assert loaded & heavy == set()
 

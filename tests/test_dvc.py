@@ -100,27 +100,41 @@ def test_the_stages_are_those_of_the_design_in_its_order():
 
 
 def sections_read(path: Path) -> set[str]:
-    """Sections of params.yaml that a stage's script takes from its `Config`."""
-    attributes = [
-        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
-    ]
-    direct = {
-        node.attr
-        for node in attributes
-        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "load_config"
+    """Sections of params.yaml that a file takes from a `Config`, its own or a given one."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    given = {n.arg for n in nodes if isinstance(n, ast.arg) and is_config(n.annotation)}
+    loaded = {
+        ast.unparse(target)
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target, value in zip(parts(node.targets[0]), parts(node.value), strict=False)
+        if is_call_of(value, "load_config")
     }
-    held = {
+    return {
         node.attr
-        for node in attributes
-        if isinstance(node.value, ast.Name) and node.value.id == "config"
-    }
-    return direct or held - {"encoder_lr", "seeds", "training_params"}
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and (ast.unparse(node.value) in given | loaded or is_call_of(node.value, "load_config"))
+    } - {"encoder_lr", "seeds", "training_params"}
+
+
+def parts(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]
+
+
+def is_config(annotation: ast.expr | None) -> bool:
+    return isinstance(annotation, ast.Name) and annotation.id == "Config"
+
+
+def is_call_of(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func) == name
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_parameters_it_reads(name):
     script = ROOT / STAGES[name]["cmd"].split()[2].replace(".", "/")
-    expected = sections_read(script.with_suffix(".py"))
+    files = import_closure(script.with_suffix(".py"), is_exempt=is_exempt)
+    expected = set.union(*(sections_read(file) for file in files if file.suffix == ".py"))
     if name.startswith("train_"):
         expected |= {name, "preprocess", "augment", "loss"}  # through Config.training_params
     assert {parameter.split(".")[0] for parameter in STAGES[name]["params"]} == expected

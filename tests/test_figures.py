@@ -1,6 +1,7 @@
 """Figures show the numbers they are given, all of them, and say whose they are."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lesionseg.report import figures, style
+from lesionseg.results.evaluation import Compared
 
 RUNS = ("train_frozen", "train_finetuned")
 EMPTY_BIN = 7
@@ -60,7 +62,19 @@ def make_seeds(num_seeds: int = 3) -> pd.DataFrame:
 
 
 def make_comparison(*metrics: str) -> dict:
-    result = {"difference": 0.02, "interval": [0.01, 0.03]}
+    result = Compared(
+        train_frozen=0.8,
+        train_frozen_interval=(0.79, 0.81),
+        train_finetuned=0.82,
+        train_finetuned_interval=(0.81, 0.83),
+        difference=0.02,
+        interval=(0.01, 0.03),
+        wilcoxon_p=0.01,
+        rank_biserial=0.5,
+        wins=3,
+        ties=0,
+        losses=1,
+    )
     return {scope: dict.fromkeys(metrics, result) for scope in ("test", "test_own_size")}
 
 
@@ -100,6 +114,13 @@ def test_a_figure_drawn_twice_is_the_same_svg_to_the_byte(draw):
 def test_a_page_can_replace_every_colour(draw):
     colors = set(re.findall(r"#[0-9a-f]{6}\b", figures.render_svg(draw())))
     assert colors <= {style.INK, style.PAPER, *style.RUN_COLORS.values()}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_outlines_on_the_page_have_the_colours_of_those_in_figures(run):
+    css = Path(style.__file__).with_name("page.css").read_text()
+    colors = re.findall(rf"\.{run} \.line {{ stroke: (#\w+); }}", css)
+    assert colors == [style.RUN_BRIGHT_COLORS[run]]
 
 
 def test_names_from_tables_are_escaped():

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split, load_split, split_fold
 from lesionseg.errors import ConfigError
-from stages import train as stage
+from lesionseg.results.layout import RUNS
+from lesionseg.training import setup
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 SIZE = 64
@@ -144,10 +145,9 @@ def config_of(project: Path, **values):
 
 def test_the_stage_gives_each_seed_its_fold_and_both_models_the_same(project):
     config = config_of(project, num_seeds=4, cross_validate=True, seed=7)
-    cpu = torch.device("cpu")
     held_out = {
         name: [
-            stage.make_training(config, name, seed=seed, device=cpu, precision=torch.float32).val
+            setup.make_training(config, name, seed=seed, inputs=setup.Inputs()).val
             for seed in config.seeds()
         ]
         for name in RUNS
@@ -164,7 +164,7 @@ def test_the_stage_gives_each_seed_its_fold_and_both_models_the_same(project):
 def test_without_cross_validation_every_seed_has_the_splits_as_they_are(project):
     config = config_of(project, num_seeds=3)
     for seed in config.seeds():
-        train, val = stage.choose_images(config, seed=seed)
+        train, val = setup.choose_images(config, Path("data/processed"), seed=seed)
         assert isinstance(train, Split)
         assert isinstance(val, Split)
         assert (len(train.ids), len(val.ids)) == (12, 4)

@@ -27,16 +27,16 @@ def square(size, start, stop):
 def test_a_square_a_pixel_larger_or_smaller_scores_as_counted_by_hand(tmp_path):
     split, paths = make_split(tmp_path, [square(32, 10, 20)], square(32, 10, 20)[None])
     limits = score_limits(split, mask_paths=paths)
-    assert limits["perfect_own_size"] == 1
-    assert limits["pixel_larger"] == pytest.approx(100 / 140)  # the corners stay
-    assert limits["pixel_smaller"] == pytest.approx(64 / 100)
+    assert limits.perfect_own_size == 1
+    assert limits.pixel_larger == pytest.approx(100 / 140)  # the corners stay
+    assert limits.pixel_smaller == pytest.approx(64 / 100)
 
 
 def test_a_lesion_that_leaves_the_image_is_not_shrunk_from_outside(tmp_path):
     mask = np.zeros((32, 32), bool)
     mask[:, :16] = True
     split, paths = make_split(tmp_path, [mask], mask[None])
-    assert score_limits(split, mask_paths=paths)["pixel_smaller"] == pytest.approx(15 / 16)
+    assert score_limits(split, mask_paths=paths).pixel_smaller == pytest.approx(15 / 16)
 
 
 def test_detail_lost_at_the_networks_size_is_missed_at_own_size(tmp_path):
@@ -46,4 +46,4 @@ def test_detail_lost_at_the_networks_size_is_missed_at_own_size(tmp_path):
     )
     limits = score_limits(split, mask_paths=paths)
     # Interpolation rounds the square's four corners by a pixel.
-    assert limits["perfect_own_size"] == pytest.approx((1020 / 1024 + 510 / 1022) / 2, abs=0.003)
+    assert limits.perfect_own_size == pytest.approx((1020 / 1024 + 510 / 1022) / 2, abs=0.003)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.evaluation.metrics import (
+from lesionseg.metrics import (
     count_pixels,
     failure_rate,
     mean_scores,

@@ -31,13 +31,15 @@ from PIL import Image
 
 from experiments.demo import ROOT, copy_pipeline
 from lesionseg import cli
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
+from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
+from lesionseg.processes import child_environment
+from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import store
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
-from stages.evaluate import check_training
 from tests.mlflow_contents import client_of, contents
 from tests.ports import free_port
 from tests.trained_results import write_evaluation, write_run
@@ -65,10 +67,7 @@ PARAMS = {
     "evaluate.num_resamples": 200,
 }
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **child_environment(),
     "OMP_NUM_THREADS": "1",
 }
 # Python loads this in every process that has its folder in PYTHONPATH. The event is raised before
@@ -440,20 +439,22 @@ def test_checkpoints_are_kept_while_the_cache_lacks_an_output(copy, enter):
 
 def test_a_model_of_other_parameters_or_of_another_training_is_not_evaluated(project, tmp_path):
     config = load_config(project / "params.yaml")
-    folder = tmp_path / "train_finetuned"
-    shutil.copytree(project / "results/train_finetuned", folder)
-    check_training(folder, config, "train_finetuned", seed=0)
+    results = Results(tmp_path)
+    for run in RUNS:
+        shutil.copytree(project / "results" / run, tmp_path / run)
+    check_trainings(config, results=results)
     other = replace(config, train=replace(config.train, epochs=5))
     with pytest.raises(DataError) as caught:
-        check_training(folder, other, "train_finetuned", seed=0)
+        check_trainings(other, results=results)
     assert str(caught.value) == (
-        f"{folder}/model.pt was trained with train.epochs 4, and params.yaml says 5. "
-        "Run: dvc repro -f train_finetuned"
+        f"{tmp_path}/train_frozen/model.pt was trained with train.epochs 4, and params.yaml says "
+        "5. Run: dvc repro -sf train_frozen && dvc repro"
     )
-    shutil.copy(project / "results/train_frozen/model.pt", folder)
+    shutil.copy(tmp_path / "train_frozen/model.pt", tmp_path / "train_finetuned")
     with pytest.raises(DataError) as caught:
-        check_training(folder, config, "train_finetuned", seed=0)
-    assert str(caught.value).startswith(f"{folder}/model.pt is not the model that run.json is")
+        check_trainings(config, results=results)
+    path = tmp_path / "train_finetuned/model.pt"
+    assert str(caught.value).startswith(f"{path} is not the model that run.json is about")
 
 
 def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(copy, enter, capsys):

@@ -19,8 +19,8 @@ from lesionseg.data.manifest import read_manifest, write_manifest
 from lesionseg.data.masks import read_mask
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
+from lesionseg.evaluation import evaluate
 from lesionseg.files import write_csv
-from stages import evaluate
 from stages import preprocess as stage
 
 OPTIONS = {
@@ -548,18 +548,15 @@ def test_a_split_without_a_single_image_is_refused(val_dir):
         load_split(val_dir.parent, "val")
 
 
-def test_test_images_that_the_manifest_does_not_have_are_named(renamed_dir, out_dir, monkeypatch):
+def test_test_images_that_the_manifest_does_not_have_are_named(renamed_dir, out_dir):
     preprocess(renamed_dir, out_dir, **OPTIONS)
-    monkeypatch.setattr(evaluate, "RAW", renamed_dir)
-    test = load_split(out_dir, "test")
-    assert [row.image_path for row in evaluate.test_files(test)] == [
-        f"test/images/{id_}.jpg" for id_ in test.ids
-    ]
+    data = evaluate.load_data(out_dir, renamed_dir)
+    assert data.image_paths == [renamed_dir / f"test/images/{id_}.jpg" for id_ in data.test.ids]
     (renamed_dir / "test/images/IMG_002.jpg").unlink()
     (renamed_dir / "test/masks/IMG_002.png").unlink()
     write_manifest(renamed_dir)  # IMG_002 is in train still
     with pytest.raises(DataError, match=r"no test image IMG_002, .* Run: dvc repro preprocess"):
-        evaluate.test_files(test)
+        evaluate.load_data(out_dir, renamed_dir)
 
 
 def test_the_stage_writes_data_processed_as_params_yaml_says(raw_dir, tmp_path, monkeypatch):

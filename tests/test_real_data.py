@@ -9,14 +9,16 @@ import torch
 from PIL import Image
 
 from lesionseg import provenance
-from lesionseg.config import RUNS, load_config, override, read_yaml
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.data.dataset import load_split
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, pool_scores, score_images
 from lesionseg.files import read_json
 from lesionseg.inference.prediction import predict_split
+from lesionseg.metrics import count_pixels, mean_scores, pool_scores, score_images
 from lesionseg.models.segmenter import load_model
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.training.run import write_results
+from lesionseg.training.setup import Inputs, make_training
 from stages import download, evaluate, preprocess
-from stages.train import make_training, write_results
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
@@ -60,14 +62,14 @@ def project(tmp_path_factory):
 def trained(project):
     """The project with one briefly fine-tuned model in the place of both."""
     config = load_config(Path("params.yaml"))
-    cpu = torch.device("cpu")
-    training = make_training(config, "train_finetuned", seed=0, device=cpu, precision=torch.float32)
+    training = make_training(config, "train_finetuned", seed=0, inputs=Inputs())
     for _ in training:
         pass
     for name in RUNS:
-        tags = {**provenance.tags(stage=name), "data_sha256": "-", "training_key": name}
+        facts = {"data_sha256": "-", "device": "cpu", "precision": "float32", "training_key": name}
+        tags = {**provenance.tags(stage=name), **facts}
         params = config.training_params(name, seed=0)
-        write_results(project / "results" / name, config, training, tags=tags, params=params)
+        write_results(Results().training(name), config, training, tags=tags, params=params)
     evaluate.main([])
     return project
 

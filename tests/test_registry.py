@@ -13,10 +13,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
+from lesionseg.cli import _show_versions
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
-from lesionseg.tracking import registry, runs
-from lesionseg.tracking.card import MAX_CHARACTERS, write_card
+from lesionseg.results.evaluation import TABLES
+from lesionseg.results.layout import Results
+from lesionseg.tracking import packaging, registry, runs
+from lesionseg.tracking.card import MAX_CHARACTERS, read_facts, write_card
 from tests.test_dvc import import_closure, imported_names
 from tests.trained_results import ROOT, write_evaluation, write_json, write_run
 
@@ -61,7 +64,7 @@ def test_the_model_with_the_larger_val_jaccard_is_registered(project, train, bet
         run: train(run, val=0.9 if run == better else 0.8)
         for run in ("train_frozen", "train_finetuned")
     }
-    done = registry.register()
+    done = registry.register(Results())
     assert (done.version, done.is_new) == (1, True)
     tags = champion_of(project).tags
     assert (tags["run"], tags["model_sha256"]) == (better, hashes[better])
@@ -72,7 +75,7 @@ def test_a_version_knows_its_scores_its_data_and_the_run_that_trained_it(project
     write_evaluation(project)
     with runs.training_run("r", params={}, tags={}, id_path=project / "id") as run:
         run.set_tags({"model_sha256": model_sha256})
-    registry.register()
+    registry.register(Results())
     found = champion_of(project)
     assert found.run_id == run.run_id
     expected = {
@@ -92,7 +95,7 @@ def test_a_version_knows_its_scores_its_data_and_the_run_that_trained_it(project
 
 def test_a_version_has_all_that_serving_takes(project, train):
     train(val=0.85)
-    registry.register()
+    registry.register(Results())
     folder = Path(champion_of(project).source.removeprefix("file://"))
     model = Model.load(str(folder))
     assert model.signature.inputs.optional_input_names() == ["image", "array"]
@@ -103,22 +106,22 @@ def test_a_version_has_all_that_serving_takes(project, train):
     assert (folder / "code/lesionseg/tracking/served.py").is_file()
     assert not list(folder.rglob("__pycache__"))
     pins = (folder / "requirements.txt").read_text().splitlines()
-    assert [pin.partition("==")[0] for pin in pins] == list(registry.REQUIREMENTS)
+    assert [pin.partition("==")[0] for pin in pins] == list(packaging.REQUIREMENTS)
     assert not [pin for pin in pins if "+" in pin]
 
 
 def test_the_requirements_are_what_serving_imports():
     files = import_closure(ROOT / "src/lesionseg/tracking/served.py")
     names = {name for file in files for name in imported_names(file) if "." not in name}
-    expected = {name.replace("pillow", "PIL") for name in registry.REQUIREMENTS}
+    expected = {name.replace("pillow", "PIL") for name in packaging.REQUIREMENTS}
     others = {"lesionseg", "pillow_heif", "tifffile"}  # it takes JPEG and PNG only
     assert names - sys.stdlib_module_names - others == expected
 
 
 def test_the_same_model_gives_no_second_version(project, train):
     train(val=0.85)
-    registry.register()
-    again = registry.register()
+    registry.register(Results())
+    again = registry.register(Results())
     assert (again.version, again.is_new) == (1, False)
     assert "registered already as version 1" in again.message
     assert len(registry.list_versions()) == 1
@@ -127,9 +130,9 @@ def test_the_same_model_gives_no_second_version(project, train):
 @pytest.mark.parametrize(("second", "champion"), [(0.84, 1), (0.85, 1), (0.86, 2)])
 def test_the_champion_changes_only_when_val_improves(train, second, champion):
     train(val=0.85)
-    registry.register()
+    registry.register(Results())
     train(val=second, seed=1)
-    done = registry.register()
+    done = registry.register(Results())
     rows = registry.list_versions()
     assert [row.version for row in rows if row.is_champion] == [champion]
     verb = "is" if champion == 2 else "stays"
@@ -139,20 +142,20 @@ def test_the_champion_changes_only_when_val_improves(train, second, champion):
 
 def test_a_champion_of_other_data_is_named_as_such(project, train):
     train(val=0.99)
-    registry.register()
+    registry.register(Results())
     train(val=0.8, seed=1)
     path = project / "results/train_finetuned/run.json"
     write_json(path, read_json(path, stage="train") | {"data_sha256": "07e7"})
-    assert "on other data" in registry.register().message
+    assert "on other data" in registry.register(Results()).message
 
 
 def test_registering_again_does_not_take_back_what_was_chosen_by_hand(train):
     train(val=0.8)
-    registry.register()
+    registry.register(Results())
     train(val=0.9, seed=1)
-    registry.register()
+    registry.register(Results())
     assert registry.promote(1) == "champion is version 1, no longer version 2"
-    assert "lesionseg champion --set 2" in registry.register().message
+    assert "lesionseg champion --set 2" in registry.register(Results()).message
     assert [row.is_champion for row in registry.list_versions()] == [True, False]
 
 
@@ -160,19 +163,19 @@ def test_an_unknown_version_cannot_be_champion(train):
     with pytest.raises(MissingFileError, match="there is none"):
         registry.promote(1)
     train(val=0.8)
-    registry.register()
+    registry.register(Results())
     with pytest.raises(MissingFileError, match=r"version 7 of lesionseg .* there are 1"):
         registry.promote(7)
 
 
 def test_the_table_has_a_row_for_each_version(project, train):
-    assert "Run: lesionseg register" in registry.show(registry.list_versions())
+    assert "Run: lesionseg register" in _show_versions(registry.list_versions())
     train(val=0.8)
-    registry.register()
+    registry.register(Results())
     model_sha256 = train(val=0.9, seed=1)
     write_evaluation(project)
-    registry.register()
-    head, first, second = registry.show(registry.list_versions()).splitlines()
+    registry.register(Results())
+    head, first, second = _show_versions(registry.list_versions()).splitlines()
     assert re.split(r"  +", head)[:4] == ["version", "run", "decoder", "val jaccard"]
     assert first.split()[:5] == ["1", "train_finetuned", "transposed", "0.8000", "-"]
     assert second.split()[3:] == ["0.9000", "0.7200", model_sha256[:12], "champion"]
@@ -181,7 +184,7 @@ def test_the_table_has_a_row_for_each_version(project, train):
 @pytest.mark.parametrize("uri", ["models:/lesionseg@champion", "models:/lesionseg/1"])
 def test_a_registered_model_is_fetched_as_it_was(train, uri):
     model_sha256 = train(val=0.8)
-    registry.register()
+    registry.register(Results())
     assert sha256(registry.download_model(uri)) == model_sha256
 
 
@@ -196,7 +199,7 @@ def test_a_registered_model_is_fetched_as_it_was(train, uri):
 )
 def test_an_address_that_leads_nowhere_is_one_line(train, uri, error):
     train(val=0.8)
-    registry.register()
+    registry.register(Results())
     with pytest.raises(error, match=re.escape(uri)) as caught:
         registry.download_model(uri)
     assert len(str(caught.value).splitlines()) == 1
@@ -204,7 +207,7 @@ def test_an_address_that_leads_nowhere_is_one_line(train, uri, error):
 
 def test_a_model_that_was_changed_since_is_refused(project, train):
     train(val=0.8)
-    registry.register()
+    registry.register(Results())
     path = registry.download_model("models:/lesionseg@champion")
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(DataError, match="not the model that was registered"):
@@ -213,7 +216,7 @@ def test_a_model_that_was_changed_since_is_refused(project, train):
 
 def test_without_a_training_the_next_step_is_said(project):
     with pytest.raises(MissingFileError, match="dvc repro train_finetuned"):
-        registry.register()
+        registry.register(Results())
 
 
 def test_metrics_without_their_model_are_no_model(project, train):
@@ -221,7 +224,7 @@ def test_metrics_without_their_model_are_no_model(project, train):
     train(val=0.8)
     (project / "results/train_finetuned/model.pt").unlink()
     with pytest.raises(MissingFileError, match=r"model\.pt is missing"):
-        registry.register()
+        registry.register(Results())
 
 
 @pytest.mark.parametrize(
@@ -231,14 +234,14 @@ def test_metrics_without_their_model_are_no_model(project, train):
             "metrics.json",
             "val",
             {"jaccard": float("nan")},
-            "val: jaccard must be a number, got 'nan'",
+            "val.jaccard must be a number, got nan",
         ),
-        ("metrics.json", "val", {"jaccard": 0.8}, "val: dice is missing"),
-        ("metrics.json", "val", 1, "val must be an object, got '1'"),
-        ("run.json", "model_sha256", "other", "is about another model"),
+        ("metrics.json", "val", {"jaccard": 0.8}, "has no val.loss"),
+        ("metrics.json", "val", 1, "val must be an object, got 1"),
+        ("run.json", "model_sha256", "other", "is about. Run:"),
         ("run.json", "num_images", "many", "num_images must be a whole number, got 'many'"),
-        ("run.json", "params", {}, "params: download.source is missing; another version"),
-        ("run.json", "params", None, "params must be an object, got 'None'"),
+        ("run.json", "params", {}, "of train_finetuned has no params.download.source"),
+        ("run.json", "params", None, "params must be an object, got None"),
     ],
 )
 def test_broken_results_are_refused_before_anything_is_registered(
@@ -248,7 +251,7 @@ def test_broken_results_are_refused_before_anything_is_registered(
     path = project / "results/train_finetuned" / file
     write_json(path, json.loads(path.read_text()) | {key: value})
     with pytest.raises(DataError, match=f"{file}.* {message}.* dvc repro -sf train_") as caught:
-        registry.register()
+        registry.register(Results())
     assert len(str(caught.value).splitlines()) == 1
     assert registry.list_versions() == []
 
@@ -258,9 +261,10 @@ def test_broken_results_are_refused_before_anything_is_registered(
     [
         ("threshold", None, "comparison.json: threshold must be a number"),
         ("models", [], "comparison.json: models must be an object"),
-        ("confidence", "high", r"another version of this program \(Unknown format"),
-        ("test_own_size", {}, r"another version of this program \(no 'jaccard'\)"),
-        ("test", {"jaccard": 1}, "another version of this program"),
+        ("confidence", "high", "confidence must be a number, got 'high'"),
+        ("test_own_size", {}, "has no test_own_size.jaccard"),
+        ("test", {"jaccard": 1}, "test.jaccard must be an object, got 1"),
+        ("format", 1, r"another version of this program \(format 1, this one reads 2\)"),
     ],
 )
 def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key, value, message):
@@ -271,7 +275,7 @@ def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key,
     with pytest.raises(
         DataError, match=f"{message}.* dvc repro -sf evaluate && dvc repro$"
     ) as caught:
-        registry.register()
+        registry.register(Results())
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -280,11 +284,11 @@ def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key,
     [
         (
             "id,jaccard\n1,0.5\n",
-            "written by another version.* dvc repro -sf evaluate && dvc repro$",
+            "strata.csv has no column stratum.* dvc repro -sf evaluate && dvc repro$",
         ),
-        ("\0" * 200_000, "is of another evaluation"),
+        ("\0" * 200_000, "strata.csv has no column stratum|is not CSV"),
         (
-            "stratum,group,num_images,train_finetuned_jaccard\nall,all,20,0.5\n",
+            f"{','.join(TABLES['strata'].columns)}\nall,all,20,0.5,0.5,0.1,0.1,0,,\n",
             "strata.csv is of another evaluation than .*comparison.json. Run: dvc checkout",
         ),
     ],
@@ -294,7 +298,7 @@ def test_strata_that_are_not_of_the_comparison_are_refused(project, train, text,
     write_evaluation(project)
     (project / "results/evaluate/strata.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        registry.register()
+        registry.register(Results())
 
 
 def test_scores_from_git_beside_another_training_of_dvcs_cache_are_refused(project, train):
@@ -304,7 +308,7 @@ def test_scores_from_git_beside_another_training_of_dvcs_cache_are_refused(proje
     assert other != path.read_text()
     path.write_text(other)
     with pytest.raises(DataError, match=r"metrics.json is of another training .*dvc checkout"):
-        registry.register()
+        registry.register(Results())
 
 
 def test_what_only_a_later_version_can_tell_of_is_left_to_it(project, train):
@@ -357,14 +361,14 @@ def write_card_with(project, params=None, **details):
     path = project / "results/train_finetuned/run.json"
     record = json.loads(path.read_text()) | details
     write_json(path, record | {"params": record["params"] | (params or {})})
-    return write_card(registry.read_facts(project / "results"))
+    return write_card(read_facts(Results(project / "results")))
 
 
 def test_the_scores_of_another_model_are_not_those_of_this_one(project, train):
     train(val=0.8)
     write_evaluation(project)
     train(val=0.8, seed=1)
-    registry.register()
+    registry.register(Results())
     (row,) = registry.list_versions()
     assert row.test_jaccard is None
     assert "Not evaluated on test images" in champion_of(project).description
@@ -373,7 +377,7 @@ def test_the_scores_of_another_model_are_not_those_of_this_one(project, train):
 def test_the_card_tells_use_data_scores_and_failures(project, train):
     train(val=0.85)
     write_evaluation(project)
-    registry.register()
+    registry.register(Results())
     card = champion_of(project).description
     for text in (
         "**Not for diagnosis.**",
@@ -409,12 +413,12 @@ def test_the_card_is_about_the_data_of_the_training_not_of_params_yaml(
 
 def test_registering_leaves_the_process_with_the_store_it_had(project, train, monkeypatch):
     train(val=0.8)
-    registry.register()
+    registry.register(Results())
     assert "MLFLOW_TRACKING_URI" not in os.environ
     uri = f"sqlite:///{project}/mlruns/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     train(val=0.9, seed=1)
-    registry.register()
+    registry.register(Results())
     assert os.environ["MLFLOW_TRACKING_URI"] == uri
 
 
@@ -425,13 +429,13 @@ def test_a_server_that_is_away_is_one_line(project, train, monkeypatch):
         uri = f"http://127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         with pytest.raises(DownloadError, match=f"{uri} cannot be used.* same command") as caught:
-            registry.register()
+            registry.register(Results())
     assert len(str(caught.value).splitlines()) == 1
 
 
 def register_from(project: str, folder: str) -> str:
     os.environ["DVC_ROOT"] = project
-    return registry.register(Path(folder)).message
+    return registry.register(Results(Path(folder))).message
 
 
 def test_processes_that_register_at_once_lose_nothing(project, train):
@@ -450,7 +454,7 @@ def test_processes_that_register_at_once_lose_nothing(project, train):
 
 def test_a_registered_model_follows_its_project_when_that_is_moved(project, train, monkeypatch):
     model_sha256 = train(val=0.8)
-    registry.register()
+    registry.register(Results())
     moved = project.rename(project.with_name(f"{project.name} moved %20"))
     monkeypatch.setenv("DVC_ROOT", str(moved))
     monkeypatch.chdir(moved)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from lesionseg.report.page import write_report
-from tests.report_inputs import RUNS, STRATA, write_report_inputs
+from lesionseg.results.layout import RUNS, Results
+from tests.report_inputs import GROUPS, write_report_inputs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
 BROWSER = next(
@@ -26,7 +27,7 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("project")
     write_report_inputs(root, ids=IDS)
     write_report(
-        results_dir=root / "results",
+        Results(root / "results"),
         processed_dir=root / "data/processed",
         raw_dir=root / "data/raw",
         report_dir=root / "results/report",
@@ -218,7 +219,7 @@ def test_the_gallery_is_ranked_as_chosen(page, scores, ranking):
 
 
 def test_a_group_fills_the_gallery_and_dims_the_other_points(page, scores):
-    inside = [name for number, name in enumerate(IDS) if number % len(STRATA["size"]) == 1]
+    inside = [name for number, name in enumerate(IDS) if number % len(GROUPS["size"]) == 1]
     page.locator("#group").select_option(label=f"lesion size: medium ({len(inside)})")
     ranked = [name for name in rank(scores, "train_finetuned") if name in inside]
     assert ids_of_rows(page) == {"best": ranked}

@@ -5,16 +5,15 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.dataset import Split
-from lesionseg.evaluation.metrics import COUNTS
 from lesionseg.evaluation.scoring import (
-    METRICS,
-    SCOPES,
     score_mask,
     score_split,
     scores_by_metric,
     summarise,
 )
 from lesionseg.inference.prediction import resize_probabilities
+from lesionseg.metrics import COUNTS
+from lesionseg.results.vocabulary import METRICS, SCOPES
 
 SIZE = 32
 OWN_SIZES = ((48, 64), (30, 20), (32, 32))

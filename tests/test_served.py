@@ -22,6 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from lesionseg.inference.predictor import Predictor
+from lesionseg.results.layout import Results
 from lesionseg.tracking import registry, served
 from lesionseg.tracking.served import PROBABILITY_LEVELS, ServedModel, answer
 from tests.ports import free_port
@@ -100,7 +101,7 @@ def project(tmp_path_factory, encoder_state):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        registry.register(root / "results")
+        registry.register(Results(root / "results"))
     return root
 
 

@@ -2,12 +2,14 @@
 
 import functools
 import itertools
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from lesionseg.evaluation.statistics import compare, compare_seeds, mean_interval, signed_ranks
+from lesionseg.results.vocabulary import SCOPES
 
 SETTINGS = {"confidence": 0.95, "num_resamples": 1000, "seed": 0}
 
@@ -40,7 +42,7 @@ def test_the_interval_leaves_the_global_random_state_alone(differences):
 
 def test_swapping_the_models_mirrors_the_interval(differences):
     low, high = mean_interval(differences, **SETTINGS)
-    assert mean_interval(-differences, **SETTINGS) == pytest.approx([-high, -low], abs=1e-12)
+    assert mean_interval(-differences, **SETTINGS) == pytest.approx((-high, -low), abs=1e-12)
 
 
 def test_adding_a_constant_moves_the_interval_by_it(differences):
@@ -58,7 +60,7 @@ def test_more_confidence_is_a_wider_interval(differences):
 @pytest.mark.parametrize("value", [0.0, -0.25])
 @pytest.mark.parametrize("num_images", [1, 7])
 def test_equal_differences_have_an_interval_of_no_width(value, num_images):
-    assert mean_interval(np.full(num_images, value), **SETTINGS) == [value, value]
+    assert mean_interval(np.full(num_images, value), **SETTINGS) == (value, value)
 
 
 def test_two_images_are_enough_for_a_finite_interval():
@@ -90,20 +92,20 @@ def test_the_difference_is_that_of_the_means_and_finetuned_minus_frozen():
     result = compare(frozen, finetuned, interval=interval)
     assert set(result) == {"jaccard", "dice"}
     for name, row in result.items():
-        assert row["train_frozen"] == pytest.approx(np.mean(frozen[name]))
-        assert row["train_finetuned"] == pytest.approx(np.mean(finetuned[name]))
-        assert row["difference"] == pytest.approx(row["train_finetuned"] - row["train_frozen"])
-        assert row["interval"] == interval(finetuned[name] - frozen[name])
-        assert row["train_frozen_interval"] == interval(frozen[name])
-        assert row["train_finetuned_interval"] == interval(finetuned[name])
+        assert row.train_frozen == pytest.approx(np.mean(frozen[name]))
+        assert row.train_finetuned == pytest.approx(np.mean(finetuned[name]))
+        assert row.difference == pytest.approx(row.train_finetuned - row.train_frozen)
+        assert row.interval == interval(finetuned[name] - frozen[name])
+        assert row.train_frozen_interval == interval(frozen[name])
+        assert row.train_finetuned_interval == interval(finetuned[name])
 
 
 def test_images_are_paired_so_that_how_hard_they_are_does_not_widen_the_interval():
     frozen, finetuned = scores_of_two_models()
     shuffled = {name: values[::-1] for name, values in finetuned.items()}
     for name in frozen:
-        paired = np.ptp(compare(frozen, finetuned, interval=interval)[name]["interval"])
-        unpaired = np.ptp(compare(frozen, shuffled, interval=interval)[name]["interval"])
+        paired = np.ptp(compare(frozen, finetuned, interval=interval)[name].interval)
+        unpaired = np.ptp(compare(frozen, shuffled, interval=interval)[name].interval)
         assert paired < unpaired / 3
 
 
@@ -112,9 +114,9 @@ def test_higher_is_a_win_except_where_lower_is_better(metric, better):
     frozen = np.array([0.2, 0.4, 0.6, 0.8])
     finetuned = frozen + np.array([0.1, 0.1, 0.1, 0])
     row = compare({metric: frozen}, {metric: finetuned}, interval=interval)[metric]
-    assert (row[better], row["ties"], row["wins"] + row["losses"]) == (3, 1, 3)
-    assert row["rank_biserial"] == {"wins": 1.0, "losses": -1.0}[better]
-    assert row["difference"] == pytest.approx(0.075)
+    assert (getattr(row, better), row.ties, row.wins + row.losses) == (3, 1, 3)
+    assert row.rank_biserial == {"wins": 1.0, "losses": -1.0}[better]
+    assert row.difference == pytest.approx(0.075)
 
 
 def test_the_effect_size_is_that_by_hand():
@@ -157,7 +159,8 @@ def test_one_image_is_tested_without_a_warning():
 def table_of_seeds(frozen, finetuned, metric="jaccard"):
     return pd.DataFrame(
         [
-            {"run": run, "seed": seed, "scope": "test", metric: value}
+            {"run": run, "seed": seed, "scope": scope, metric: value}
+            for scope in SCOPES
             for run, values in (("train_frozen", frozen), ("train_finetuned", finetuned))
             for seed, value in enumerate(values)
         ]
@@ -166,16 +169,18 @@ def table_of_seeds(frozen, finetuned, metric="jaccard"):
 
 def test_seeds_are_summed_up_by_mean_and_sample_deviation_of_paired_differences():
     result = compare_seeds(table_of_seeds([0.80, 0.82, 0.84], [0.83, 0.83, 0.83]))
-    assert result["num_seeds"] == 3
-    row = result["test"]["jaccard"]
-    assert row["train_frozen"] == pytest.approx({"mean": 0.82, "sd": 0.02})
-    assert row["train_finetuned"] == pytest.approx({"mean": 0.83, "sd": 0.0})
-    assert row["difference"] == pytest.approx({"mean": 0.01, "sd": 0.02, "num_better": 2})
+    assert result.num_seeds == 3
+    row = result.test["jaccard"]
+    assert asdict(row.train_frozen) == pytest.approx({"mean": 0.82, "sd": 0.02})
+    assert asdict(row.train_finetuned) == pytest.approx({"mean": 0.83, "sd": 0.0})
+    assert asdict(row.difference) == pytest.approx({"mean": 0.01, "sd": 0.02, "num_better": 2})
 
 
 def test_for_distances_a_seed_is_better_where_they_are_lower():
-    row = compare_seeds(table_of_seeds([5.0, 4.0], [3.0, 4.5], "hd95"))["test"]["hd95"]
-    assert row["difference"] == pytest.approx({"mean": -0.75, "sd": 2.5 / 2**0.5, "num_better": 1})
+    row = compare_seeds(table_of_seeds([5.0, 4.0], [3.0, 4.5], "hd95")).test["hd95"]
+    assert asdict(row.difference) == pytest.approx(
+        {"mean": -0.75, "sd": 2.5 / 2**0.5, "num_better": 1}
+    )
 
 
 def test_a_single_seed_has_no_spread():

@@ -11,18 +11,17 @@ from skimage.draw import bezier_curve, disk, line, polygon2mask
 
 from lesionseg.evaluation.strata import (
     MEASURED_SIZE,
-    STRATA,
-    UNKNOWN,
     group_of,
     measure_image,
     summarise_strata,
 )
+from lesionseg.results.vocabulary import STRATA, UNKNOWN
 
 SHAPE = (MEASURED_SIZE, MEASURED_SIZE)
 PALE = (75, 10, 15)  # CIELAB of a light skin
 HAIR = (40, 30, 25)  # RGB
-MEASURES = [stratum.measure for stratum in STRATA]
-GROUPS = {stratum.name: stratum.groups for stratum in STRATA}
+MEASURES = [stratum.measure for stratum in STRATA.values()]
+GROUPS = {stratum.name: stratum.groups for stratum in STRATA.values()}
 
 
 def paint_skin(lab=PALE):
@@ -231,7 +230,7 @@ def test_with_little_or_no_skin_all_that_needs_skin_is_unknown(gap):
 
 def test_every_measure_is_grouped_and_every_group_can_be_reached():
     assert list(measure_image(paint_skin(), draw_disk())) == MEASURES
-    for stratum in STRATA:
+    for stratum in STRATA.values():
         values = [*(x + step for x in stratum.limits for step in (-1e-6, 1e-6)), math.nan]
         reached = {group_of(measure(**{stratum.measure: x}))[stratum.name] for x in values}
         assert reached | {UNKNOWN} == {*stratum.groups, UNKNOWN}

@@ -1,10 +1,10 @@
 """The training loop: the same bytes every time, also after an interruption."""
 
-import dataclasses
 import hashlib
 import json
 import logging
 import math
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.config import load_config
+from lesionseg.config import AugmentConfig, LossConfig, load_config
 from lesionseg.data.augmentation import augment
 from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.hardware import choose_device, choose_precision, describe
 from lesionseg.losses import weighted_sum
+from lesionseg.metrics import count_pixels, mean_scores, score_images
 from lesionseg.models.segmenter import build_segmenter, save_model
+from lesionseg.results.layout import TrainingFiles
 from lesionseg.training import loop
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
@@ -32,38 +33,46 @@ from lesionseg.training.checkpoints import (
     stage_code,
 )
 from lesionseg.training.loop import Recipe, Training, resize
-from stages.train import write_results
+from lesionseg.training.run import write_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 PARAMS = Path(__file__).parents[1] / "params.yaml"
-AUGMENT = {
-    "horizontal_flip": 0.5,
-    "vertical_flip": 0.5,
-    "rotation_degrees": 60.0,
-    "scale": 0.1,
-    "shift": 0.1,
-    "padding": "border",
-    "brightness": 0.1,
-    "contrast": 0.1,
-    "saturation": 0.1,
-}
-NO_VIEWS = dict.fromkeys(AUGMENT, 0.0) | {"padding": "border"}
+AUGMENT = AugmentConfig(
+    horizontal_flip=0.5,
+    vertical_flip=0.5,
+    rotation_degrees=60.0,
+    scale=0.1,
+    shift=0.1,
+    padding="border",
+    brightness=0.1,
+    contrast=0.1,
+    saturation=0.1,
+)
+NO_VIEWS = AugmentConfig(**dict.fromkeys(asdict(AUGMENT), 0.0) | {"padding": "border"})
+CONFIG = load_config(PARAMS)
+TRAIN = replace(CONFIG.train, epochs=3, batch_size=4, lr=0.002, weight_decay=0.01)
 RECIPE = Recipe(
     run="train_frozen",
-    epochs=3,
-    batch_size=4,
-    lr=0.002,
+    train=replace(TRAIN, warmup_fraction=0.2, first_image_size=64),
     encoder_lr=0.0,
-    weight_decay=0.01,
-    warmup_fraction=0.2,
-    first_image_size=64,
     seed=0,
     precision=torch.float32,
-    loss={"bce": 1.0, "dice": 1.0, "iou": 1.0},
+    loss=CONFIG.loss,
     augment=AUGMENT,
 )
+NO_LOSS = LossConfig(**dict.fromkeys(asdict(CONFIG.loss), 0.0) | {"bce": 1.0})
+ORIGIN = dict.fromkeys(
+    ["commit", "dvc_stage", "dvc_experiment", "data_sha256", "device", "precision"], "-"
+)
+
+
+def change(recipe: Recipe, **changes) -> Recipe:
+    """The recipe with other values, those of `train` among them by their own names."""
+    names = asdict(recipe.train).keys() & changes.keys() - {"seed", "precision"}
+    shared = {name: changes.pop(name) for name in names}
+    return replace(recipe, train=replace(recipe.train, **shared), **changes)
 
 
 def make_split(name: str, num_images: int, size: int) -> Split:
@@ -94,7 +103,7 @@ def make_training(splits, encoder_state):
             frozen=encoder_lr == 0,
             seed=0,
         )
-        recipe = dataclasses.replace(RECIPE, encoder_lr=encoder_lr, **changes)
+        recipe = change(RECIPE, encoder_lr=encoder_lr, **changes)
         return Training(model=model, **splits, recipe=recipe, device=CPU)
 
     return make_training
@@ -120,7 +129,7 @@ def make_tiny(splits):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = TinySegmenter()
-        recipe = dataclasses.replace(RECIPE, **changes)
+        recipe = change(RECIPE, **changes)
         return Training(model=model, **splits, recipe=recipe, device=CPU)
 
     return make_tiny
@@ -290,7 +299,7 @@ def test_each_epoch_shows_every_image_once_in_another_order(make_tiny):
 
 
 def test_views_differ_from_epoch_to_epoch(make_tiny):
-    training = make_tiny(epochs=2, batch_size=10, augment=NO_VIEWS | {"shift": 0.5})
+    training = make_tiny(epochs=2, batch_size=10, augment=replace(NO_VIEWS, shift=0.5))
     batches = record_batches(training)
     list(training)
     first, second = ({one.numpy().tobytes() for one in batch} for batch in batches)
@@ -323,7 +332,7 @@ def test_an_epoch_s_scores_are_those_of_the_model_it_leaves_behind(make_training
     for name, score in mean_scores(score_images(counts)).items():
         if name != "threshold_jaccard":
             assert getattr(epoch, f"val_{name}") == pytest.approx(score, abs=1e-3)
-    loss = weighted_sum(logits, masks, weights=RECIPE.loss).mean().item()
+    loss = weighted_sum(logits, masks, weights=asdict(RECIPE.loss)).mean().item()
     assert epoch.val_loss == pytest.approx(loss, abs=1e-4)
 
 
@@ -423,9 +432,9 @@ def test_an_epoch_is_this_plain_loop(make_tiny, encoder_lr):
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * ((1 + math.cos(math.pi * (step / 9))) / 2)
         images, masks = load_batch(plain.train, batch.numpy(), CPU)
-        images, masks = augment(images, masks, generator=generator, **AUGMENT)
+        images, masks = augment(images, masks, AUGMENT, generator=generator)
         images = images.contiguous(memory_format=torch.channels_last)
-        loss = weighted_sum(plain.model(images), masks, weights=RECIPE.loss).mean()
+        loss = weighted_sum(plain.model(images), masks, weights=asdict(RECIPE.loss)).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -453,7 +462,7 @@ def test_eight_phantoms_are_learnt(encoder_state):
     model = build_segmenter(
         encoder_state=encoder_state, decoder="transposed", dropout=0.0, frozen=False, seed=0
     )
-    recipe = dataclasses.replace(
+    recipe = change(
         RECIPE,
         epochs=15,
         batch_size=4,
@@ -495,7 +504,7 @@ def test_a_loss_that_is_not_finite_names_run_epoch_step_and_the_next_step(
     [
         ({"lr": 1e30, "encoder_lr": 1e-3}, "Write a smaller train.lr than 1e+30"),
         ({"encoder_lr": 1e30}, "Write a smaller train_finetuned.encoder_lr than 1e+30"),
-        ({"loss": {"bce": 0.0, "dice": 1e30}}, "Write a smaller loss.dice than 1e+30"),
+        ({"loss": replace(NO_LOSS, bce=0.0, dice=1e30)}, "Write a smaller loss.dice than 1e+30"),
         ({"lr": 0.01, "encoder_lr": 0.04}, "smaller train_finetuned.encoder_lr than 0.04"),
         ({"lr": 0.01, "encoder_lr": 0.004}, "Write a smaller train.lr than 0.01"),
     ],
@@ -509,7 +518,7 @@ def test_what_is_largest_beside_its_usual_value_is_to_blame(
     with pytest.raises(TrainingError) as caught:
         next(iter(training))
     assert message in str(caught.value)
-    in_play = {"train.lr": training.recipe.lr, "encoder_lr": training.recipe.encoder_lr}
+    in_play = {"train.lr": training.recipe.train.lr, "encoder_lr": training.recipe.encoder_lr}
     assert all((f"{name} " in str(caught.value)) == bool(value) for name, value in in_play.items())
 
 
@@ -518,7 +527,7 @@ def test_what_is_largest_beside_its_usual_value_is_to_blame(
     [(1e38, "Write a smaller loss.bce than 1e+38 in"), (1.0, "Write another download.weights in")],
 )
 def test_before_the_first_step_no_rate_is_to_blame(make_tiny, weight, message):
-    training = make_tiny(lr=1e9, encoder_lr=1e9, loss={"bce": weight, "dice": 0.0})
+    training = make_tiny(lr=1e9, encoder_lr=1e9, loss=replace(NO_LOSS, bce=weight))
     with torch.no_grad():
         training.model.decoder[1].weight.fill_(1e38)  # finite, and too large
     with pytest.raises(TrainingError, match=r"epoch 1, step 1\.") as caught:
@@ -536,9 +545,11 @@ def test_weights_that_the_last_step_destroyed_end_in_an_error_and_are_not_kept(m
 
 def test_the_seconds_of_a_run_are_those_of_all_its_epochs(tmp_path, make_tiny):
     training = make_tiny(epochs=2)
-    training.history = [dataclasses.replace(epoch, seconds=4.0) for epoch in training]
-    write_results(tmp_path, load_config(PARAMS), training, tags={}, params={})
-    details = json.loads((tmp_path / "run.json").read_text())
+    training.history = [replace(epoch, seconds=4.0) for epoch in training]
+    files = TrainingFiles(tmp_path)
+    tags = {**ORIGIN, "training_key": "-"}
+    write_results(files, CONFIG, training, tags=tags, params={})
+    details = json.loads(files.record.read_text())
     assert details["seconds"] == 8
     assert details["images_per_second"] == 2 * 10 / 8
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from lesionseg import cli
-from lesionseg.config import RUNS, override, read_yaml
-from lesionseg.evaluation.scoring import METRICS, SCOPES
+from lesionseg.config import override, read_yaml
 from lesionseg.evaluation.variants import score_variants, seed_rows, variant_rows
 from lesionseg.inference.prediction import NUM_VIEWS, predict_batch
 from lesionseg.inference.predictor import Predictor
+from lesionseg.results.evaluation import ModelScores
+from lesionseg.results.layout import RUNS
+from lesionseg.results.vocabulary import METRICS, SCOPES
 from stages import evaluate
 from tests.report_inputs import write_report_inputs
 from tests.trained_results import PARAMS, ROOT, write_run
@@ -119,7 +121,7 @@ def maps_of(value):
 
 def summarise_mean(maps):
     """A summary whose every number is the mean probability."""
-    return {scope: dict.fromkeys(METRICS, float(np.mean(maps))) for scope in SCOPES}
+    return ModelScores(**{s: dict.fromkeys(METRICS, float(np.mean(maps))) for s in SCOPES})
 
 
 def score_fakes(*, num_seeds, num_views):

@@ -9,12 +9,20 @@ import math
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lesionseg.errors import ConfigError, DataError, LesionsegError, MissingFileError, explain
+from lesionseg.errors import (
+    FAILED,
+    MISUSED,
+    OK,
+    ConfigError,
+    DataError,
+    MissingFileError,
+    exit_status,
+    printable,
+)
 from lesionseg.files import find_project
 
 if TYPE_CHECKING:
@@ -22,11 +30,11 @@ if TYPE_CHECKING:
     from lesionseg.inference.pipeline import Skipped
     from lesionseg.inference.predictor import Predictor
     from lesionseg.inference.sources import Found, Source
+    from lesionseg.tracking.registry import Version
 
 DEFAULT_MODEL = "results/train_finetuned/model.pt"
 MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
-OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 PREDICT = """Mark the lesion in images of any size: for each a mask at its own size.
 
@@ -57,35 +65,67 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name; the exit status.
-
-    `LESIONSEG_DEBUG=1` shows tracebacks.
-    """
+    """Run the command that the arguments name; the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
-    try:
+
+    def run() -> int:
         arguments = _make_parser().parse_args(argv)
         status: int = arguments.run(arguments)
-    except (LesionsegError, OSError) as error:
-        if os.environ.get("LESIONSEG_DEBUG"):
-            raise
-        sys.stderr.write(f"error: {_printable(explain(error))}\n")
-        return FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted. What is written is whole; run the same command again\n")
-        return INTERRUPTED
-    return status
+        return status
+
+    return exit_status(run, interrupted="What is written is whole; run the same command again")
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lesionseg", description="Skin-lesion segmentation.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_predict(commands)
+    _add_sweep(commands)
+    _add_ablation(commands)
     _add_replay(commands)
     _add_register(commands)
     _add_champion(commands)
     return parser
+
+
+def _add_sweep(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_sweep
+
+    parser = commands.add_parser("sweep", help="try parameters, and say what is best on val")
+    add_sweep(parser)
+    parser.set_defaults(run=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.sweep import sweep
+
+    return _run_trials(lambda: sweep.run(arguments))
+
+
+def _add_ablation(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_ablation
+
+    parser = commands.add_parser("ablation", help="train and score each configuration of a file")
+    add_ablation(parser)
+    parser.set_defaults(run=_ablation)
+
+
+def _ablation(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.sweep import ablation
+
+    return _run_trials(lambda: ablation.run(arguments))
+
+
+def _run_trials(run: Callable[[], None]) -> int:
+    """Run trials, each logged as it ends; the exit status."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return exit_status(run)
 
 
 def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -134,10 +174,11 @@ def _require_store() -> None:
 
 
 def _register(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
+    from lesionseg.results.layout import Results
     from lesionseg.tracking import registry
 
     _require_project()
-    sys.stdout.write(registry.register(Path("results")).message + "\n")
+    sys.stdout.write(registry.register(Results()).message + "\n")
     return OK
 
 
@@ -157,15 +198,41 @@ def _champion(arguments: argparse.Namespace) -> int:
     _require_store()
     if arguments.version is not None:
         sys.stdout.write(registry.promote(arguments.version) + "\n")
-    sys.stdout.write(registry.show(registry.list_versions()))
+    sys.stdout.write(_show_versions(registry.list_versions()))
     return OK
+
+
+def _show_versions(versions: "Sequence[Version]") -> str:
+    """The versions as a table for the terminal."""
+    if not versions:
+        return "no version of lesionseg is registered. Run: lesionseg register\n"
+    head = ("version", "run", "decoder", "val jaccard", "test jaccard", "model sha256", "")
+    rows = [
+        (
+            str(row.version),
+            row.run,
+            row.decoder,
+            f"{row.val_jaccard:.4f}",
+            "-" if row.test_jaccard is None else f"{row.test_jaccard:.4f}",
+            row.model_sha256[:12],
+            "champion" if row.is_champion else "",
+        )
+        for row in versions
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _replay(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
     _require_project()
+    from lesionseg.results.layout import Results
     from lesionseg.tracking.replay import replay
 
-    num_runs = replay(Path("results"), Path("data/processed"))
+    num_runs = replay(Results(), Path("data/processed"))
     sys.stdout.write(f"{num_runs} runs in MLflow have all that results/ holds\n")
     return OK
 
@@ -290,12 +357,7 @@ def _remarks(found: "Found", failures: Sequence[str]) -> str:
         num_files = len(found.sources) + len(found.unusable)
         lines.append(f"error: {len(failures)} of {num_files} failed, all others are done:")
         lines += [f"  {reason}" for reason in failures]
-    return "".join(f"{_printable(line)}\n" for line in lines)
-
-
-def _printable(text: str) -> str:
-    """A line as one line, whatever is in the names of files."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _find_model(text: str) -> Path:
@@ -389,7 +451,7 @@ def _load_predictor(model_paths: Sequence[Path], arguments: argparse.Namespace) 
 def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
     """The first rows for the eye, and where all of them are."""
     shown = summaries[:NUM_SHOWN]
-    names = [_printable(row.file) for row in shown]
+    names = [printable(row.file) for row in shown]
     width = max(len("file"), *map(len, names))
     lines = [f"{'file':{width}}  {'height x width':>14}  {'lesion':>7}  {'regions':>7}"]
     for name, row in zip(names, shown, strict=True):
@@ -402,5 +464,5 @@ def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
         lines.append(f"... and {len(summaries) - len(shown)} more")
     num_empty = sum(row.lesion_pixels == 0 for row in summaries)
     empty = f", {num_empty} of them empty," if num_empty else ""
-    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {_printable(str(out_dir))}")
+    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {printable(str(out_dir))}")
     return "\n".join(lines) + "\n"

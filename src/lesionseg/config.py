@@ -19,7 +19,6 @@ import yaml
 
 from lesionseg.errors import ConfigError, MissingFileError, first_line
 
-RUNS = ("train_frozen", "train_finetuned")
 SEED_BOUND = 2**32
 # Far more than anybody needs, and no number that a slip of the finger makes run for ever.
 MOST_EPOCHS, MOST_IMAGES, MOST_IN_BATCH = 10_000, 100_000, 4096

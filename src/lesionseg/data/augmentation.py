@@ -6,46 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lesionseg.config import AugmentConfig
+
 # ITU-R BT.601 luma, as torchvision's rgb_to_grayscale.
 LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(
-    images: Tensor,
-    masks: Tensor,
-    *,
-    generator: torch.Generator,
-    horizontal_flip: float,
-    vertical_flip: float,
-    rotation_degrees: float,
-    scale: float,
-    shift: float,
-    padding: str,
-    brightness: float,
-    contrast: float,
-    saturation: float,
+    images: Tensor, masks: Tensor, views: AugmentConfig, *, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """A random view of each image and the same of its mask.
 
-    Images are sampled bilinearly, masks from the nearest pixel. Colours change the image
-    only.
+    Images are sampled bilinearly, masks from the nearest pixel. Colours change the image only.
 
     Args:
         images: (N, 3, H, W) float32 in [0, 1], H = W.
         masks: (N, 1, H, W) float32 in {0, 1}.
+        views: Which views are drawn, as in params.yaml. `padding`, as torch's `grid_sample` names
+            it: turned by up to 60 degrees, mirrored corners (`reflection`) are 27 times as often
+            lesion as those of ISIC 2016's own images, and the network then finds lesions there;
+            stretched ones (`border`) 4 times.
         generator: On the CPU, so that every device draws the same views.
-        horizontal_flip: Probability of a left-right flip.
-        vertical_flip: Probability of a top-bottom flip.
-        rotation_degrees: Largest rotation to either side.
-        scale: Largest relative zoom in or out.
-        shift: Largest shift as a share of the image's side.
-        padding: What lies outside the image, as torch's `grid_sample` names it: `zeros` (black, and
-            no lesion), `border` (the nearest pixel) or `reflection`. Turned by up to 60 degrees,
-            mirrored corners are 27 times as often lesion as those of ISIC 2016's own images, and
-            the network then finds lesions there; stretched ones 4 times.
-        brightness: Largest relative change; likewise `contrast` and `saturation`.
-        contrast: See `brightness`.
-        saturation: See `brightness`.
     """
     num_images = len(images)
 
@@ -56,18 +37,21 @@ def augment(
         return 1 - 2 * (torch.rand(num_images, generator=generator) < probability).float()
 
     transforms = _affine(
-        flip_x=sign(horizontal_flip),
-        flip_y=sign(vertical_flip),
-        angles=symmetric(math.radians(rotation_degrees)),
-        zooms=1 + symmetric(scale),
+        flip_x=sign(views.horizontal_flip),
+        flip_y=sign(views.vertical_flip),
+        angles=symmetric(math.radians(views.rotation_degrees)),
+        zooms=1 + symmetric(views.scale),
         # The grid's coordinates run from -1 to 1: a side is 2.
-        shifts=torch.stack([symmetric(2 * shift), symmetric(2 * shift)], dim=1),
+        shifts=torch.stack([symmetric(2 * views.shift), symmetric(2 * views.shift)], dim=1),
     )
-    factors = [1 + symmetric(limit) for limit in (brightness, contrast, saturation)]
+    colours = (views.brightness, views.contrast, views.saturation)
+    factors = [1 + symmetric(limit) for limit in colours]
     grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode=padding, align_corners=False)
-    masks = F.grid_sample(masks, grid, mode="nearest", padding_mode=padding, align_corners=False)
-    if brightness or contrast or saturation:
+    images = F.grid_sample(images, grid, padding_mode=views.padding, align_corners=False)
+    masks = F.grid_sample(
+        masks, grid, mode="nearest", padding_mode=views.padding, align_corners=False
+    )
+    if any(colours):
         images = _change_colour(images, *[f.to(images.device).view(-1, 1, 1, 1) for f in factors])
     return images, masks
 

@@ -1,12 +1,12 @@
 """Whether probabilities mean what they say, and which threshold on them would do best."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.evaluation.metrics import count_pixels, score_images
+from lesionseg.metrics import count_pixels, score_images
+from lesionseg.results.tables import Row
 
 NUM_BINS = 15  # as usual since Guo et al. 2017, arXiv:1706.04599
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -35,7 +35,7 @@ def sum_bins(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> Su
     ).astype(np.float64)
 
 
-def reliability(sums: Sums) -> list[dict[str, float | None]]:
+def reliability(sums: Sums) -> list[Row]:
     """For each bin its pixels, their mean probability, and the share of them that is lesion.
 
     Returns:
@@ -66,14 +66,14 @@ def expected_calibration_error(sums: Sums) -> float:
 
 def score_thresholds(
     probabilities: Sequence[NDArray[np.float32]], truths: NDArray[np.bool_]
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """The mean jaccard and dice over images at each of `THRESHOLDS`.
 
     Args:
         probabilities: N arrays (H, W) float32 in [0, 1].
         truths: (N, H, W) bool.
     """
-    rows = []
+    rows: list[Row] = []
     for threshold in THRESHOLDS:
         predictions = np.stack([image > threshold for image in probabilities])
         scores = score_images(count_pixels(predictions, truths))

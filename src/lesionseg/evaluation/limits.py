@@ -10,22 +10,17 @@ from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.data.dataset import Split
 from lesionseg.data.masks import read_mask
-from lesionseg.evaluation.metrics import count_pixels, score_images
 from lesionseg.inference.prediction import resize_probabilities
+from lesionseg.metrics import count_pixels, score_images
+from lesionseg.results.evaluation import Limits
 
 
-def score_limits(split: Split, *, mask_paths: Sequence[Path]) -> dict[str, float]:
+def score_limits(split: Split, *, mask_paths: Sequence[Path]) -> Limits:
     """Mean jaccard of three masks that know the truth, in [0, 1].
 
     Args:
         split: Truth at the network's size.
         mask_paths: The masks at own size, in the split's order.
-
-    Returns:
-        perfect_own_size: The truth at the network's size, brought to the image's own size as
-            predictions are: no model of this size can be expected to score more there.
-        pixel_larger: The truth with one pixel more all around, at the network's size.
-        pixel_smaller: The same with one pixel less.
     """
 
     def score(truth: NDArray[np.uint8], mask_path: Path) -> list[float]:
@@ -38,15 +33,17 @@ def score_limits(split: Split, *, mask_paths: Sequence[Path]) -> dict[str, float
         ]
 
     scores = thread_map(
-        *(score, split.masks, mask_paths),
+        score,
+        split.masks,
+        mask_paths,
         total=len(split.ids),
         desc="limits",
         unit="image",
         disable=None,
         leave=False,
     )
-    names = ("perfect_own_size", "pixel_larger", "pixel_smaller")
-    return dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True))
+    own_size, larger, smaller = np.mean(scores, axis=0).tolist()
+    return Limits(perfect_own_size=own_size, pixel_larger=larger, pixel_smaller=smaller)
 
 
 def _jaccard(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:

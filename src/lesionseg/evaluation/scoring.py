@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,8 @@ from tqdm.contrib.concurrent import thread_map
 from lesionseg.data.dataset import Split
 from lesionseg.data.masks import read_mask
 from lesionseg.evaluation.boundaries import boundary_scores
-from lesionseg.evaluation.metrics import (
+from lesionseg.inference.prediction import resize_probabilities
+from lesionseg.metrics import (
     COUNTS,
     Scores,
     count_pixels,
@@ -21,15 +22,10 @@ from lesionseg.evaluation.metrics import (
     pool_scores,
     score_images,
 )
-from lesionseg.inference.prediction import resize_probabilities
-
-Row = dict[str, Any]
-
-SCOPES = ("test", "test_own_size")
-METRICS = (
-    *("jaccard", "dice", "threshold_jaccard", "accuracy", "sensitivity", "specificity"),
-    *("hd95", "nsd"),
-)
+from lesionseg.results.evaluation import ModelScores
+from lesionseg.results.layout import mask_name
+from lesionseg.results.tables import Row
+from lesionseg.results.vocabulary import METRICS, SCOPES
 
 
 def score_split(
@@ -60,24 +56,31 @@ def score_split(
 
     def score(
         image_id: str, truth: NDArray[np.uint8], probability: NDArray[np.float32], mask_path: Path
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         own_truth = read_mask(mask_path) > 0
         own_prediction = resize_probabilities(probability, own_truth.shape) > threshold
         if out_dir:
             mask = Image.fromarray(own_prediction.astype(np.uint8) * 255)
-            mask.save(out_dir / f"{image_id}_segmentation.png")
+            mask.save(out_dir / mask_name(image_id))
         masks = {
             "test": (probability > threshold, truth > 0),
             "test_own_size": (own_prediction, own_truth),
         }
         return [
-            {"id": image_id, "scope": scope}
-            | score_mask(*masks[scope], surface_tolerance=surface_tolerance)
+            {
+                "id": image_id,
+                "scope": scope,
+                **score_mask(*masks[scope], surface_tolerance=surface_tolerance),
+            }
             for scope in SCOPES
         ]
 
     pairs = thread_map(
-        *(score, split.ids, split.masks, probabilities, mask_paths),
+        score,
+        split.ids,
+        split.masks,
+        probabilities,
+        mask_paths,
         total=len(split.ids),
         desc="scores",
         unit="image",
@@ -89,7 +92,7 @@ def score_split(
 
 def score_mask(
     prediction: NDArray[np.bool_], truth: NDArray[np.bool_], *, surface_tolerance: float
-) -> dict[str, Any]:
+) -> Row:
     """Size, pixel counts and `METRICS` of one image.
 
     Args:
@@ -131,15 +134,15 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def summarise_scopes(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+def summarise_scopes(table: pd.DataFrame) -> ModelScores:
     """What `summarise` says of the rows of `score_split`, by scope."""
-    return {scope: summarise(at(table, scope)) for scope in SCOPES}
+    return ModelScores(**{scope: summarise(at(table, scope)) for scope in SCOPES})
 
 
 def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
     """Rows of per_image.csv: those of each model below each other."""
     return [
-        {"id": row["id"], "run": name} | row
+        {"id": row["id"], "run": name, **row}
         for name, table in tables.items()
         for row in cast("list[Row]", table.to_dict("records"))
     ]
@@ -148,12 +151,14 @@ def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
 def side_by_side(tables: Mapping[str, Sequence[Row]], *, on: Sequence[str]) -> list[Row]:
     """The models' rows beside each other: columns `on` once, the others after the run's name."""
     return [
-        {key: rows[0][key] for key in on}
-        | {
-            f"{name}_{key}": value
-            for name, row in zip(tables, rows, strict=True)
-            for key, value in row.items()
-            if key not in on
+        {
+            **{key: rows[0][key] for key in on},
+            **{
+                f"{name}_{key}": value
+                for name, row in zip(tables, rows, strict=True)
+                for key, value in row.items()
+                if key not in on
+            },
         }
         for rows in zip(*tables.values(), strict=True)
     ]

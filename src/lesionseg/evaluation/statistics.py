@@ -6,21 +6,28 @@ start? They are never added up.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import bootstrap, rankdata, wilcoxon
 
-from lesionseg.evaluation.metrics import Scores
+from lesionseg.metrics import Scores
+from lesionseg.results.evaluation import (
+    Compared,
+    DifferenceSpread,
+    SeedComparison,
+    SeedsCompared,
+    Spread,
+)
+from lesionseg.results.layout import FINETUNED, FROZEN
+from lesionseg.results.vocabulary import METRICS
 
-LOWER_IS_BETTER = frozenset({"hd95"})
-Interval = Callable[[Scores], list[float]]
+Interval = Callable[[Scores], tuple[float, float]]
 
 
 def mean_interval(
     values: Scores, *, confidence: float, num_resamples: int, seed: int
-) -> list[float]:
+) -> tuple[float, float]:
     """Lower and upper end of the bootstrap interval of the mean over images.
 
     Bias-corrected and accelerated (Efron 1987, doi:10.1080/01621459.1987.10478410), not the plain
@@ -35,7 +42,7 @@ def mean_interval(
         seed: Seed of the draws.
     """
     if np.ptp(values) == 0:
-        return [float(values[0])] * 2
+        return float(values[0]), float(values[0])
     interval = bootstrap(
         (values,),
         np.mean,
@@ -45,52 +52,48 @@ def mean_interval(
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return [float(interval.low), float(interval.high)]
+    return float(interval.low), float(interval.high)
 
 
 def compare(
     frozen: Mapping[str, Scores], finetuned: Mapping[str, Scores], *, interval: Interval
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Compared]:
     """For each metric the means of both models, their difference, and how sure it is.
 
     Args:
         frozen: Scores (N,) of model 1 by metric, one for each image.
         finetuned: Scores of model 2 on the same images in the same order.
         interval: `mean_interval` with its settings.
-
-    Returns:
-        By metric: `train_frozen` and `train_finetuned` (means), the intervals of both,
-        `difference` (fine-tuned minus frozen) and its `interval`; `wilcoxon_p` and
-        `rank_biserial` of `signed_ranks`; `wins`, `ties` and `losses` of the fine-tuned model
-        in images. Wins and `rank_biserial` say which model is better, also where lower is better.
     """
     return {
         metric: _compare_metric(
-            frozen[metric],
-            finetuned[metric],
-            interval=interval,
-            sign=-1 if metric in LOWER_IS_BETTER else 1,
+            frozen[metric], finetuned[metric], interval=interval, sign=_sign(metric)
         )
         for metric in frozen
     }
 
 
+def _sign(metric: str) -> int:
+    """1 where a higher value is better, else -1."""
+    return -1 if METRICS[metric].lower_is_better else 1
+
+
 def _compare_metric(
     frozen: Scores, finetuned: Scores, *, interval: Interval, sign: int
-) -> dict[str, Any]:
+) -> Compared:
     differences = finetuned - frozen
-    return {
-        "train_frozen": float(frozen.mean()),
-        "train_frozen_interval": interval(frozen),
-        "train_finetuned": float(finetuned.mean()),
-        "train_finetuned_interval": interval(finetuned),
-        "difference": float(differences.mean()),
-        "interval": interval(differences),
+    return Compared(
+        train_frozen=float(frozen.mean()),
+        train_frozen_interval=interval(frozen),
+        train_finetuned=float(finetuned.mean()),
+        train_finetuned_interval=interval(finetuned),
+        difference=float(differences.mean()),
+        interval=interval(differences),
         **signed_ranks(sign * differences),
-        "wins": int((sign * differences > 0).sum()),
-        "ties": int((differences == 0).sum()),
-        "losses": int((sign * differences < 0).sum()),
-    }
+        wins=int((sign * differences > 0).sum()),
+        ties=int((differences == 0).sum()),
+        losses=int((sign * differences < 0).sum()),
+    )
 
 
 def signed_ranks(differences: Scores) -> dict[str, float]:
@@ -117,39 +120,39 @@ def signed_ranks(differences: Scores) -> dict[str, float]:
     }
 
 
-def compare_seeds(seeds: pd.DataFrame) -> dict[str, Any] | None:
+def compare_seeds(seeds: pd.DataFrame) -> SeedComparison | None:
     """Mean and standard deviation over the training seeds, or None where there is only one seed.
 
     Args:
         seeds: Columns `run`, `seed`, `scope` and the metrics, each already a mean over images.
-
-    Returns:
-        `num_seeds`, and by scope and metric the `mean` and `sd` (of the sample, N - 1) of each
-        model and of `difference`, seed by seed; `num_better` seeds have the fine-tuned one better.
     """
     num_seeds = seeds["seed"].nunique()
     if num_seeds < 2:
         return None
-    metrics = [name for name in seeds if name not in ("run", "seed", "scope")]
-    return {"num_seeds": num_seeds} | {
+    metrics = [str(name) for name in seeds if name not in ("run", "seed", "scope")]
+    by_scope = {
         str(scope): {
             metric: _compare_seeds(
-                rows.pivot(index="seed", columns="run", values=metric),
-                sign=-1 if metric in LOWER_IS_BETTER else 1,
+                rows.pivot(index="seed", columns="run", values=metric), sign=_sign(metric)
             )
             for metric in metrics
         }
         for scope, rows in seeds.groupby("scope", sort=False)
     }
+    return SeedComparison(num_seeds=num_seeds, **by_scope)
 
 
-def _compare_seeds(means: pd.DataFrame, *, sign: int) -> dict[str, Any]:
+def _compare_seeds(means: pd.DataFrame, *, sign: int) -> SeedsCompared:
     """One metric's `means`: a row for each seed, a column for each run."""
-    difference = means["train_finetuned"] - means["train_frozen"]
-    columns = {**{str(run): means[run] for run in means}, "difference": difference}
-    summary: dict[str, Any] = {
-        name: {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
-        for name, values in columns.items()
-    }
-    summary["difference"]["num_better"] = int((sign * difference > 0).sum())
-    return summary
+    difference = means[FINETUNED] - means[FROZEN]
+    return SeedsCompared(
+        train_frozen=Spread(**_spread(means[FROZEN])),
+        train_finetuned=Spread(**_spread(means[FINETUNED])),
+        difference=DifferenceSpread(
+            **_spread(difference), num_better=int((sign * difference > 0).sum())
+        ),
+    )
+
+
+def _spread(values: "pd.Series[float]") -> dict[str, float]:
+    return {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}

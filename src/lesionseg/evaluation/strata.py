@@ -5,7 +5,6 @@ are in pixels of that size.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -22,8 +21,10 @@ from scipy.signal import fftconvolve
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.filters import apply_hysteresis_threshold
 
-from lesionseg.config import RUNS
-from lesionseg.evaluation.metrics import JACCARD_THRESHOLD, Scores
+from lesionseg.metrics import Scores, failure_rate
+from lesionseg.results.layout import RUNS
+from lesionseg.results.tables import Row
+from lesionseg.results.vocabulary import STRATA, UNKNOWN, Stratum
 
 MEASURED_SIZE = 256  # height and width that the lengths below are meant for
 BORDER = 3  # pixels; masks drawn up to the border often end one or two before it
@@ -37,83 +38,9 @@ HAIR_WIDTH = 9  # pixels; whatever is as wide is no hair
 HAIR_LENGTH = 21  # pixels; more than a stroke of a ruler has
 HAIR_DEPTH = 14  # grey levels; a deeper valley counts no more than this
 HAIR_LOW, HAIR_HIGH = 4.0, 6.0  # grey levels of a hair's faint and its clear parts
-UNKNOWN = "unknown"
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stratum:
-    """A way to group images by one measure; a value at a limit belongs to the lower group.
-
-    Attributes:
-        name: Column of the table of images.
-        measure: Key of `measure_image`.
-        limits: Between the groups, in their order: rising or falling.
-        groups: One more than limits, and `UNKNOWN` last where the measure can be NaN.
-        meaning: One line for the reader of the report.
-    """
-
-    name: str
-    measure: str
-    limits: tuple[float, ...]
-    groups: tuple[str, ...]
-    meaning: str
-
-
-STRATA = (
-    Stratum(
-        name="size",
-        measure="lesion_fraction",
-        limits=(0.13, 0.30),  # the terciles of ISIC 2016's training images are 0.130 and 0.306
-        groups=("small", "medium", "large"),
-        meaning="Share of the image that is lesion: small up to 13 %, large above 30 %.",
-    ),
-    Stratum(
-        name="border",
-        measure="border_fraction",
-        limits=(0.0,),  # 16 % of the training images touch
-        groups=("free", "touching"),
-        meaning="Touching: the lesion reaches the outermost 3 of the image's 256 pixels.",
-    ),
-    Stratum(
-        name="contrast_level",
-        measure="contrast",
-        limits=(16.0, 25.0),  # the training images' terciles are 16.1 and 25.6
-        groups=("low", "medium", "high", UNKNOWN),
-        meaning="Colour difference (CIEDE2000) of lesion and skin around it: low up to 16, "
-        "high above 25.",
-    ),
-    Stratum(
-        name="outline",
-        measure="outline_roughness",
-        # Masks of ISIC come from different tools: the training images have two peaks, at 0.08 and
-        # 0.42, and hardly anything between 0.2 and 0.3.
-        limits=(0.25,),
-        groups=("smooth", "rough", UNKNOWN),
-        meaning="Outline of the true mask. Rough: smoothing it changes more than a quarter as many "
-        "pixels as the outline has. ISIC's masks come from several tools.",
-    ),
-    Stratum(
-        name="hair",
-        measure="hair_fraction",
-        # Chosen by eye on training images: stray finds below, a hairy skin above.
-        limits=(0.002, 0.01),
-        groups=("little", "some", "much", UNKNOWN),
-        meaning="Share of the skin around the lesion under dark hair: little up to 0.2 %, "
-        "much above 1 %.",
-    ),
-    Stratum(
-        name="skin_tone",
-        measure="ita",
-        limits=(55.0, 41.0, 28.0, 10.0, -30.0),  # Del Bino & Bernerd 2013, doi:10.1111/bjd.12529
-        groups=("very light", "light", "intermediate", "tan", "brown", "dark", UNKNOWN),
-        meaning="Individual typology angle of the skin: very light above 55°, light above 41°, "
-        "intermediate above 28°, tan above 10°, brown above -30°. Of uncalibrated photographs: "
-        "it says as much about camera and light as about skin.",
-    ),
-)
 
 
 def measure_image(image: Image, mask: Mask) -> dict[str, float]:
@@ -160,15 +87,15 @@ def group_of(measures: Mapping[str, float]) -> dict[str, str]:
     Args:
         measures: As from `measure_image`.
     """
-    return {stratum.name: _group(stratum, measures[stratum.measure]) for stratum in STRATA}
+    return {stratum.name: _group(stratum, measures[stratum.measure]) for stratum in STRATA.values()}
 
 
 def summarise_strata(
     attributes: pd.DataFrame,
     jaccards: Mapping[str, Scores],
     *,
-    interval: Callable[[Scores], list[float]],
-) -> list[dict[str, str | int | float | None]]:
+    interval: Callable[[Scores], tuple[float, float]],
+) -> list[Row]:
     """Mean jaccard and failure rate of both models in each group, the row "all" first.
 
     A failure is an image with a jaccard below 0.65, as in the challenge of 2018. Groups come in
@@ -181,7 +108,7 @@ def summarise_strata(
             group's images. Not asked for a single image, whose ends are None.
     """
     groups = {("all", "all"): np.ones(len(attributes), dtype=np.bool_)}
-    for stratum in STRATA:
+    for stratum in STRATA.values():
         column = attributes[stratum.name].to_numpy()
         groups |= {(stratum.name, group): column == group for group in stratum.groups}
     return [
@@ -270,15 +197,15 @@ def _group(stratum: Stratum, value: float) -> str:
 
 
 def _summarise(
-    jaccards: Mapping[str, Scores], interval: Callable[[Scores], list[float]]
-) -> dict[str, str | int | float | None]:
+    jaccards: Mapping[str, Scores], interval: Callable[[Scores], tuple[float, float]]
+) -> dict[str, int | float | None]:
     frozen, finetuned = (jaccards[run] for run in RUNS)
     difference = finetuned - frozen
     low, high = interval(difference) if len(difference) > 1 else (None, None)
-    row: dict[str, str | int | float | None] = {"num_images": len(difference)}
+    row: dict[str, int | float | None] = {"num_images": len(difference)}
     for run in RUNS:
         row[f"{run}_jaccard"] = float(jaccards[run].mean())
-        row[f"{run}_failure_rate"] = float((jaccards[run] < JACCARD_THRESHOLD).mean())
+        row[f"{run}_failure_rate"] = failure_rate(jaccards[run])
     return row | {
         "difference": float(difference.mean()),
         "difference_low": low,

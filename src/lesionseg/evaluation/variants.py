@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.evaluation.scoring import METRICS, SCOPES, Row
+from lesionseg.results.evaluation import ModelScores
+from lesionseg.results.tables import Row
+from lesionseg.results.vocabulary import METRICS, SCOPES
 
 Probabilities = Sequence[NDArray[np.float32]]
-Summary = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,13 @@ class Scored:
         seed: The training seed of its model, or None for the mean over the models of all seeds.
         num_models: Models whose probabilities are averaged.
         num_views: Views of each image whose probabilities are averaged.
-        summary: Means over images by scope and metric.
+        scores: Means over images.
     """
 
     seed: int | None
     num_models: int
     num_views: int
-    summary: Summary
+    scores: ModelScores
 
     @property
     def variant(self) -> str:
@@ -40,12 +41,12 @@ class Scored:
 
 def score_variants(
     probabilities: Probabilities,
-    summary: Summary,
+    scores: ModelScores,
     *,
     seeds: Sequence[int],
     num_views: int,
     predict: Callable[[int, int], Probabilities],
-    score: Callable[[Probabilities], Summary],
+    score: Callable[[Probabilities], ModelScores],
 ) -> list[Scored]:
     """Scores of each seed's model from one view, and of the variants that the numbers allow.
 
@@ -56,17 +57,17 @@ def score_variants(
     Args:
         probabilities: What the first seed's model predicts from one view, N maps (H, W) float32
             in [0, 1].
-        summary: Its scores, means over images by scope and metric.
+        scores: Its scores, means over images.
         seeds: Training seeds of the models, the main one first.
         num_views: Views of test-time augmentation; 1 is none.
         predict: The probabilities by a seed's model from a number of views.
-        score: Means over images by scope and metric.
+        score: Means over images.
 
     Returns:
         The main model comes first.
     """
     main = seeds[0]
-    scored = [Scored(seed=main, num_models=1, num_views=1, summary=summary)]
+    scored = [Scored(seed=main, num_models=1, num_views=1, scores=scores)]
     for views in sorted({1, num_views}):
         total = np.zeros_like(probabilities)
         for seed in seeds:
@@ -75,10 +76,10 @@ def score_variants(
             total += maps
             # Views are told of the main model only: the others are there to be averaged.
             if not is_known and (seed == main or views == 1):
-                scored.append(Scored(seed=seed, num_models=1, num_views=views, summary=score(maps)))
+                scored.append(Scored(seed=seed, num_models=1, num_views=views, scores=score(maps)))
         if len(seeds) > 1:
             mean = score(list(total / len(seeds)))
-            scored.append(Scored(seed=None, num_models=len(seeds), num_views=views, summary=mean))
+            scored.append(Scored(seed=None, num_models=len(seeds), num_views=views, scores=mean))
     return scored
 
 
@@ -106,4 +107,4 @@ def variant_rows(runs: Mapping[str, Sequence[Scored]]) -> list[Row]:
 
 
 def _means(one: Scored, scope: str) -> dict[str, float]:
-    return {metric: one.summary[scope][metric] for metric in METRICS}
+    return {metric: one.scores.at(scope)[metric] for metric in METRICS}

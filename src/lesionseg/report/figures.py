@@ -19,14 +19,12 @@ from lesionseg.report.style import (
     PAPER,
     RUN_COLORS,
     RUN_FILLS,
-    RUN_LABELS,
     RUN_MARKERS,
     RUN_STYLES,
     styled,
 )
-from lesionseg.report.terms import STRATA
-
-_OTHER_SCALE = ("hd95",)  # in percent of the diagonal, and lower is better
+from lesionseg.results.evaluation import Compared
+from lesionseg.results.vocabulary import METRICS, RUN_LABELS, STRATA
 
 
 @styled
@@ -73,17 +71,19 @@ def _curve_legend(histories: Mapping[str, pd.DataFrame], *, quantity: str) -> li
 
 
 @styled
-def draw_differences(comparison: Mapping[str, Any], *, labels: Mapping[str, str]) -> Figure:
+def draw_differences(
+    comparison: Mapping[str, Mapping[str, Compared]], *, labels: Mapping[str, str]
+) -> Figure:
     """Fine-tuned minus frozen with its interval for each metric; right of 0, fine-tuned is better.
 
     Args:
-        comparison: `{scope: {metric: {"difference": d, "interval": [low, high]}}}`. hd95 is left
-            out: its scale is another, and its better side the left.
+        comparison: By scope and metric. hd95 is left out: its scale is another, and its better
+            side the left.
         labels: The scopes to draw and their names in the legend.
     """
     figure = Figure(figsize=(4.9, 4), layout="constrained")
     axes = figure.subplots()
-    metrics = [name for name in comparison[next(iter(labels))] if name not in _OTHER_SCALE]
+    metrics = [name for name in comparison[next(iter(labels))] if not METRICS[name].lower_is_better]
     for number, (scope, marker) in enumerate(zip(labels, "osD^", strict=False)):
         for row, metric in enumerate(metrics):
             place = row + 0.28 * (number - (len(labels) - 1) / 2)
@@ -101,15 +101,15 @@ def draw_differences(comparison: Mapping[str, Any], *, labels: Mapping[str, str]
     return figure
 
 
-def _draw_interval(axes: Axes, result: Mapping[str, Any], *, place: float, marker: str) -> None:
-    low, high = result["interval"]
+def _draw_interval(axes: Axes, result: Compared, *, place: float, marker: str) -> None:
+    low, high = result.interval
     color = INK
     if low > 0:
         color = RUN_COLORS["train_finetuned"]
     elif high < 0:
         color = RUN_COLORS["train_frozen"]
     axes.plot([low, high], [place, place], color=color, linewidth=1.8)
-    axes.plot(result["difference"], place, color=color, marker=marker, markersize=6)
+    axes.plot(result.difference, place, color=color, marker=marker, markersize=6)
 
 
 @styled
@@ -245,7 +245,7 @@ def _strata_rows(strata: pd.DataFrame) -> tuple[list[int], dict[int, str]]:
     for row in strata.to_dict("records"):
         stratum, group = str(row["stratum"]), str(row["group"])
         if stratum != previous:
-            labels[len(labels)] = STRATA[stratum][0] if stratum in STRATA else stratum
+            labels[len(labels)] = STRATA[stratum].label if stratum in STRATA else stratum
             previous = stratum
         places.append(len(labels))
         name = "all images" if stratum == "all" else group

@@ -14,13 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from lesionseg import files
-from lesionseg.config import RUNS
 from lesionseg.data.images import read_image
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
-from lesionseg.report.contours import find_outlines, svg_path
+from lesionseg.outlines import Points, find_outlines
 from lesionseg.report.inputs import Inputs, scores_by_run
-from lesionseg.report.terms import STRATA
+from lesionseg.results.layout import RUNS
+from lesionseg.results.vocabulary import STRATA
 
 SIDE = 256  # pixels of a photograph's longer side on the page
 _QUALITY = 80  # of its JPEG
@@ -144,8 +144,7 @@ def _read_picture(inputs: Inputs, name: str) -> _Picture:
     )
     photograph = Image.fromarray(read_image(image_path, at_least=min(height, width)))
     masks = {"truth": read_mask(mask_path)} | {
-        run: read_prediction(inputs.masks_dir / run / f"{name}_segmentation.png", size=size)
-        for run in RUNS
+        run: read_prediction(inputs.evaluation.mask(run, name), size=size) for run in RUNS
     }
     return _Picture(
         width=width,
@@ -163,6 +162,14 @@ def _shrink(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float6
     levels = Image.fromarray(255 * mask)
     small = levels.resize(size[::-1], Image.Resampling.BOX)
     return np.asarray(small) / 255
+
+
+def svg_path(outlines: Sequence[Points]) -> str:
+    """The outlines as the `d` of an SVG path, in tenths of a pixel; empty without outlines."""
+    return "".join(
+        "M" + "L".join(f"{column:.1f} {row:.1f}" for row, column in outline[:-1]) + "Z"
+        for outline in outlines
+    ).replace(".0", "")
 
 
 def _data_uri(image: Image.Image) -> str:

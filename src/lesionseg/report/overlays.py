@@ -10,15 +10,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from lesionseg.report.contours import find_outlines
+from lesionseg.outlines import CASING, find_outlines
 from lesionseg.report.style import (
-    CASING,
     RUN_BRIGHT_COLORS,
-    RUN_LABELS,
     RUN_STYLES,
     TRUTH,
     styled,
 )
+from lesionseg.results.vocabulary import RUN_LABELS
 
 _IMAGE_SIDE = 2.56  # inches; at 100 dpi an image has 256 pixels a side in the figure
 

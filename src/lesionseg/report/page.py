@@ -16,14 +16,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lesionseg import files
-from lesionseg.config import RUNS
-from lesionseg.report import figures, style, terms
+from lesionseg.report import figures, style
 from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
-from lesionseg.report.inputs import Inputs, Split, read_inputs
+from lesionseg.report.inputs import IndexedSplit, Inputs, read_inputs
 from lesionseg.report.overlays import draw_overlay, draw_samples
 from lesionseg.report.scatter import SIDE, place_points
+from lesionseg.results import vocabulary
+from lesionseg.results.evaluation import Comparison
+from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
+from lesionseg.results.training import VAL_SCORES, TrainingRecord
 
-_TRAINING_SCORES = ("loss", "jaccard", "dice", "accuracy", "sensitivity", "specificity")
 _LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
 _PAGE_COLORS = {
@@ -35,8 +37,8 @@ _PAGE_COLORS = {
 
 
 def write_report(
+    results: Results,
     *,
-    results_dir: Path,
     processed_dir: Path,
     raw_dir: Path,
     report_dir: Path,
@@ -46,7 +48,7 @@ def write_report(
     """The page that was written, `report_dir/report.html`, with its figures beside it as SVG.
 
     Args:
-        results_dir: Holds `train_frozen/`, `train_finetuned/` and `evaluate/`.
+        results: Holds both trainings and their evaluation.
         processed_dir: Holds `train/`, `val/`, `test/` and `leaks.csv`.
         raw_dir: Holds `manifest.csv` and the test images that it lists.
         report_dir: Replaced as a whole, or left as it was.
@@ -57,7 +59,7 @@ def write_report(
         MissingFileError: An input is not there; the message names the stage to run.
         DataError: An input is broken, or was made from other files than the rest.
     """
-    inputs = read_inputs(results_dir=results_dir, processed_dir=processed_dir, raw_dir=raw_dir)
+    inputs = read_inputs(results, processed_dir=processed_dir, raw_dir=raw_dir)
     cases = read_cases(inputs)
     drawn = draw_figures(inputs, cases, num_examples=num_examples)
     svgs = {name: figures.render_svg(figure) for name, figure in drawn.items()}
@@ -70,33 +72,33 @@ def write_report(
     return report_dir / "report.html"
 
 
-def answer(comparison: Mapping[str, Any]) -> str:
+def answer(comparison: Comparison) -> str:
     """One sentence: which model is better, by how much, and how sure that is."""
-    result = comparison["test"]["jaccard"]
-    low, high = result["interval"]
+    result = comparison.test["jaccard"]
+    low, high = result.interval
     verb, verdict = "changes", "the interval contains 0, so no difference is shown on this data."
     if low > 0:
         verb, verdict = "raises", "fine-tuning is better on this data."
     elif high < 0:
         verb, verdict = "lowers", "the frozen encoder is better on this data."
     return (
-        f"Fine-tuning {verb} the mean test jaccard from {result['train_frozen']:.3f} "
-        f"to {result['train_finetuned']:.3f}, a difference of {_signed(result['difference'])} "
-        f"({100 * comparison['confidence']:g} % interval {_signed(low)} to {_signed(high)} "
-        f"over {comparison['num_images']} images): {verdict}"
+        f"Fine-tuning {verb} the mean test jaccard from {result.train_frozen:.3f} "
+        f"to {result.train_finetuned:.3f}, a difference of {_signed(result.difference)} "
+        f"({100 * comparison.confidence:g} % interval {_signed(low)} to {_signed(high)} "
+        f"over {comparison.num_images} images): {verdict}"
     )
 
 
-def answer_of_seeds(comparison: Mapping[str, Any]) -> str:
+def answer_of_seeds(comparison: Comparison) -> str:
     """One sentence: what other trainings say, as far as there were any."""
-    seeds = comparison["seeds"]
+    seeds = comparison.seeds
     if seeds is None:
         return "Each model was trained once, so how much another training would differ is unknown."
-    difference = seeds["test"]["jaccard"]["difference"]
+    difference = seeds.test["jaccard"].difference
     return (
-        f"Over {seeds['num_seeds']} training seeds the difference is "
-        f"{_signed(difference['mean'])} on average (standard deviation {difference['sd']:.3f}), "
-        f"and fine-tuning is better in {difference['num_better']} of {seeds['num_seeds']}."
+        f"Over {seeds.num_seeds} training seeds the difference is "
+        f"{_signed(difference.mean)} on average (standard deviation {difference.sd:.3f}), "
+        f"and fine-tuning is better in {difference.num_better} of {seeds.num_seeds}."
     )
 
 
@@ -111,7 +113,7 @@ def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) ->
     spread = np.linspace(0, len(train.index) - 1, min(num_examples, len(train.index))).astype(int)
     drawn = {
         "differences": figures.draw_differences(
-            {scope: inputs.comparison[scope] for scope in terms.SCOPES},
+            {scope: inputs.comparison.at(scope) for scope in vocabulary.SCOPES},
             labels={"test": "test", "test_own_size": "test, own size"},
         ),
         "scatter": figures.draw_scatter(inputs.per_image),
@@ -119,10 +121,10 @@ def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) ->
         "strata": figures.draw_strata(inputs.strata),
         "reliability": figures.draw_reliability(inputs.calibration),
         "thresholds": figures.draw_thresholds(
-            inputs.thresholds, chosen=inputs.comparison["threshold"]
+            inputs.thresholds, chosen=inputs.comparison.threshold
         ),
     }
-    if inputs.comparison["seeds"]:
+    if inputs.comparison.seeds:
         drawn["seeds"] = figures.draw_seeds(inputs.seeds)
     for quantity in ("loss", "jaccard", "dice"):
         drawn[f"curves_{quantity}"] = figures.draw_curves(inputs.histories, quantities=[quantity])
@@ -136,7 +138,7 @@ def _draw_overlay(inputs: Inputs, case: Case) -> Figure:
     """The case as the network sees it, for papers; the page draws its own."""
     test, row = inputs.splits["test"], inputs.test_rows[case.id]
     position = int(np.flatnonzero(test.index["id"] == case.id)[0])
-    paths = {run: inputs.masks_dir / run / f"{case.id}_segmentation.png" for run in RUNS}
+    paths = {run: inputs.evaluation.mask(run, case.id) for run in RUNS}
     size = (row.height, row.width)
     return draw_overlay(
         test.images[position],
@@ -170,9 +172,9 @@ def render_page(
         style=Markup(_read_asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        labels=style.RUN_LABELS,
-        outlines={"truth": "truth", **style.RUN_LABELS},
-        terms=terms,
+        labels=vocabulary.RUN_LABELS,
+        outlines={"truth": "truth", **vocabulary.RUN_LABELS},
+        terms=vocabulary,
         runs=RUNS,
         svgs={name: _inline(name, svg) for name, svg in svgs.items()},
         # The answer and the comparison.
@@ -180,8 +182,8 @@ def render_page(
         answer_of_seeds=answer_of_seeds(comparison),
         comparison=comparison,
         scores=inputs.scores,
-        confidence=f"{100 * comparison['confidence']:g} %",
-        cross_validated=bool(inputs.runs[RUNS[0]]["params"].get("train.cross_validate")),
+        confidence=f"{100 * comparison.confidence:g} %",
+        cross_validated=bool(inputs.records[FROZEN].params.get("train.cross_validate")),
         first_seed=int(inputs.seeds["seed"].iloc[0]),
         variants=_variant_rows(inputs.variants),
         training=_training_rows(inputs),
@@ -200,10 +202,10 @@ def render_page(
         image_size=inputs.splits["test"].images.shape[1:3],
         leaks=inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
         num_leaks=len(inputs.leaks),
-        parameters=_parameter_rows(inputs.runs),
-        provenance=_provenance_rows(inputs.runs),
-        experiment=inputs.runs["train_finetuned"]["dvc_experiment"],
-        commit=inputs.runs["train_finetuned"]["commit"],
+        parameters=_parameter_rows(inputs.records),
+        provenance=_provenance_rows(inputs.records),
+        experiment=inputs.records[FINETUNED].dvc_experiment,
+        commit=inputs.records[FINETUNED].commit,
     )
 
 
@@ -258,7 +260,7 @@ def _variant_rows(variants: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
         return {}
     rows = {(r["run"], r["variant"], r["scope"]): r for r in variants.to_dict("records")}
     return {
-        run: [{scope: rows[run, name, scope] for scope in terms.SCOPES} for name in names]
+        run: [{scope: rows[run, name, scope] for scope in vocabulary.SCOPES} for name in names]
         for run in RUNS
     }
 
@@ -272,21 +274,21 @@ def _best_threshold(thresholds: pd.DataFrame, run: str) -> float:
 
 def _training_rows(inputs: Inputs) -> list[tuple[str, list[str]]]:
     """Label and a value for each run."""
-    metrics, runs = inputs.metrics.values(), inputs.runs.values()
+    best, records = inputs.best.values(), inputs.records.values()
     return [
-        ("Best epoch, by val/jaccard", [str(record["best_epoch"]) for record in metrics]),
+        ("Best epoch, by val/jaccard", [str(epoch.best_epoch) for epoch in best]),
         *(
-            (f"val/{name}", [f"{record['val'][name]:.3f}" for record in metrics])
-            for name in _TRAINING_SCORES
+            (f"val/{name}", [f"{epoch.val[name]:.3f}" for epoch in best])
+            for name in ("loss", *VAL_SCORES)
         ),
-        ("Parameters", [f"{record['num_parameters']:,}" for record in runs]),
-        ("... of them trained", [f"{record['num_trained_parameters']:,}" for record in runs]),
-        ("Training time", [_duration(record["seconds"]) for record in runs]),
-        ("Training images per second", [f"{record['images_per_second']:.0f}" for record in runs]),
+        ("Parameters", [f"{record.num_parameters:,}" for record in records]),
+        ("... of them trained", [f"{record.num_trained_parameters:,}" for record in records]),
+        ("Training time", [_duration(record.seconds) for record in records]),
+        ("Training images per second", [f"{record.images_per_second:.0f}" for record in records]),
     ]
 
 
-def _split_rows(splits: Mapping[str, Split]) -> list[dict[str, Any]]:
+def _split_rows(splits: Mapping[str, IndexedSplit]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -299,15 +301,15 @@ def _split_rows(splits: Mapping[str, Split]) -> list[dict[str, Any]]:
     ]
 
 
-def _parameter_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def _parameter_rows(records: Mapping[str, TrainingRecord]) -> list[tuple[str, list[str]]]:
     """Name and a value for each run."""
-    names = dict.fromkeys(name for record in runs.values() for name in record["params"])
+    names = dict.fromkeys(name for record in records.values() for name in record.params)
     return [
-        (name, [_text(record["params"].get(name)) for record in runs.values()]) for name in names
+        (name, [_text(record.params.get(name)) for record in records.values()]) for name in names
     ]
 
 
-def _provenance_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def _provenance_rows(records: Mapping[str, TrainingRecord]) -> list[tuple[str, list[str]]]:
     """Label and a value for each run."""
     labels = {
         "commit": "Commit",
@@ -319,11 +321,12 @@ def _provenance_rows(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, l
         "precision": "Precision",
     }
     rows = [
-        (label, [_text(record[key]) for record in runs.values()]) for key, label in labels.items()
+        (label, [_text(getattr(record, key)) for record in records.values()])
+        for key, label in labels.items()
     ]
-    names = dict.fromkeys(name for record in runs.values() for name in record["versions"])
+    names = dict.fromkeys(name for record in records.values() for name in record.versions)
     return rows + [
-        (name, [_text(record["versions"].get(name)) for record in runs.values()]) for name in names
+        (name, [_text(record.versions.get(name)) for record in records.values()]) for name in names
     ]
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import RUNS, Config, load_config, override
+from lesionseg.config import Config, load_config, override
 from lesionseg.errors import ConfigError
+from lesionseg.results.layout import RUNS
 from lesionseg.sweep.space import Axis, Settings
 
 # What a trial's score can depend on. The others are about the test split and the page.

@@ -3,70 +3,25 @@
 After Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+import jinja2
+import pandas as pd
+
+from lesionseg.errors import DataError
+from lesionseg.files import require
+from lesionseg.results.evaluation import TABLES, Comparison
+from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results, TrainingFiles
+from lesionseg.results.training import BestEpoch, TrainingRecord, Value, history_table
+from lesionseg.results.vocabulary import FAILURE_BELOW, FEW_IMAGES
 
 MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
-FEW_IMAGES = 10  # the numbers of a group with fewer hang on single images
-Kinds = Mapping[str, type | tuple[type, ...]]
-NUMBER = (int, float)
-# What is told of a training, from its run.json and from the `params` and scores in its files.
-RECORDED: Kinds = {
-    **dict.fromkeys(["run", "commit", "data_sha256", "device", "precision"], str),
-    **dict.fromkeys(["num_parameters", "num_images"], int),
-    "params": dict,
-}
-PARAMS: Kinds = {
-    **dict.fromkeys(["download.source", "download.folder", "download.weights"], str),
-    **dict.fromkeys(["preprocess.image_size", "train.epochs", "train.batch_size"], int),
-    **dict.fromkeys(["train.lr", "train.seed", "encoder_lr"], NUMBER),
-    "model.decoder": str,
-}
+DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
 _SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
-
-_CARD = """\
-# lesionseg, {run}
-
-Marks the lesion in a photograph of skin: the probability of lesion in each pixel, and the mask
-where it is above {threshold}. MobileNetV2 encoder{frozen}, `{decoder}` decoder,
-{num_parameters:,} parameters; it sees the image at {size}x{size} px.
-
-## Use
-For research and teaching on segmentation, on images like those it was trained on.
-**Not for diagnosis.** It is no medical device, nobody has tested it on patients, and an outline
-says nothing about whether a lesion is harmless. Where it finds nothing there may be one all the
-same.
-
-## Data
-{data}
-{num_train} images to train on; others of the same source chose the best epoch (val), and no test
-image had a part in either. SHA-256 of the training images' index: `{data_sha256:.12}`.
-
-## Training
-{epochs} epochs of AdamW (peak lr {lr:g}, encoder {encoder_lr:g}), {batch_size} images a step, seed
-{seed}, on {device} in {precision}. Loss: {loss}. Random views: {augment}. Encoder's weights at the
-start: `{weights}`.
-
-## Scores
-Means over images{interval_note}.
-
-{scores}
-
-## Where it fails
-{failures}
-
-## Limits
-- Both sides are scaled to {size} px: what is finer than 1/{size} of the image is lost.
-- Other cameras, skin tones or body sites, several lesions in an image: unknown. Look at the mask.
-- The images are split without regard to patients: lesions of one can be in training and in test.
-
-## Where it comes from
-Trained at {commit}. Model SHA-256 `{model_sha256}`.
-Licence of the code: MIT; {licence}.{terms}
-"""
-
 _SOURCES = {
     "isic2016": (
         "ISIC 2016 challenge, Part 1 (Gutman et al. 2016, arXiv:1605.01397): dermoscopic images "
@@ -98,61 +53,124 @@ class Facts:
     """What the card tells.
 
     Attributes:
-        details: The content of the run's run.json.
-        metrics: That of its metrics.json.
-        model_sha256: Of its model.pt.
-        threshold: A pixel is lesion above this probability, in (0, 1): that of `comparison`, or
-            the default.
-        comparison: That of evaluate/comparison.json; None if this model has not been evaluated.
-        strata: Rows of evaluate/strata.csv, likewise.
+        record: Where the model comes from.
+        best: Its epoch, and scores on val.
+        comparison: None if this model has not been evaluated.
+        strata: Scores in groups of test images, likewise.
     """
 
-    details: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    model_sha256: str
-    threshold: float
-    comparison: Mapping[str, Any] | None
-    strata: Sequence[Mapping[str, str]]
+    record: TrainingRecord
+    best: BestEpoch
+    comparison: Comparison | None
+    strata: pd.DataFrame | None
 
     @property
     def run(self) -> str:
         """The model's name in `RUNS`."""
-        return str(self.details["run"])
+        return self.record.run
+
+    @property
+    def threshold(self) -> float:
+        """A pixel is lesion above this probability, in (0, 1)."""
+        return self.comparison.threshold if self.comparison else DEFAULT_THRESHOLD
+
+
+def read_facts(results: Results) -> Facts:
+    """What is known about the trained model with the larger val jaccard.
+
+    Raises:
+        MissingFileError: No model has been trained, or one of its files is not there.
+        DataError: The files are broken, or of different trainings.
+    """
+    trained = [run for run in RUNS if results.training(run).metrics.exists()] or [FINETUNED]
+    best = {run: _read_best(results.training(run), run) for run in trained}
+    run = max(trained, key=lambda run: best[run].val["jaccard"])
+    files = results.training(run)
+    require(files.model, stage=run)
+    record = TrainingRecord.read(files, run=run)
+    source = record.param("download.source")
+    if source not in _SOURCES:
+        raise DataError(
+            f"{files.record}: params: download.source is {source!r}, which this version of the "
+            "program does not know. Register with the version that trained it"
+        )
+    comparison = _read_comparison(results.evaluation, record)
+    strata = _read_strata(results.evaluation, run, comparison) if comparison else None
+    return Facts(record=record, best=best[run], comparison=comparison, strata=strata)
+
+
+def _read_best(files: TrainingFiles, run: str) -> BestEpoch:
+    """The best epoch of a training.
+
+    It is git's, and history.csv is DVC's, as the model is: that tells whether they belong together.
+    """
+    best = BestEpoch.read(files, run=run)
+    if not files.history.exists():
+        return best
+    history = history_table(run).read(files.history).set_index("epoch")["val_jaccard"]
+    if history.get(best.best_epoch) != best.val["jaccard"]:
+        raise DataError(
+            f"{files.metrics} is of another training than {files.history}. "
+            "Run: dvc checkout; dvc repro"
+        )
+    return best
+
+
+def _read_comparison(files: EvaluationFiles, record: TrainingRecord) -> Comparison | None:
+    """The comparison, None where it is not there or of another model."""
+    if not files.comparison.exists():
+        return None
+    comparison = Comparison.read(files)
+    return comparison if comparison.models[record.run] == record.model_sha256 else None
+
+
+def _read_strata(files: EvaluationFiles, run: str, comparison: Comparison) -> pd.DataFrame | None:
+    """The rows of strata.csv, None where it is not there; like history.csv it is DVC's."""
+    path = files.table("strata")
+    if not path.exists():
+        return None
+    strata = TABLES["strata"].read(path)
+    means = strata.loc[strata["stratum"] == "all", f"{run}_jaccard"].tolist()
+    if len(means) != 1 or not math.isclose(means[0], comparison.test["jaccard"].mean(run)):
+        raise DataError(
+            f"{path} is of another evaluation than {files.comparison}. Run: dvc checkout; dvc repro"
+        )
+    return strata
 
 
 def write_card(facts: Facts) -> str:
     """The card as Markdown, at most `MAX_CHARACTERS` long."""
-    details, params = facts.details, facts.details["params"]
-    data, licence = _SOURCES[params["download.source"]]
-    card = _CARD.format(
-        run=facts.run,
+    record = facts.record
+    data, licence = _SOURCES[str(record.param("download.source"))]
+    weights = str(record.param("download.weights"))
+    card = _load_template().render(
+        record=record,
+        param=lambda key: _say_value(record.param(key)),
         threshold=_say_threshold(facts),
-        frozen=" (frozen)" if params["encoder_lr"] == 0 else "",
-        decoder=params["model.decoder"],
-        num_parameters=details["num_parameters"],
-        size=params["preprocess.image_size"],
-        data=data.format(folder=params["download.folder"]),
+        is_frozen=record.param("encoder_lr") == 0,
+        size=record.param("preprocess.image_size"),
+        data=data.format(folder=record.param("download.folder")),
         licence=licence,
-        num_train=details["num_images"],
-        terms=_TERMS.get(params["download.weights"], _TERMS_OF_A_FILE),
-        commit=_say_commit(details["commit"]),
-        **{key: details[key] for key in ("data_sha256", "device", "precision")},
-        **{key: params[f"train.{key}"] for key in ("epochs", "lr", "batch_size", "seed")},
-        encoder_lr=params["encoder_lr"],
-        loss=_list_losses(params),
-        augment=_list_views(params),
-        weights=params["download.weights"],
+        terms=_TERMS.get(weights, _TERMS_OF_A_FILE),
+        commit=_say_commit(record.commit),
+        loss=_list_values(record.section("loss")),
+        augment=_list_views(record.section("augment")),
         interval_note=_note_interval(facts.comparison),
         scores=_tabulate_scores(facts),
         failures=_list_failures(facts),
-        model_sha256=facts.model_sha256,
     )
     return card if len(card) <= MAX_CHARACTERS else f"{card[: MAX_CHARACTERS - 4]}...\n"
 
 
-def knows(source: str) -> bool:
-    """Whether a card can tell of data from this `download.source`."""
-    return source in _SOURCES
+@functools.cache
+def _load_template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lesionseg.tracking", "."),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.jinja")
 
 
 def _say_threshold(facts: Facts) -> str:
@@ -167,49 +185,36 @@ def _say_commit(commit: str) -> str:
     return f"commit `{clean}`" + (" with changes in no commit" if clean != commit else "")
 
 
-def _list_losses(params: Mapping[str, Any]) -> str:
-    """The weights of the loss that are not 0, such as `bce 1, dice 1`."""
-    return _list_values(_section(params, "loss"))
-
-
-def _list_views(params: Mapping[str, Any]) -> str:
+def _list_views(settings: Mapping[str, Value]) -> str:
     """The augmentation's settings that change an image, and how: `shift 0.05, padding border`."""
-    settings = _section(params, "augment")
     amounts = [value for value in settings.values() if not isinstance(value, str)]
     return _list_values(settings if any(amounts) else {})
 
 
-def _section(params: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The parameters of a section of params.yaml, without its name."""
-    prefix = f"{name}."
-    return {
-        key.removeprefix(prefix): value for key, value in params.items() if key.startswith(prefix)
-    }
-
-
-def _list_values(values: Mapping[str, Any]) -> str:
+def _list_values(values: Mapping[str, Value]) -> str:
+    """What is not 0, such as `bce 1, dice 1`."""
     used = [f"{name} {_say_value(value)}" for name, value in values.items() if value]
     return ", ".join(used) or "none"
 
 
-def _say_value(value: object) -> str:
+def _say_value(value: Value) -> str:
     """A number as briefly as can be, anything else as it is."""
-    is_number = isinstance(value, NUMBER) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{value:g}" if is_number else str(value)
 
 
-def _note_interval(comparison: Mapping[str, Any] | None) -> str:
+def _note_interval(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
     return (
-        f"; in brackets {comparison['confidence']:.0%} bootstrap intervals over the "
-        f"{comparison['num_images']} test images"
+        f"; in brackets {comparison.confidence:.0%} bootstrap intervals over the "
+        f"{comparison.num_images} test images"
     )
 
 
 def _tabulate_scores(facts: Facts) -> str:
-    val = facts.metrics["val"]
-    size = facts.details["params"]["preprocess.image_size"]
+    val = facts.best.val
+    size = facts.record.param("preprocess.image_size")
     lines = [
         f"| | {' | '.join(SHOWN)} |",
         f"|---{'|---' * len(SHOWN)}|",
@@ -220,38 +225,35 @@ def _tabulate_scores(facts: Facts) -> str:
     for scope, label in _SCOPES.items():
         cells = []
         for name in SHOWN:
-            score = facts.comparison[scope][name]
-            low, high = score[f"{facts.run}_interval"]
-            cells.append(f"{score[facts.run]:.3f} ({low:.3f} to {high:.3f})")
+            score = facts.comparison.at(scope)[name]
+            low, high = score.mean_interval(facts.run)
+            cells.append(f"{score.mean(facts.run):.3f} ({low:.3f} to {high:.3f})")
         lines.append(f"| {label.format(size=size)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _list_failures(facts: Facts) -> str:
     """The weakest group of each stratum that is large enough to tell."""
-    jaccard, failures = f"{facts.run}_jaccard", f"{facts.run}_failure_rate"
-    groups: dict[str, list[Mapping[str, str]]] = {}
-    for row in facts.strata:
-        if int(row["num_images"]) >= FEW_IMAGES:
-            groups.setdefault(row["stratum"], []).append(row)
-    lines = [
-        f"- {_say(row)}: jaccard {float(row[jaccard]):.3f}, {float(row[failures]):.0%} of the "
-        f"{row['num_images']} images below 0.65"
-        for stratum, rows in groups.items()
-        for row in [min(rows, key=lambda row: float(row[jaccard]))]
-        if stratum == "all" or len(rows) > 1
-    ]
-    few = [
-        f"{_say(row)} ({row['num_images']})"
-        for row in facts.strata
-        if int(row["num_images"]) < FEW_IMAGES
-    ]
+    if facts.strata is None:
+        return "Not measured; results/evaluate/strata.csv was not there."
+    strata = facts.strata.assign(name=facts.strata.apply(_say_group, axis=1))
+    is_large = strata["num_images"] >= FEW_IMAGES
+    lines = []
+    for stratum, rows in strata[is_large].groupby("stratum", sort=False):
+        if stratum == "all" or len(rows) > 1:
+            weakest = rows.sort_values(f"{facts.run}_jaccard", kind="stable").iloc[0]
+            lines.append(
+                f"- {weakest['name']}: jaccard {weakest[f'{facts.run}_jaccard']:.3f}, "
+                f"{weakest[f'{facts.run}_failure_rate']:.0%} of the {weakest['num_images']} images "
+                f"below {FAILURE_BELOW}"
+            )
+    few = [f"{row['name']} ({row['num_images']})" for _, row in strata[~is_large].iterrows()]
     if few:
         lines.append(f"- Too few test images to tell: {', '.join(few)}")
-    return "\n".join(lines) or "Not measured; results/evaluate/strata.csv was not there."
+    return "\n".join(lines)
 
 
-def _say(row: Mapping[str, str]) -> str:
+def _say_group(row: "pd.Series[str]") -> str:
     if row["stratum"] == "all":
         return "all"
     return f"{row['stratum'].replace('_', ' ')} {row['group']}"

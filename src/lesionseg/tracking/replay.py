@@ -5,33 +5,32 @@ has already is left alone, so that any number of replays gives the same runs.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.config import RUNS
 from lesionseg.data.dataset import Split, load_split
 from lesionseg.data.images import resize_mask
 from lesionseg.data.masks import read_mask
-from lesionseg.errors import DataError, LesionsegError, MissingFileError
-from lesionseg.files import made_by, read_json, require, sha256
+from lesionseg.errors import LesionsegError, MissingFileError
+from lesionseg.files import made_by, require, sha256
 from lesionseg.report.figures import draw_curves
 from lesionseg.report.overlays import draw_overlay
-from lesionseg.report.terms import METRICS
-from lesionseg.results.tables import read_table
+from lesionseg.results.evaluation import TABLES, Comparison, ModelScores, rows_of
+from lesionseg.results.layout import FINETUNED, RUNS, Results
+from lesionseg.results.records import unreadable
+from lesionseg.results.training import TrainingRecord, history_table
+from lesionseg.results.vocabulary import METRICS, SCOPES
 from lesionseg.tracking.runs import Run, complete_training, find_run
 from lesionseg.tracking.store import patiently
 
-SCOPES = ("test", "test_own_size")
 EXAMPLES = ("best", "median", "worst")
-_HISTORY = ("epoch", "train_loss", "val_loss", "val_jaccard", "val_dice")  # what is drawn
 _log = logging.getLogger(__name__)
 
 
-def replay(results_dir: Path, processed_dir: Path) -> int:
+def replay(results: Results, processed_dir: Path) -> int:
     """The number of trainings whose MLflow runs are now complete.
 
     Raises:
@@ -39,58 +38,41 @@ def replay(results_dir: Path, processed_dir: Path) -> int:
         DataError: A file is damaged.
         LesionsegError: MLflow was not available.
     """
-    folders = list(training_folders(results_dir))
-    if not folders:
-        raise MissingFileError(f"{results_dir} holds no training. Run: dvc repro, or dvc pull")
+    trainings = list(results.found())
+    if not trainings:
+        raise MissingFileError(f"{results.root} holds no training. Run: dvc repro, or dvc pull")
     with patiently():
-        runs = [complete_training(folder, name=name) for name, folder in folders]
-        if (results_dir / "evaluate/comparison.json").exists():
-            runs += complete_evaluation(results_dir, processed_dir)
-        runs += attach_report(results_dir)
+        runs = [complete_training(files, run=run) for run, files in trainings]
+        if results.evaluation.comparison.exists():
+            runs += complete_evaluation(results, processed_dir)
+        runs += attach_report(results)
     errors = [run.error for run in runs if run.error]
     if errors:
         raise LesionsegError(f"not all is in MLflow: {errors[0]}")
     return len({run.run_id for run in runs if run.run_id})
 
 
-def training_folders(results_dir: Path) -> Iterator[tuple[str, Path]]:
-    """Stage and folder of every training whose results are there, all seeds."""
-    for name in RUNS:
-        seeds = sorted((results_dir / name / "seeds").glob("[0-9]*"))
-        for folder in (results_dir / name, *seeds):
-            if (folder / "run.json").exists():
-                yield name, folder
-
-
 def complete_evaluation(
-    results_dir: Path, processed_dir: Path, *, redraw: bool = False
+    results: Results, processed_dir: Path, *, redraw: bool = False
 ) -> list[Run]:
     """The runs of the evaluated models, with what the test split and the report say of them.
 
     Args:
-        results_dir: Holds the trainings and `evaluate/`.
+        results: Holds the trainings and their evaluation.
         processed_dir: Holds the test split.
         redraw: Whether figures that a run has already are drawn again.
     """
-    evaluate_dir = results_dir / "evaluate"
-    comparison = read_json(evaluate_dir / "comparison.json", stage="evaluate")
+    comparison = Comparison.read(results.evaluation)
     test = load_split(processed_dir, "test")
     runs = []
     for name in RUNS:
-        run = _find(results_dir / name, name=name)
-        metrics = read_json(evaluate_dir / f"{name}.json", stage="evaluate")
-        try:
-            logged = test_metrics(name, metrics, comparison)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise DataError(
-                f"{evaluate_dir}/{name}.json or comparison.json lacks something "
-                f"({type(error).__name__}: {error}). Run: dvc repro -f evaluate"
-            ) from error
-        run.log_summary(logged)
+        scores = ModelScores.read(results.evaluation, name)
+        run = _find(results.training(name).model, stage=name)
+        run.log_summary(test_metrics(name, scores, comparison))
         if not run.is_lost and (redraw or not _has_figures(run)):
-            _log_figures(run, name, results_dir, test)
+            _log_figures(run, name, results, test)
         runs.append(run)
-    return runs + _complete_seeds(results_dir)
+    return runs + list(_complete_seeds(results))
 
 
 def _has_figures(run: Run) -> bool:
@@ -98,89 +80,84 @@ def _has_figures(run: Run) -> bool:
     return "curves.png" in run.artifacts() and len(run.artifacts("overlays")) == len(EXAMPLES)
 
 
-def attach_report(results_dir: Path) -> list[Run]:
+def attach_report(results: Results) -> list[Run]:
     """Add the report, where there is one, to the runs of both models, which are returned."""
-    report = results_dir / "report/report.html"
-    if not report.exists():
+    if not results.report.exists():
         return []
     runs = []
-    digest = sha256(report)
+    digest = sha256(results.report)
     for name in RUNS:
-        path = results_dir / name / "run.json"
-        model_sha256 = read_json(path, stage=name).get("model_sha256")
-        if not isinstance(model_sha256, str):
-            raise DataError(f"{path} has no model_sha256. Run: dvc repro -f {name}")
-        run = find_run(model_sha256=model_sha256, quiet=True)
+        record = TrainingRecord.read(results.training(name), run=name)
+        run = find_run(model_sha256=record.model_sha256, quiet=True)
         if run.tag("report_sha256") != digest:
-            run.log_file(report)
+            run.log_file(results.report)
             run.set_tags({"report_sha256": digest})
         runs.append(run)
     return runs
 
 
-def test_metrics(
-    name: str, metrics: Mapping[str, Mapping[str, float]], comparison: Mapping[str, Any]
-) -> dict[str, float]:
+def test_metrics(name: str, scores: ModelScores, comparison: Comparison) -> dict[str, float]:
     """A model's numbers on test under MLflow's names.
 
     `test/jaccard`, its interval `test/jaccard_low` and `_high`; for the fine-tuned model also
     `difference/test/jaccard`, what it has more than the frozen one, with its interval.
     """
-    logged = {f"{scope}/{key}": value for scope in SCOPES for key, value in metrics[scope].items()}
+    logged = {
+        f"{scope}/{key}": value for scope in SCOPES for key, value in scores.at(scope).items()
+    }
     for scope in SCOPES:
-        for metric, result in comparison[scope].items():
-            logged |= _with_interval(f"{scope}/{metric}", result[name], result[f"{name}_interval"])
-            if name == "train_finetuned":
-                label = f"difference/{scope}/{metric}"
-                logged |= _with_interval(label, result["difference"], result["interval"])
+        for metric, result in comparison.at(scope).items():
+            label, interval = f"{scope}/{metric}", result.mean_interval(name)
+            logged |= _with_interval(label, result.mean(name), interval)
+            if name == FINETUNED:
+                label = f"difference/{label}"
+                logged |= _with_interval(label, result.difference, result.interval)
     return logged
 
 
-def _with_interval(label: str, value: float, interval: list[float]) -> dict[str, float]:
-    return {label: value, f"{label}_low": interval[0], f"{label}_high": interval[1]}
+def _with_interval(label: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    low, high = interval
+    return {label: value, f"{label}_low": low, f"{label}_high": high}
 
 
-def _complete_seeds(results_dir: Path) -> list[Run]:
+def _complete_seeds(results: Results) -> Iterator[Run]:
     """The runs of the further seeds, with their means on test."""
-    path, numbers = results_dir / "evaluate/seeds.csv", ["seed", *METRICS]
-    seeds = read_table(path, numbers, text=["run", "scope"], stage="evaluate")
-    runs = []
-    for name, folder in training_folders(results_dir):
-        if folder.parent.name != "seeds":
+    seeds = TABLES["seeds"].read(results.evaluation.table("seeds"))
+    for name, files in results.found():
+        if files == results.training(name):
             continue
-        run = _find(folder, name=name)
-        rows = seeds[(seeds["run"] == name) & (seeds["seed"] == int(folder.name))]
-        for row in rows.drop(columns=["run", "seed"]).to_dict("records"):
-            scope = row.pop("scope")
-            run.log_summary({f"{scope}/{metric}": value for metric, value in row.items()})
-        runs.append(run)
-    return runs
+        run = _find(files.model, stage=name)
+        for scope in SCOPES:
+            rows = rows_of(seeds, name, scope)
+            for row in rows[rows["seed"] == int(files.folder.name)].to_dict("records"):
+                run.log_summary({f"{scope}/{metric}": row[metric] for metric in METRICS})
+        yield run
 
 
-def _find(folder: Path, *, name: str) -> Run:
-    return find_run(model_sha256=sha256(require(folder / "model.pt", stage=name)))
+def _find(model: Path, *, stage: str) -> Run:
+    return find_run(model_sha256=sha256(require(model, stage=stage)))
 
 
-def _log_figures(run: Run, name: str, results_dir: Path, test: Split) -> None:
+def _log_figures(run: Run, name: str, results: Results, test: Split) -> None:
     """Add the training's curves, and three test images with their outlines."""
-    history = read_table(results_dir / name / "history.csv", _HISTORY, stage=name)
+    history = history_table(name).read(results.training(name).history)
     run.log_figure(draw_curves({name: history}), "curves.png")
-    path = results_dir / "evaluate/per_image.csv"
-    per_image = read_table(path, ["jaccard"], text=["run", "scope"], stage="evaluate")
-    finetuned = per_image[(per_image["run"] == RUNS[1]) & (per_image["scope"] == "test")]
+    path = results.evaluation.table("per_image")
+    finetuned = rows_of(TABLES["per_image"].read(path), FINETUNED, "test")
     if len(finetuned) != len(test.ids):
-        raise DataError(
-            f"{path} has {len(finetuned)} rows of {RUNS[1]} on test, which has {len(test.ids)} "
-            "images. Run: dvc repro -f evaluate"
+        problem = (
+            f"{path} has {len(finetuned)} rows of {FINETUNED} on test, which has {len(test.ids)} "
+            "images"
         )
+        raise unreadable(problem, stage="evaluate")
     for example, position in choose_examples(finetuned["jaccard"].to_numpy()).items():
         image, truth = test.images[position], test.masks[position]
-        file_name = f"{test.ids[position]}_segmentation.png"
-        path = require(results_dir / "evaluate/masks" / name / file_name, stage="evaluate")
+        image_id = test.ids[position]
+        mask_path = require(results.evaluation.mask(name, image_id), stage="evaluate")
         with made_by("evaluate"):
-            prediction = resize_mask(read_mask(path), size=len(image))
+            prediction = resize_mask(read_mask(mask_path), size=len(image))
         figure = draw_overlay(image, truth, {name: prediction})
-        run.log_figure(figure, f"overlays/{example}_{test.ids[position]}.png")
+        run.log_figure(figure, f"overlays/{example}_{image_id}.png")
 
 
 def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:

@@ -5,10 +5,10 @@ nothing more is tried for some minutes. What is missing then comes from the file
 at the training's end by `complete_training`, or at any time by `lesionseg replay`.
 """
 
-import csv
 import hashlib
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -17,8 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lesionseg.errors import DataError, TrackingError, first_line
-from lesionseg.files import project_root, read_json, require, write_bytes
+from lesionseg.errors import TrackingError
+from lesionseg.files import project_root, require, write_bytes
+from lesionseg.results.layout import TrainingFiles
+from lesionseg.results.training import BestEpoch, TrainingRecord, history_table
 from lesionseg.tracking import store
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-FILES = ("model.pt", "history.csv", "metrics.json", "run.json")  # of a training
 _SAMPLING_SECONDS = 5  # between two samples of CPU, memory, disk and GPU
 _UPLOAD_BYTES = 1_000_000  # a second, of the slowest connection that counts as one
 _MAX_PARAM, _MAX_TAG = 6000, 5000  # characters of a value
@@ -296,115 +297,91 @@ def _is_of_this_place(run: "MlflowRun") -> bool:
     return store.is_own() or all(tags.get(k) == v for k, v in _place().items())
 
 
-def complete_training(folder: Path, *, name: str) -> Run:
-    """The MLflow run of the training whose files are in `folder`, with all that belongs to it.
+def complete_training(files: TrainingFiles, *, run: str) -> Run:
+    """The MLflow run of a training, with all that belongs to it.
 
     It is the latest run with the training's key, or a new one. What it has already is left alone,
     so that any number of calls gives the same run.
 
     Args:
-        folder: Holds `FILES`.
-        name: The training's stage.
+        files: The training's results.
+        run: Its name in `RUNS`.
 
     Raises:
         MissingFileError: One of the files is not there.
         DataError: One of them is damaged.
     """
-    record = read_json(folder / "run.json", stage=name)
-    metrics = read_json(folder / "metrics.json", stage=name)
-    try:
-        tags = run_tags(record)
-        summary = {
-            "best/epoch": metrics["best_epoch"],
-            **{f"best/val_{key}": value for key, value in metrics["val"].items()},
-            **{key: record[key] for key in ("seconds", "images_per_second")},
+    for path in files.all():
+        require(path, stage=run)
+    record, best = TrainingRecord.read(files, run=run), BestEpoch.read(files, run=run)
+    history = history_table(run).read(files.history)
+    logged = _open_run(record)
+    logged.set_tags(run_tags(record))
+    logged.log_params(record.params)
+    known_epochs = logged.logged_steps("val/jaccard")
+    for row in history.to_dict("records"):
+        if row["epoch"] not in known_epochs:
+            logged.log_metrics(epoch_metrics(row), step=int(row["epoch"]))
+    logged.log_summary(
+        {
+            "best/epoch": best.best_epoch,
+            **{f"best/val_{key}": value for key, value in best.val.items()},
+            "seconds": record.seconds,
+            "images_per_second": record.images_per_second,
         }
-        epochs = _read_epochs(folder / "history.csv", stage=name)
-        params = dict(record["params"])
-    except KeyError as error:
-        raise DataError(
-            f"{folder}/run.json has no {error}, or metrics.json. Run: dvc repro -f {name}"
-        ) from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{folder}/run.json or metrics.json is damaged ({first_line(error)}). "
-            f"Run: dvc repro -f {name}"
-        ) from None
-    run = _open_run(name, record)
-    run.set_tags(tags)
-    run.log_params(params)
-    logged = run.logged_steps("val/jaccard")
-    for epoch, values in epochs.items():
-        if epoch not in logged:
-            run.log_metrics(values, step=epoch)
-    run.log_summary(summary)
-    known = run.artifacts()
-    for file_name in FILES:
-        path = require(folder / file_name, stage=name)
-        if known.get(file_name) != path.stat().st_size:  # not there, or cut short by a kill
-            run.log_file(path)
-    run.log_dataset(
-        "train", digest=record["data_sha256"], source="data/processed/train", context="training"
     )
-    run.finish()
-    return run
+    known = logged.artifacts()
+    for path in files.all():
+        if known.get(path.name) != path.stat().st_size:  # not there, or cut short by a kill
+            logged.log_file(path)
+    logged.log_dataset(
+        "train", digest=record.data_sha256, source="data/processed/train", context="training"
+    )
+    logged.finish()
+    return logged
 
 
-def _read_epochs(path: Path, *, stage: str) -> dict[int, dict[str, float]]:
-    """The metrics of each epoch in a history.csv.
-
-    Raises:
-        MissingFileError: It is not there.
-        DataError: It is damaged.
-    """
-    require(path, stage=stage)
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = {int(row["epoch"]): epoch_metrics(row) for row in csv.DictReader(stream)}
-    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        raise DataError(
-            f"{path} is no table of epochs ({first_line(error)}). Run: dvc repro -f {stage}"
-        ) from None
-    if not rows:
-        raise DataError(f"{path} has no epochs. Run: dvc repro -f {stage}")
-    return rows
-
-
-def epoch_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+def epoch_metrics(row: Mapping[Any, float]) -> dict[str, float]:
     """A row of history.csv under MLflow's names: `val_jaccard` as `val/jaccard`."""
     return {
-        key.replace("_", "/", 1) if key.startswith(("train_", "val_")) else key: float(value)
+        re.sub("^(train|val)_", r"\1/", str(key)): float(value)
         for key, value in row.items()
         if key not in ("epoch", "seconds")
     }
 
 
-def run_tags(record: Mapping[str, Any]) -> dict[str, str]:
-    """What a run is found by, from the training's run.json."""
-    names = ("commit", "dvc_stage", "dvc_experiment", "data_sha256", "device", "precision")
-    params = json.dumps(record["params"], sort_keys=True)
+def run_tags(record: TrainingRecord) -> dict[str, str]:
+    """What a run is found by."""
+    params = json.dumps(record.params, sort_keys=True)
     return {
-        **{key: str(record[key]) for key in (*names, "training_key", "model_sha256")},
+        "commit": record.commit,
+        "dvc_stage": record.dvc_stage,
+        "dvc_experiment": record.dvc_experiment,
+        "data_sha256": record.data_sha256,
+        "device": record.device,
+        "precision": record.precision,
+        "training_key": record.training_key,
+        "model_sha256": record.model_sha256,
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
-        **{f"version.{package}": version for package, version in record["versions"].items()},
+        **{f"version.{package}": version for package, version in record.versions.items()},
     }
 
 
-def _open_run(name: str, record: Mapping[str, Any]) -> Run:
+def _open_run(record: TrainingRecord) -> Run:
     """The run of this process's training, the latest with its key, or a new one.
 
     A new one began as long ago as the training took.
     """
 
     def find() -> str:
-        key = record["training_key"]
+        key = record.training_key
         found = _started.get((store.uri(), key)) or _latest(
             client, experiment_id, tag="training_key", value=key
         )
         if found:
             return found
-        start = int((time.time() - record["seconds"]) * 1000)
-        created = client.create_run(experiment_id, run_name=name, start_time=start)
+        start = int((time.time() - record.seconds) * 1000)
+        created = client.create_run(experiment_id, run_name=record.run, start_time=start)
         return str(created.info.run_id)
 
     try:

@@ -13,34 +13,40 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from lesionseg.config import AugmentConfig, LossConfig, TrainConfig
 from lesionseg.data.augmentation import augment
 from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Fold, Split
 from lesionseg.errors import TrainingError
-from lesionseg.evaluation.metrics import count_pixels, mean_scores, score_images
 from lesionseg.losses import weighted_sum
+from lesionseg.metrics import count_pixels, mean_scores, score_images
 from lesionseg.models.segmenter import Segmenter
+from lesionseg.results.training import VAL_SCORES
 
 _SUSPICIOUS = 100  # times the usual value
-VAL_METRICS = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train; see params.yaml for each value."""
+    """How one model is trained.
+
+    Attributes:
+        run: Its name in `RUNS`.
+        train: What both models share, as in params.yaml, but for the seed.
+        encoder_lr: Peak learning rate of the encoder; 0 freezes it.
+        seed: Of decoder weights, batches, augmentation and dropout.
+        precision: To compute in.
+        loss: Weights of the losses.
+        augment: The random views.
+    """
 
     run: str
-    epochs: int
-    batch_size: int
-    lr: float
+    train: TrainConfig
     encoder_lr: float
-    weight_decay: float
-    warmup_fraction: float
-    first_image_size: int
     seed: int
     precision: torch.dtype
-    loss: Mapping[str, float]
-    augment: Mapping[str, Any]
+    loss: LossConfig
+    augment: AugmentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +88,7 @@ class Training:
         self.recipe, self.device = recipe, device
         self.optimizer = _make_optimizer(model, recipe)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self._weights = dataclasses.asdict(recipe.loss)
         self.history: list[Epoch] = []
         self.best: dict[str, Any] = {"epoch": 0, "jaccard": -math.inf, "state": {}}
 
@@ -107,7 +114,7 @@ class Training:
         Raises:
             TrainingError: The loss is not finite.
         """
-        while len(self.history) < self.recipe.epochs:
+        while len(self.history) < self.recipe.train.epochs:
             start = time.perf_counter()
             epoch = len(self.history) + 1
             train_loss = self._train_epoch(epoch)
@@ -138,15 +145,15 @@ class Training:
         seed = int(np.random.SeedSequence([self.recipe.seed, epoch]).generate_state(1)[0])
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)  # order and views
-        order = torch.randperm(num_images, generator=generator).split(self.recipe.batch_size)
+        order = torch.randperm(num_images, generator=generator).split(self.recipe.train.batch_size)
         first_step = (epoch - 1) * len(order)
         image_size = self.image_size(epoch)
         self.model.train()
         total = 0.0
-        label = f"{self.recipe.run} {epoch}/{self.recipe.epochs}"
+        label = f"{self.recipe.run} {epoch}/{self.recipe.train.epochs}"
         progress = tqdm(order, desc=label, unit="step", disable=None, leave=False)
         for step, batch in enumerate(progress):
-            self._set_lr((first_step + step) / (self.recipe.epochs * len(order)))
+            self._set_lr((first_step + step) / (self.recipe.train.epochs * len(order)))
             loss = self._step(batch, generator, image_size=image_size)
             if not math.isfinite(loss):
                 has_learnt = first_step + step > 0
@@ -166,16 +173,16 @@ class Training:
         (Howard 2018 for DAWNBench; Tan and Le 2021, arXiv:2104.00298).
         """
         own_size = self.train.image_size
-        sizes = range(min(self.recipe.first_image_size, own_size), own_size + 1, 32)
-        return sizes[(epoch - 1) * len(sizes) // self.recipe.epochs]
+        sizes = range(min(self.recipe.train.first_image_size, own_size), own_size + 1, 32)
+        return sizes[(epoch - 1) * len(sizes) // self.recipe.train.epochs]
 
     def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> float:
         images, masks = load_batch(self.train, batch.numpy(), self.device)
         images, masks = resize(images, masks, image_size=image_size)  # first: then less is turned
-        images, masks = augment(images, masks, generator=generator, **self.recipe.augment)
+        images, masks = augment(images, masks, self.recipe.augment, generator=generator)
         images = images.contiguous(memory_format=torch.channels_last)
         logits = self._forward(images)
-        loss = weighted_sum(logits, masks, weights=self.recipe.loss).mean()
+        loss = weighted_sum(logits, masks, weights=self._weights).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -195,18 +202,18 @@ class Training:
         self.model.eval()
         losses, counts = [], []
         num_images = len(self.val.ids)
-        for batch in torch.arange(num_images).split(2 * self.recipe.batch_size):
+        for batch in torch.arange(num_images).split(2 * self.recipe.train.batch_size):
             images, masks = load_batch(self.val, batch.numpy(), self.device)
             logits = self._forward(images.contiguous(memory_format=torch.channels_last))
-            losses.append(weighted_sum(logits, masks, weights=self.recipe.loss).cpu())
+            losses.append(weighted_sum(logits, masks, weights=self._weights).cpu())
             counts.append(count_pixels((logits > 0).cpu().numpy(), masks.bool().cpu().numpy()))
         scores = mean_scores(score_images(np.concatenate(counts)))
-        means = {f"val_{name}": scores[name] for name in VAL_METRICS}
+        means = {f"val_{name}": scores[name] for name in VAL_SCORES}
         return {"val_loss": torch.cat(losses).mean().item(), **means}
 
     def _set_lr(self, progress: float) -> None:
         """One cycle: linear warm-up, then a cosine down to 0 (Smith 2018, arXiv:1803.09820)."""
-        warmup = self.recipe.warmup_fraction
+        warmup = self.recipe.train.warmup_fraction
         if progress < warmup:
             factor = max(progress / warmup, 0.01)
         else:
@@ -220,8 +227,11 @@ def _remedy(recipe: Recipe, *, has_learnt: bool = True) -> str:
 
     Before the first step no rate has done anything.
     """
-    weights = {f"loss.{name}": (weight, 1.0) for name, weight in recipe.loss.items()}
-    rates = {"train.lr": (recipe.lr, 2e-3), f"{recipe.run}.encoder_lr": (recipe.encoder_lr, 1e-3)}
+    weights = {f"loss.{k}": (weight, 1.0) for k, weight in dataclasses.asdict(recipe.loss).items()}
+    rates = {
+        "train.lr": (recipe.train.lr, 2e-3),
+        f"{recipe.run}.encoder_lr": (recipe.encoder_lr, 1e-3),
+    }
     in_play = {
         name: (value, value / usual)
         for name, (value, usual) in ({**rates, **weights} if has_learnt else weights).items()
@@ -256,13 +266,13 @@ def _make_optimizer(model: Segmenter, recipe: Recipe) -> torch.optim.AdamW:
 
     Weights of convolutions decay, nothing else does.
     """
-    parts = [(model.decoder, recipe.lr)]
+    parts = [(model.decoder, recipe.train.lr)]
     if recipe.encoder_lr:
         parts.append((model.encoder, recipe.encoder_lr))
     groups = []
     for part, lr in parts:
         decaying = [p for p in part.parameters() if p.ndim > 1]
         others = [p for p in part.parameters() if p.ndim <= 1]
-        groups.append({"params": decaying, "lr": lr, "weight_decay": recipe.weight_decay})
+        groups.append({"params": decaying, "lr": lr, "weight_decay": recipe.train.weight_decay})
         groups.append({"params": others, "lr": lr, "weight_decay": 0.0})
     return torch.optim.AdamW(groups, fused=True)

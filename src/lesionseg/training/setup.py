@@ -1,0 +1,88 @@
+"""One training put together from params.yaml and the processed data, at its first epoch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lesionseg.config import Config
+from lesionseg.data.dataset import Fold, Split, load_split, split_fold
+from lesionseg.hardware import choose_device, choose_precision
+from lesionseg.models.segmenter import build_segmenter, load_encoder_state
+from lesionseg.training.loop import Recipe, Training
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that every training reads.
+
+    Attributes:
+        processed: Folder of the splits.
+        encoder: The encoder's first weights.
+    """
+
+    processed: Path = Path("data/processed")
+    encoder: Path = Path("data/raw/encoder.pth")
+
+    def files(self) -> list[Path]:
+        """All of them, but for the tables that only name the images."""
+        arrays = ("images.npy", "masks.npy")
+        splits = [self.processed / split / name for split in ("train", "val") for name in arrays]
+        return [*splits, self.encoder]
+
+
+def make_training(config: Config, run: str, *, seed: int, inputs: Inputs) -> Training:
+    """The training of one model with one seed.
+
+    Raises:
+        ConfigError: The device is not there, or there are fewer folds than seeds.
+        MissingFileError: An input is not there.
+        DataError: An input is damaged.
+    """
+    train, val = choose_images(config, inputs.processed, seed=seed)
+    return assemble(config, run, seed=seed, encoder=inputs.encoder, train=train, val=val)
+
+
+def assemble(
+    config: Config,
+    run: str,
+    *,
+    seed: int,
+    encoder: Path,
+    train: Split | Fold,
+    val: Split | Fold,
+) -> Training:
+    """The training of one model on images at hand; otherwise as `make_training`."""
+    device = choose_device(config.train.device)
+    encoder_lr = config.encoder_lr(run)
+    model = build_segmenter(
+        encoder_state=load_encoder_state(encoder),
+        decoder=config.model.decoder,
+        dropout=config.model.dropout,
+        frozen=encoder_lr == 0,
+        seed=seed,
+    )
+    recipe = Recipe(
+        run=run,
+        train=config.train,
+        encoder_lr=encoder_lr,
+        seed=seed,
+        precision=choose_precision(config.train.precision, device),
+        loss=config.loss,
+        augment=config.augment,
+    )
+    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
+
+
+def choose_images(
+    config: Config, processed_dir: Path, *, seed: int
+) -> tuple[Split | Fold, Split | Fold]:
+    """What the training with one seed learns from, and what it validates on."""
+    train, val = load_split(processed_dir, "train"), load_split(processed_dir, "val")
+    if not config.train.cross_validate:
+        return train, val
+    return split_fold(
+        train,
+        val,
+        fold=config.seeds().index(seed),
+        num_folds=config.train.num_seeds,
+        seed=config.train.seed,
+    )
