@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock demo sweep ablation bench test check format repro ui clean
+.PHONY: help setup lock doctor demo sweep ablation bench test check format repro ui clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
@@ -30,6 +30,7 @@ help:
 	@echo "make ablation  every configuration of experiments/ablation.yaml, on what params.yaml says (hours)"
 	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
+	@echo "make doctor    is this machine ready, and what to do where it is not"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
 	@echo "make ui        the MLflow UI on this project's runs, it prints where"
 	@echo "make check     lint, format check and types only"
@@ -54,6 +55,9 @@ setup: .venv/ready
 
 lock:
 	@.ci/lock $(UPGRADE)
+
+doctor: setup
+	@lesionseg doctor
 
 demo: setup
 	@python -m experiments.demo
