@@ -11,11 +11,6 @@ from pathlib import Path
 # A DVC workspace runs its own copy of the package, not the one installed from elsewhere.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-# Threads that soon stop spinning when they wait: one training is as fast as with the default of
-# 300,000 turns, and two on one machine share its cores instead of stopping each other dead.
-# libgomp reads this when torch loads it.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
 if importlib.util.find_spec("torch") is None:
     sys.exit(
         f"error: {sys.executable} has no torch. "

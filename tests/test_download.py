@@ -22,6 +22,7 @@ from PIL import Image
 
 import stages.download
 from lesionseg.config import override, read_yaml
+from lesionseg.data import raw
 from lesionseg.data import weights as weights_module
 from lesionseg.data.isic2016 import ARCHIVES, BASE_URLS, Archive, unpack_isic2016
 from lesionseg.data.manifest import COLUMNS, read_manifest
@@ -639,7 +640,7 @@ def _use_archives(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Archive]], 
 
     def use(table: list[Archive]) -> None:
         unpack = functools.partial(unpack_isic2016, archives=table, base_urls=())
-        monkeypatch.setattr(stages.download, "unpack_isic2016", unpack)
+        monkeypatch.setattr(raw, "unpack_isic2016", unpack)
 
     return use
 

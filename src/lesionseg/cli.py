@@ -420,8 +420,6 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     found = find_images(arguments.paths, out_dir=arguments.out)
     model_paths = [_find_model(text) for text in arguments.model or [DEFAULT_MODEL]]
-    # As in stages/__init__.py; libgomp reads it when torch loads it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     summaries, skipped = _predict_all(found.sources, model_paths, arguments)
     if summaries:
         sys.stdout.write(_table(summaries, arguments.out))
