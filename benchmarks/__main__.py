@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
+        epilog="Example: python -m benchmarks training startup --rounds 5 --skip-dvc",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known, default = ", ".join(SUITES), " ".join(DEFAULT)

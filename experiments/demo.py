@@ -37,7 +37,11 @@ PARAMS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copy the pipeline, run it, print its comparison."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.demo",
+        description=__doc__,
+        epilog="Example: python -m experiments.demo --dir /tmp/demo",
+    )
     parser.add_argument("--dir", type=Path, default=ROOT / ".demo", help="where the demo runs")
     demo_dir = parser.parse_args(argv).dir.resolve()
     copy_pipeline(demo_dir)

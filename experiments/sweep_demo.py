@@ -44,7 +44,11 @@ IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copy the pipeline, commit it, sweep there."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep_demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep_demo",
+        description=__doc__,
+        epilog="Example: python -m experiments.sweep_demo --dir /tmp/sweep",
+    )
     parser.add_argument("--dir", type=Path, default=ROOT / ".sweep", help="where the sweep runs")
     sweep_dir = parser.parse_args(argv).dir.resolve()
     make_repository(sweep_dir, PARAMS)
