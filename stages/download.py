@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import DownloadConfig, load_config
-from lesionseg.data.folder import copy_folder
+from lesionseg.data.folder import list_folder
 from lesionseg.data.isic2016 import unpack_isic2016
+from lesionseg.data.manifest import FOLDERS, ManifestRow, write_manifest
 from lesionseg.data.manifest import NAME as MANIFEST
-from lesionseg.data.manifest import ManifestRow, write_manifest
+from lesionseg.data.pairs import Pair, draw_test, to_know, write_pairs
 from lesionseg.data.phantom import write_phantoms
 from lesionseg.data.summary import SplitSummary, log_summaries, summarise
 from lesionseg.data.weights import write_encoder
@@ -41,32 +42,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         _move_into_place()
     finally:
         _remove(STAGING_DIR)
-    log_summaries(RAW_DIR, [_summary(split, found) for split in ("train", "test")])
+    log_summaries(RAW_DIR, [_summary(folder, found) for folder in FOLDERS])
 
 
 def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, float]]:
     """Write everything to a folder. Paths that the user gives start at the repository."""
     archives_dir = project_root() / config.archives
+    pairs: list[Pair] = []
     match config.source:
         case "isic2016":
             unpack_isic2016(raw_dir, archives_dir=archives_dir)
         case "folder":
-            copy_folder(project_root() / config.folder, raw_dir)
+            found = list_folder(project_root() / config.folder)
+            pairs = draw_test(found, fraction=config.test_fraction, seed=config.seed)
+            write_pairs(raw_dir, pairs)
         case "phantom":
             write_phantoms(
                 raw_dir,
                 num_train=config.phantom_num_train,
                 num_test=config.phantom_num_test,
                 size=config.phantom_size,
-                seed=config.phantom_seed,
+                seed=config.seed,
             )
     write_encoder(
         raw_dir / "encoder.pth",
         weights=config.weights,
-        seed=config.phantom_seed,
+        seed=config.seed,
         archives_dir=archives_dir,
     )
-    return write_manifest(raw_dir)
+    return write_manifest(raw_dir, to_know(pairs))
 
 
 def _move_into_place() -> None:
@@ -86,11 +90,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _summary(split: str, found: Sequence[tuple[ManifestRow, float]]) -> SplitSummary:
-    """What a split holds, of rows with their shares of lesion."""
-    own = [(row, fraction) for row, fraction in found if row.split == split]
+def _summary(folder: str, found: Sequence[tuple[ManifestRow, float]]) -> SplitSummary:
+    """What a folder of `data/raw` holds, of rows with their shares of lesion."""
+    own = [
+        (row, fraction) for row, fraction in found if (row.split == "test") == (folder == "test")
+    ]
     return summarise(
-        split,
+        folder,
         sizes=[(row.height, row.width) for row, _ in own],
         lesion_fractions=[fraction for _, fraction in own],
     )

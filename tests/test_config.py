@@ -128,6 +128,8 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("report", "num_examples", 25, "a whole number at least 1 and at most 24"),
         ("download", "folder", None, "text"),
         ("download", "folder", 7, "text"),
+        ("download", "test_fraction", 0, "a number above 0 and below 1"),
+        ("download", "test_fraction", 1, "a number above 0 and below 1"),
         ("preprocess", "image_size", 100, SIZE),
         ("preprocess", "image_size", 0, SIZE),
         ("preprocess", "image_size", 2048, SIZE),

@@ -265,10 +265,32 @@ def test_a_missing_layout_folder_is_named(project: Path) -> None:
         download()
 
 
+def test_without_a_test_folder_a_share_becomes_test(project: Path) -> None:
+    shutil.rmtree(project / "source/test")
+    download(test_fraction=0.5)
+    rows = read_manifest(Path("data/raw"))
+    assert [row.split for row in rows] == ["test", "train"]
+    assert sorted(row.id for row in rows) == list(IDS["train"])
+
+
+def test_groups_and_folds_are_in_the_manifest(project: Path) -> None:
+    (project / "source/images.csv").write_text(
+        "image,mask,split,group,fold\n"
+        "train/images/ISIC_0000000.jpg,train/masks/ISIC_0000000_Segmentation.png,train,P1,2\n"
+        "test/images/ISIC_0000003.jpg,test/masks/ISIC_0000003_Segmentation.png,test,P2,\n"
+    )
+    download()
+    rows = read_manifest(Path("data/raw"))
+    assert [(row.id, row.split, row.group, row.fold) for row in rows] == [
+        ("ISIC_0000003", "test", "P2", ""),
+        ("ISIC_0000000", "train", "P1", "2"),
+    ]
+
+
 def test_an_empty_folder_is_refused(project: Path) -> None:
     for path in (project / "source/test/images").iterdir():
         path.unlink()
-    with refused(DataError, "source/test/images is empty", "Put jpg, jpeg or png files there"):
+    with refused(DataError, "source/test/images is empty", "Put .jpg or .jpeg or .png or"):
         download()
 
 
@@ -304,7 +326,11 @@ def test_two_masks_of_one_id_are_refused(project: Path) -> None:
 
 def test_a_file_that_is_no_image_by_name_is_refused(project: Path) -> None:
     (project / "source/train/images/labels.csv").write_bytes(b"")
-    with refused(DataError, "jpg, jpeg and png files only, got labels.csv", "take out"):
+    with refused(
+        DataError,
+        "images only (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp), got labels.csv",
+        "take out",
+    ):
         download()
 
 
@@ -395,7 +421,8 @@ def test_what_stands_alone_is_named_on_both_sides_with_the_endings_that_would_do
     with refused(
         DataError,
         "no mask for ISIC_0000003; no image for ISIC_0000003-mask.png",
-        "image's name, or that with _segmentation behind it; both end in .jpg, .jpeg, .png",
+        "image's name, or that with _segmentation or _mask behind it or mask_ before it, in any "
+        "case; both end in .jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp",
         "Add masks/ISIC_0000003.png or take out",
     ):
         download()

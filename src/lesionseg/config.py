@@ -65,16 +65,17 @@ class DownloadConfig:
     folder: str
     archives: str = _matching(r".+", "a folder")
     weights: str = _matching(r".+", "imagenet, none or a path")
+    test_fraction: float = _number(above=0, below=1)
+    seed: int = _seed()
     phantom_num_train: int = _number(at_least=2, at_most=MOST_IMAGES)
     phantom_num_test: int = _number(at_least=2, at_most=MOST_IMAGES)
     phantom_size: int = _number(at_least=32, at_most=1024)
-    phantom_seed: int = _seed()
 
     def __post_init__(self) -> None:
         if self.source == "folder" and not self.folder:
             raise ConfigError(
                 "params.yaml: download: folder is empty, and source is folder. "
-                "Write the folder that holds {train,test}/{images,masks}"
+                "Write the folder that holds your images and masks; docs/data.md shows how"
             )
 
 

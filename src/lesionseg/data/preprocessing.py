@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lesionseg.data.dataset import SPLITS
+from lesionseg.data.groups import draw, gather, in_order
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
     THUMBNAIL_VALUES,
@@ -25,7 +26,7 @@ from lesionseg.data.leaks import (
     find_duplicates,
     thumbnails,
 )
-from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.manifest import ManifestRow, read_manifest, used_columns
 from lesionseg.data.masks import read_mask
 from lesionseg.data.summary import SplitSummary, summarise
 from lesionseg.errors import DataError
@@ -77,16 +78,18 @@ def preprocess(
     """What was written to `out_dir`, which is replaced as a whole.
 
     Per split, sorted by id: `images.npy` (N, H, W, 3) uint8 RGB in [0, 255], `masks.npy` (N, H, W)
-    uint8 in {0, 1}, `index.csv`. And `leaks.csv`: training images that are in test or validation
-    and validation images that are in test; those copies are in no array.
+    uint8 in {0, 1}, `index.csv`, with groups and folds where there are any. And `leaks.csv`:
+    training images that are in test or validation and validation images that are in test; those
+    copies are in no array.
 
     Args:
         raw_dir: What the download stage wrote.
         out_dir: The folder to write.
         source: Where the raw data come from, as download.source of params.yaml says.
         image_size: Height and width in pixels, a multiple of 16.
-        val_fraction: Share of the training images that becomes the validation split, before
-            copies are dropped.
+        val_fraction: Share of the training images' groups that becomes the validation split,
+            before copies are dropped. Where the manifest names images of val, these are the split;
+            where it names folds, the images of the first one are.
         seed: Seed of that split.
         near_duplicate_distance: See `find_duplicates`.
         num_threads: How many images are decoded at once, by default a few more than there are
@@ -121,17 +124,28 @@ def preprocess(
 
 def _assign(rows: Sequence[ManifestRow], *, val_fraction: float, seed: int) -> dict[str, list[int]]:
     """The positions in `rows`, sorted by id, that make up each split."""
-    test = [i for i, row in enumerate(rows) if row.split == "test"]
-    train = [i for i, row in enumerate(rows) if row.split == "train"]
-    num_val = round(val_fraction * len(train))
-    if not 0 < num_val < len(train):
+    members = {name: [i for i, row in enumerate(rows) if row.split == name] for name in SPLITS}
+    folds = [rows[i].fold for i in members["train"]]
+    groups = [rows[i].group for i in members["train"]]
+    if members["val"]:
+        logger.info("val is what the data say; preprocess.val_fraction is not used")
+        val = []
+    elif any(folds):
+        first = in_order(folds)[0]
+        logger.info("val is fold %s of the data; preprocess.val_fraction is not used", first)
+        val = [i for i, fold in zip(members["train"], folds, strict=True) if fold == first]
+    else:
+        val = [members["train"][n] for n in draw(groups, fraction=val_fraction, seed=seed)]
+    held_out = {*val, *members["val"]}
+    train = [i for i in members["train"] if i not in held_out]
+    if not held_out or not train:
+        what = "groups" if any(groups) else "images"
         raise DataError(
-            f"{len(train)} training images with preprocess.val_fraction {val_fraction:g} leave "
-            f"{num_val} for validation and {len(train) - num_val} for training; both need at "
-            "least 1. Change val_fraction in params.yaml, or add images"
+            f"{len(gather(groups))} training {what} with preprocess.val_fraction {val_fraction:g} "
+            f"leave {len(held_out)} images for validation and {len(train)} for training; both need "
+            "at least 1. Change val_fraction in params.yaml, or add images"
         )
-    shuffled = np.random.default_rng(seed).permutation(train).tolist()
-    return {"train": sorted(shuffled[num_val:]), "val": sorted(shuffled[:num_val]), "test": test}
+    return {"train": train, "val": sorted(held_out), "test": members["test"]}
 
 
 def _decode(
@@ -223,7 +237,8 @@ def _write_split(split_dir: Path, decoded: _Decoded, members: list[int]) -> None
         chunk = members[start : start + CHUNK]
         images[start : start + CHUNK] = decoded.images[chunk]
         masks[start : start + CHUNK] = decoded.masks[chunk]
-    _write_table(split_dir / "index.csv", INDEX_COLUMNS, [decoded.rows[i] for i in members])
+    columns = (*INDEX_COLUMNS, *used_columns(decoded.rows))
+    _write_table(split_dir / "index.csv", columns, [decoded.rows[i] for i in members])
 
 
 def _create_arrays(
