@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import DownloadConfig, load_config
-from lesionseg.data.folder import list_folder
-from lesionseg.data.isic2016 import unpack_isic2016
 from lesionseg.data.manifest import FOLDERS, ManifestRow, write_manifest
 from lesionseg.data.manifest import NAME as MANIFEST
 from lesionseg.data.pairs import Pair, draw_test, to_know, write_pairs
 from lesionseg.data.phantom import write_phantoms
+from lesionseg.data.sources import SOURCES, Places
 from lesionseg.data.summary import SplitSummary, log_summaries, summarise
 from lesionseg.data.weights import write_encoder
 from lesionseg.files import full_disk_is_an_error, project_root
@@ -49,21 +48,19 @@ def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, floa
     """Write everything to a folder. Paths that the user gives start at the repository."""
     archives_dir = project_root() / config.archives
     pairs: list[Pair] = []
-    match config.source:
-        case "isic2016":
-            unpack_isic2016(raw_dir, archives_dir=archives_dir)
-        case "folder":
-            found = list_folder(project_root() / config.folder)
-            pairs = draw_test(found, fraction=config.test_fraction, seed=config.seed)
-            write_pairs(raw_dir, pairs)
-        case "phantom":
-            write_phantoms(
-                raw_dir,
-                num_train=config.phantom_num_train,
-                num_test=config.phantom_num_test,
-                size=config.phantom_size,
-                seed=config.seed,
-            )
+    if config.source == "phantom":
+        write_phantoms(
+            raw_dir,
+            num_train=config.phantom_num_train,
+            num_test=config.phantom_num_test,
+            size=config.phantom_size,
+            seed=config.seed,
+        )
+    else:
+        folder = project_root() / config.folder if config.folder else None
+        found = SOURCES[config.source].read(Places(folder=folder, archives_dir=archives_dir))
+        pairs = draw_test(found, fraction=config.test_fraction, seed=config.seed)
+        write_pairs(raw_dir, pairs)
     write_encoder(
         raw_dir / "encoder.pth",
         weights=config.weights,

@@ -191,7 +191,7 @@ def test_a_whole_number_of_400_digits_is_answered_in_one_line(tmp_path, content,
     ("section", "key", "value", "hint"),
     [
         ("model", "decoder", "bilinaer", "; did you mean bilinear?"),
-        ("download", "source", "isic2017", "; did you mean isic2016?"),
+        ("download", "source", "pantom", "; did you mean phantom?"),
         ("model", "decoder", "unet", ""),
         ("evaluate", "tta_views", "8", "; did you mean 8?"),
     ],

@@ -61,7 +61,9 @@ def _seed() -> Any:
 class DownloadConfig:
     """Where images, masks and the encoder's weights come from."""
 
-    source: str = _choice("isic2016", "folder", "phantom")
+    source: str = _choice(
+        "isic2016", "isic2017", "isic2018", "ph2", "ham10000", "folder", "phantom"
+    )
     folder: str
     archives: str = _matching(r".+", "a folder")
     weights: str = _matching(r".+", "imagenet, none or a path")

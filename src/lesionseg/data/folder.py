@@ -10,10 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lesionseg.data.archives import File
 from lesionseg.data.images import read_image
 from lesionseg.data.images_csv import NAME as TABLE
 from lesionseg.data.images_csv import read_table
-from lesionseg.data.pairs import REMEDY, SUFFIXES, Pair, check_file, check_name, listed
+from lesionseg.data.pairs import (
+    REMEDY,
+    SUFFIXES,
+    Pair,
+    check_file,
+    check_name,
+    listed,
+    to_read,
+)
 from lesionseg.errors import DataError, MissingFileError
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +64,7 @@ def list_folder(source_dir: Path) -> list[Pair]:
     for split, folder in _find_splits(source_dir).items():
         taken = {pair.id for pair in pairs if split == "val"}  # of train, whose folder it shares
         found = [replace(pair, split=split) for pair in _list_split(folder)]
-        _warn_if_exchanged(found[0].image.parent, [pair.image for pair in found])
+        _warn_if_exchanged(Path(found[0].image.parent), [pair.image for pair in found])
         pairs += [replace(p, id=f"val_{p.id}") if p.id in taken else p for p in found]
     return pairs
 
@@ -180,11 +189,11 @@ def _missing(folder: Path) -> MissingFileError:
     )
 
 
-def _warn_if_exchanged(where: Path, paths: Sequence[Path]) -> None:
+def _warn_if_exchanged(where: Path, paths: Sequence[File]) -> None:
     """Say so when images look like masks: a few tell. Photographs among masks are refused later."""
     some = paths[:: max(1, len(paths) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]
     try:
-        exchanged = all(_is_mask(read_image(path, at_least=64)) for path in some)
+        exchanged = all(_is_mask(read_image(to_read(path), at_least=64)) for path in some)
     except DataError:  # a damaged file is named when all are decoded
         return
     if exchanged:

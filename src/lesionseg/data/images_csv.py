@@ -86,9 +86,9 @@ def read_table(source_dir: Path) -> list[Pair]:
         for line, id_ in zip(lines, ids, strict=True)
     ]
     pairs = [replace(pair, fold="") if pair.split == "test" else pair for pair in pairs]
-    for pair in pairs:
-        check_file(pair.image)
-        check_file(pair.mask)
+    for line in lines:
+        check_file(found.path(line.image))
+        check_file(found.path(line.mask))
     _check_groups(path, pairs)
     return sorted(pairs, key=lambda pair: (pair.split, pair.id))
 

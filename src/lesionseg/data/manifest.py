@@ -52,7 +52,7 @@ Known = Mapping[tuple[str, str], Mapping[str, str]]
 
 
 def write_manifest(
-    raw_dir: Path, known: Known = MappingProxyType({})
+    raw_dir: Path, known: Known = MappingProxyType({}), *, folders: Sequence[str] = FOLDERS
 ) -> list[tuple[ManifestRow, float]]:
     """The rows of the new `raw_dir/manifest.csv`, each with the share of lesion in its mask.
 
@@ -63,12 +63,13 @@ def write_manifest(
     Args:
         raw_dir: The raw data's folder.
         known: What is known of images beside their files; else the folder is the split.
+        folders: Those of `raw_dir`; each must hold images.
 
     Raises:
         DataError: A split is empty, an image and its mask differ in size, one of them stands alone
             or is no image at all, or a mask is none.
     """
-    files = [(folder, *paths) for folder in sorted(FOLDERS) for paths in _pairs(raw_dir, folder)]
+    files = [(folder, *paths) for folder in sorted(folders) for paths in _pairs(raw_dir, folder)]
 
     def check(file: tuple[str, Path, Path]) -> tuple[ManifestRow, float]:
         row = _row(raw_dir, *file)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +12,12 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from lesionseg.data.archives import File, copy, read, size_of
 from lesionseg.data.groups import draw, gather
 from lesionseg.data.images import read_image
-from lesionseg.data.manifest import FOLDERS, Known
+from lesionseg.data.manifest import Known
 from lesionseg.data.masks import understand_mask
+from lesionseg.data.rasters import NamedBytes
 from lesionseg.errors import DataError
 from lesionseg.files import NAME_BYTES, check_free_space, write_bytes
 
@@ -35,20 +36,22 @@ class Pair:
 
     Attributes:
         id: Name of both in the raw data.
-        image: The image's file.
-        mask: The mask's file.
+        image: The image's file, or the member of a zip file.
+        mask: The mask's likewise.
         split: `train`, `val` or `test`.
         group: Images of one patient or lesion have the same, and stay in one split; one with ""
             belongs to no other.
         fold: The fold of a cross-validation that validates on it; "" for none.
+        mask_is_plain: Whether the mask is known to be a grey PNG of 0 and 255.
     """
 
     id: str
-    image: Path
-    mask: Path
+    image: File
+    mask: File
     split: str
     group: str = ""
     fold: str = ""
+    mask_is_plain: bool = False
 
     @property
     def folder(self) -> str:
@@ -152,9 +155,9 @@ def write_pairs(raw_dir: Path, pairs: Sequence[Pair]) -> None:
                 f"{REMEDY}"
             )
     raw_dir.mkdir(parents=True, exist_ok=True)
-    sizes = [path.stat().st_size for pair in pairs for path in (pair.image, pair.mask)]
+    sizes = [size_of(file) for pair in pairs for file in (pair.image, pair.mask)]
     check_free_space(raw_dir, sum(sizes))
-    for folder in FOLDERS:
+    for folder in sorted({pair.folder for pair in pairs}, reverse=True):
         own = sorted((p for p in pairs if p.folder == folder), key=lambda pair: pair.id)
         _write_folder(raw_dir / folder, own)
 
@@ -165,31 +168,36 @@ def _write_folder(folder: Path, pairs: Sequence[Pair]) -> None:
     masks_dir.mkdir()
     meanings: Counter[str] = Counter()
     for pair in tqdm(pairs, f"Copying {folder.name}", unit="image", disable=None):
-        _copy_image(pair.image, images_dir / pair.id)
-        meanings[_copy_mask(pair.mask, masks_dir / f"{pair.id}.png")] += 1
+        _write_image(pair.image, images_dir / pair.id)
+        meanings[_write_mask(pair, masks_dir / f"{pair.id}.png")] += 1
     for meaning, num in meanings.items():
         if meaning:
             logger.info("%s: in %d of %d masks %s", folder.name, num, len(pairs), meaning)
 
 
-def _copy_image(source: Path, target: Path) -> None:
+def _write_image(source: File, target: Path) -> None:
     """Write an image under the target's name and an ending of its own."""
     suffix = source.suffix.lower()
     if suffix in COPIED:
-        shutil.copyfile(source, target.with_name(target.name + suffix))
+        copy(source, target.with_name(target.name + suffix))
         return
     stream = BytesIO()
-    Image.fromarray(read_image(source)).save(stream, "PNG", compress_level=1)
+    Image.fromarray(read_image(to_read(source))).save(stream, "PNG", compress_level=1)
     write_bytes(target.with_name(f"{target.name}.png"), stream.getvalue())
 
 
-def _copy_mask(source: Path, target: Path) -> str:
+def _write_mask(pair: Pair, target: Path) -> str:
     """Write a mask as grey PNG of 0 and 255; what was taken for lesion, where that needs saying."""
-    understood = understand_mask(source)
-    if understood.is_plain:  # it keeps its bytes
-        shutil.copyfile(source, target)
+    understood = None if pair.mask_is_plain else understand_mask(to_read(pair.mask))
+    if understood is None or understood.is_plain:  # it keeps its bytes
+        copy(pair.mask, target)
         return ""
     stream = BytesIO()
     Image.fromarray(understood.mask * 255).save(stream, "PNG")
     write_bytes(target, stream.getvalue())
     return understood.meaning
+
+
+def to_read(file: File) -> Path | NamedBytes:
+    """What `read_image` and `understand_mask` take: a file, or the content of a member."""
+    return file if isinstance(file, Path) else NamedBytes(read(file), name=str(file))

@@ -39,7 +39,8 @@ LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
 # Of the copies between two splits, the one in the first is dropped: test stays whole.
 PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
 CHUNK = 64  # images copied at once
-SOURCES_WITH_UNIQUE_IDS = ("isic2016",)  # an archive gave each image its id
+# ISIC's archive gave each image its id.
+SOURCES_WITH_UNIQUE_IDS = ("isic2016", "isic2017", "isic2018", "ham10000")
 
 
 @dataclass(frozen=True, kw_only=True)
