@@ -11,9 +11,9 @@ from pathlib import Path
 from lesionseg.config import DownloadConfig, load_config
 from lesionseg.data.manifest import FOLDERS, ManifestRow, write_manifest
 from lesionseg.data.manifest import NAME as MANIFEST
-from lesionseg.data.pairs import Pair, draw_test, to_know, write_pairs
+from lesionseg.data.pairs import Pair, to_know, write_pairs
 from lesionseg.data.phantom import write_phantoms
-from lesionseg.data.sources import SOURCES, Places
+from lesionseg.data.sources import Places, read_sources
 from lesionseg.data.summary import SplitSummary, log_summaries, summarise
 from lesionseg.data.weights import write_encoder
 from lesionseg.files import full_disk_is_an_error, project_root
@@ -48,7 +48,7 @@ def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, floa
     """Write everything to a folder. Paths that the user gives start at the repository."""
     archives_dir = project_root() / config.archives
     pairs: list[Pair] = []
-    if config.source == "phantom":
+    if config.sources == ("phantom",):
         write_phantoms(
             raw_dir,
             num_train=config.phantom_num_train,
@@ -58,8 +58,10 @@ def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, floa
         )
     else:
         folder = project_root() / config.folder if config.folder else None
-        found = SOURCES[config.source].read(Places(folder=folder, archives_dir=archives_dir))
-        pairs = draw_test(found, fraction=config.test_fraction, seed=config.seed)
+        places = Places(folder=folder, archives_dir=archives_dir)
+        pairs = read_sources(
+            config.sources, places, test_fraction=config.test_fraction, seed=config.seed
+        )
         write_pairs(raw_dir, pairs)
     write_encoder(
         raw_dir / "encoder.pth",

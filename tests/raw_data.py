@@ -43,7 +43,7 @@ IMAGE = image_bytes()
 MASK = mask_bytes(3)
 
 
-def download(source: str = "folder", **values: Any) -> None:
+def download(source: str | list[str] = "folder", **values: Any) -> None:
     """Run the stage with some values of its section changed."""
     changes = {"source": source, "folder": "source", "weights": "none"} | values
     content = read_yaml(REPOSITORY / "params.yaml")

@@ -1,5 +1,6 @@
 """Published data sets, from made archives and folders that are called as the real ones are."""
 
+import csv
 import io
 import logging
 import shutil
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import stages.preprocess
 from lesionseg.config import DownloadConfig, load_config
 from lesionseg.data import isic
+from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.data.isic2016_test import IDS as ISIC2016_TEST
 from lesionseg.data.manifest import read_manifest, write_manifest
 from lesionseg.data.masks import read_mask
@@ -494,6 +497,106 @@ def test_damaged_metadata_of_ham10000_are_refused(
     (project / "mine/HAM10000_metadata").write_bytes(content)
     with refused(DataError, "mine/HAM10000_metadata", problem, "Get it anew, then run: dvc"):
         download("ham10000", folder="mine")
+
+
+# Joined sources
+
+JOINED_IDS = {
+    "train": tuple(f"ISIC_{n:07d}" for n in (0, 3, 12088, 12089, 12090, 12095)),
+    "val": ("ISIC_0001769",),
+    "test": ("ISIC_0012086",),
+}
+
+
+@pytest.fixture(name="joined")
+def _joined(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ISIC 2016 joined with a 2018 that has its images again: by id, as a file, and by looks.
+
+    Of 2018's train, 0 is in 2016's train, 3 in its test, 12088 is a file of its test under another
+    id, and 12089 is that image saved again.
+    """
+    fake_challenge(monkeypatch, project / "data/archives", "isic2016", IDS)
+    members = {f"{id_}.jpg": numbered_image(int(id_[5:])) for id_ in JOINED_IDS["train"]}
+    members["ISIC_0012088.jpg"] = numbered_image(3)
+    with Image.open(io.BytesIO(numbered_image(3))) as image:
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=70)
+        members["ISIC_0012089.jpg"] = stream.getvalue()
+    archives_dir = project / "data/archives"
+    fake_challenge(monkeypatch, archives_dir, "isic2018", JOINED_IDS, train_images=members)
+    return project
+
+
+def test_joined_sources_train_together_and_the_first_gives_test(
+    joined: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        download(["isic2016", "isic2018"], folder="")
+    rows = read_manifest(Path("data/raw"))
+    assert [(row.source, row.split, row.id) for row in rows] == [
+        ("isic2016", "test", "ISIC_0000003"),
+        ("isic2016", "train", "ISIC_0000000"),
+        ("isic2016", "train", "ISIC_0000001"),
+        ("isic2018", "train", "ISIC_0001769"),
+        ("isic2018", "train", "ISIC_0012088"),
+        ("isic2018", "train", "ISIC_0012089"),
+        ("isic2018", "train", "ISIC_0012090"),
+        ("isic2018", "train", "ISIC_0012095"),
+        ("isic2018", "train", "isic2018_ISIC_0000000"),
+    ]
+    assert "isic2018: 1 images to learn from are in ISIC 2016's test, and left out" in caplog.text
+    assert (
+        "isic2018: 6 images join those of isic2016 for training; its 1 test images are left out"
+    ) in caplog.text
+
+
+def test_leaks_between_joined_sources_are_found_by_id_file_and_looks(
+    joined: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    download(["isic2016", "isic2018"], folder="")
+    stages.preprocess.main([])
+    with Path("data/processed/leaks.csv").open(newline="") as stream:
+        leaks = {(row["id"], row["other_id"], row["kind"]) for row in csv.DictReader(stream)}
+    assert ("isic2018_ISIC_0000000", "ISIC_0000000", "id") in leaks
+    assert {leak for leak in leaks if leak[1] == "ISIC_0000003"} == {
+        ("ISIC_0012088", "ISIC_0000003", "sha256"),
+        ("ISIC_0012089", "ISIC_0000003", "near"),
+    }
+    ids = {name: load_split(Path("data/processed"), name).ids for name in SPLITS}
+    assert ids["test"] == ("ISIC_0000003",)
+    assert sorted([*ids["train"], *ids["val"]]) == [
+        *("ISIC_0000000", "ISIC_0000001", "ISIC_0001769", "ISIC_0012090", "ISIC_0012095")
+    ]
+    assert "Dropped 1 from train: a source that stands before theirs has the same" in caplog.text
+    assert "from train: the same images are in another split" in caplog.text
+
+
+def test_groups_of_joined_sources_are_kept_apart_and_the_first_s_val_is_val(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_challenge(monkeypatch, project / "data/archives", "isic2018", LATER_IDS)
+    unpack({f"{n}.jpg": numbered_image(n) for n in (1, 2)}, project / "mine")
+    unpack({f"{n}_mask.png": MASK for n in (1, 2)}, project / "mine")
+    table = "image,mask,split,group,fold\n1.jpg,1_mask.png,val,P1,0\n2.jpg,2_mask.png,,P2,1\n"
+    (project / "mine/images.csv").write_text(table)
+    write_ham10000(project / "data/archives")
+    (project / "data/archives/HAM10000_metadata").write_text(METADATA.replace("HAM_1", "P1"))
+    download(["isic2018", "folder", "ham10000"], folder="mine")
+    rows = [row for row in read_manifest(Path("data/raw")) if row.source != "isic2018"]
+    assert {(row.split, row.fold) for row in rows} == {("train", "")}
+    assert {row.group for row in rows} == {
+        *("folder: P1", "folder: P2", "ham10000: P1", "ham10000: HAM_2", "ham10000: HAM_3")
+    }
+    assert ("val", "ISIC_0001769") in placed()
+
+
+def test_a_test_set_is_drawn_from_the_first_source_alone(project: Path) -> None:
+    unpack(ph2_members(), project / "data/archives")
+    write_ham10000(project / "data/archives")
+    (project / "data/archives/HAM10000_metadata").write_text(METADATA)
+    download(["ham10000", "ph2"], folder="", test_fraction=0.3)
+    test = [row.source for row in read_manifest(Path("data/raw")) if row.split == "test"]
+    assert set(test) == {"ham10000"}
 
 
 # All sources

@@ -30,7 +30,8 @@ class ManifestRow:
     `height` and `width` are pixels as a viewer shows the image, EXIF orientation applied; the mask
     has the same. `split` is `train`, `val` or `test`; images of `val` lie in the folder `train`.
     Images of one patient or lesion have the same `group`, and `fold` is the fold of a
-    cross-validation that validates on the image; the table has these columns where any has one.
+    cross-validation that validates on the image. `source` is where it came from, where several
+    sources were joined. The table has these columns where any image has one.
     """
 
     id: str
@@ -43,11 +44,12 @@ class ManifestRow:
     mask_sha256: str
     group: str = ""
     fold: str = ""
+    source: str = ""
 
 
-OPTIONAL = ("group", "fold")
+OPTIONAL = ("group", "fold", "source")
 COLUMNS = tuple(c.name for c in fields(ManifestRow) if c.name not in OPTIONAL)
-# Folder and id of an image -> what its row has beside its files: split, group, fold.
+# Folder and id of an image -> what its row has beside its files.
 Known = Mapping[tuple[str, str], Mapping[str, str]]
 
 

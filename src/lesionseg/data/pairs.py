@@ -42,6 +42,7 @@ class Pair:
         group: Images of one patient or lesion have the same, and stay in one split; one with ""
             belongs to no other.
         fold: The fold of a cross-validation that validates on it; "" for none.
+        source: Where it comes from, if several sources are joined.
         mask_is_plain: Whether the mask is known to be a grey PNG of 0 and 255.
     """
 
@@ -51,6 +52,7 @@ class Pair:
     split: str
     group: str = ""
     fold: str = ""
+    source: str = ""
     mask_is_plain: bool = False
 
     @property
@@ -61,10 +63,8 @@ class Pair:
 
 def to_know(pairs: Sequence[Pair]) -> Known:
     """What the manifest cannot see in the files of the raw data."""
-    return {
-        (pair.folder, pair.id): {"split": pair.split, "group": pair.group, "fold": pair.fold}
-        for pair in pairs
-    }
+    names = ("split", "group", "fold", "source")
+    return {(pair.folder, pair.id): {n: getattr(pair, n) for n in names} for pair in pairs}
 
 
 def check_file(path: Path) -> None:

@@ -1,14 +1,17 @@
 """Where images and masks come from, by the name that params.yaml has for it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.data.folder import list_folder
 from lesionseg.data.ham10000 import list_ham10000
 from lesionseg.data.isic import list_challenge
-from lesionseg.data.pairs import Pair
+from lesionseg.data.pairs import Pair, draw_test
 from lesionseg.data.ph2 import list_ph2
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +63,43 @@ SOURCES = {
     "ham10000": Source(read=lambda places: list_ham10000(places.roots), splits=()),
     "folder": Source(read=_folder, splits=None),
 }
+
+
+def read_sources(
+    names: Sequence[str], places: Places, *, test_fraction: float, seed: int
+) -> list[Pair]:
+    """The pairs of a source, or of several joined for training.
+
+    The first source gives test, val and folds, as if it were alone. Of the others all images but
+    those of test become `train`. A group belongs to its source, and an id that an earlier source
+    has in the same folder gets its source's name in front: whether both are one image, the leak
+    check says.
+
+    Args:
+        names: Of `SOURCES`.
+        places: Where they look.
+        test_fraction: See `draw_test`, likewise `seed`.
+        seed: Of the draw.
+    """
+    pairs = draw_test(SOURCES[names[0]].read(places), fraction=test_fraction, seed=seed)
+    if len(names) == 1:
+        return pairs
+    joined = [_of_source(pair, names[0]) for pair in pairs]
+    for name in names[1:]:
+        found = SOURCES[name].read(places)
+        own = [
+            replace(_of_source(pair, name), split="train", fold="")
+            for pair in found
+            if pair.split != "test"
+        ]
+        logger.info(
+            "%s: %d images join those of %s for training; its %d test images are left out",
+            *(name, len(own), names[0], len(found) - len(own)),
+        )
+        taken = {pair.id for pair in joined if pair.folder == "train"}
+        joined += [replace(p, id=f"{name}_{p.id}") if p.id in taken else p for p in own]
+    return joined
+
+
+def _of_source(pair: Pair, name: str) -> Pair:
+    return replace(pair, source=name, group=f"{name}: {pair.group}" if pair.group else "")
