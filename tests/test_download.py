@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import errno
 import hashlib
@@ -7,8 +8,9 @@ import math
 import os
 import shutil
 import unicodedata
+import zipfile
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -719,6 +721,130 @@ def test_a_tensor_that_mobilenet_v2_does_not_have_is_named(
 ) -> None:
     torch.save(state | {"features.19.0.weight": torch.zeros(1)}, "mine.pth")
     with refused(DataError, "unknown key features.19.0.weight", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+def narrow_state() -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        shapes = mobilenet_v2(weights=None, width_mult=0.5).state_dict()
+    return {name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
+
+
+def with_prefix(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's part of a state dict under another prefix, beside tensors of other parts."""
+    encoder = {
+        prefix + name.removeprefix("features."): tensor
+        for name, tensor in state.items()
+        if name.startswith("features.")
+    }
+    return {"decoder.0.0.weight": torch.zeros(2), **encoder, "head.1.bias": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
+        lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+        lambda state: {"model_state_dict": state, "model": "mobilenet_v2"},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: with_prefix("", state),
+        lambda state: with_prefix("encoder.", state),
+        lambda state: with_prefix("encoder.features.", state),
+        lambda state: {"state_dict": with_prefix("module.model.backbone.features.", state)},
+        lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    ],
+)
+def test_any_usual_wrapping_of_a_state_dict_gives_the_same_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor], wrap: Any
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    torch.save(wrap(state), tmp_path / "mine.pth")
+    write_encoder(tmp_path / "a", weights="mine.pth", seed=0, archives_dir=tmp_path)
+    found = load(tmp_path / "a")
+    assert len(found) == 312
+    for name, tensor in found.items():
+        assert torch.equal(tensor, state[f"features.{name}"]), name
+
+
+ACCEPTED = (
+    "Write imagenet, none or the path of a state dict of torchvision's mobilenet_v2 at width 1.0, "
+    "saved by torch.save, for download.weights in params.yaml; it may lie under state_dict, "
+    "model_state_dict, model, and its names may have a prefix such as module., encoder. or "
+    "features."
+)
+
+
+def a_zip(*names: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(8), "is an HDF5 file, as Keras writes them"),
+        (a_zip("metadata.json", "config.json", "model.weights.h5"), "is a Keras file"),
+        (a_zip("mine/data.pkl", "mine/constants.pkl"), "is a TorchScript model"),
+        (b"\x1c\0\0\0TFL3" + bytes(8), "is a file of TensorFlow Lite"),
+        (b'\x18\0\0\0\0\0\0\0{"a":{}}' + bytes(16), "is a safetensors file"),
+    ],
+)
+def test_files_of_other_frameworks_are_refused_with_what_is_accepted(
+    project: Path, content: bytes, what: str
+) -> None:
+    Path("mine.h5").write_bytes(content)
+    with refused(DataError, f"mine.h5 {what}. {ACCEPTED}"):
+        download(weights="mine.h5")
+
+
+def test_a_folder_of_weights_is_refused(project: Path) -> None:
+    (project / "saved_model").mkdir()
+    with refused(DataError, "saved_model is a folder, as a SavedModel of TensorFlow", ACCEPTED):
+        download(weights="saved_model")
+
+
+def test_another_width_is_refused_with_what_is_accepted(project: Path) -> None:
+    torch.save(narrow_state(), "mine.pth")
+    with refused(
+        DataError,
+        "must have features.0.0.weight of shape (32, 3, 3, 3), got (16, 3, 3, 3): another width",
+        ACCEPTED,
+    ):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({}, "has no tensor of torchvision's mobilenet_v2."),
+        ({"layer1.0.conv1.weight": torch.zeros(1)}, "has no tensor of torchvision's mobilenet_v2."),
+        (
+            {"conv_stem.weight": torch.zeros(1), "bn1.weight": torch.zeros(1)},
+            "has no tensor of torchvision's mobilenet_v2; it is a MobileNet of another package.",
+        ),
+    ],
+)
+def test_another_network_is_refused_with_what_is_accepted(
+    project: Path, content: dict[str, torch.Tensor], what: str
+) -> None:
+    torch.save({"state_dict": content}, "mine.pth")
+    with refused(DataError, f"mine.pth {what} {ACCEPTED}"):
+        download(weights="mine.pth")
+
+
+def test_a_file_with_two_encoders_is_refused(project: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(with_prefix("student.", state) | with_prefix("teacher.", state), "mine.pth")
+    with refused(DataError, "holds several encoders: under 'student.', 'teacher.'", ACCEPTED):
+        download(weights="mine.pth")
+
+
+def test_a_whole_model_is_refused(project: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), "mine.pth")
+    with refused(DataError, "or holds a whole model or other objects", ACCEPTED):
         download(weights="mine.pth")
 
 
