@@ -30,6 +30,17 @@ def test_torchvision_is_imported_without_a_word() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_torch_s_compiler_is_loaded_only_where_it_is_used() -> None:
+    result = run_python(
+        "import sys, lesionseg.mobilenet, torch\n"
+        "assert not [name for name in sys.modules if name.startswith('torch._dynamo')]\n"
+        "ask = sys.modules['torchvision.ops.roi_align'].is_compile_supported\n"
+        "answer = ask('cpu')\n"
+        "assert torch._dynamo.utils.is_compile_supported('cpu') == answer\n"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 def run_again() -> dict[str, Any]:
     """What our module would hold if it were imported now."""
     assert ours.__file__ is not None
