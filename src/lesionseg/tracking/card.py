@@ -73,6 +73,26 @@ _SOURCES = {
         "with masks by experts, published under CC-0.",
         "of the images: CC-0",
     ),
+    "isic2017": (
+        "ISIC 2017 challenge, Part 1 (Codella et al. 2017, arXiv:1710.05006): dermoscopic images "
+        "with masks by experts, published under CC-0.",
+        "of the images: CC-0",
+    ),
+    "isic2018": (
+        "ISIC 2018 challenge, Task 1 (Codella et al. 2019, arXiv:1902.03368): dermoscopic images "
+        "with masks, published under CC BY-NC 4.0.",
+        "of the images: CC BY-NC 4.0, not for commercial use",
+    ),
+    "ph2": (
+        "PH2 (Mendonca et al. 2013, doi:10.1109/EMBC.2013.6610779): dermoscopic images of one "
+        "hospital with masks, for research and education.",
+        "of the images: that of PH2, for research and education",
+    ),
+    "ham10000": (
+        "HAM10000 (Tschandl et al. 2018, arXiv:1803.10417): dermoscopic images with masks, "
+        "published under CC BY-NC 4.0.",
+        "of the images: CC BY-NC 4.0, not for commercial use",
+    ),
     "folder": (
         "Images and masks of a folder, `{folder}`; where they come from, its owner knows.",
         "of the images: their owner's",
@@ -123,7 +143,9 @@ class Facts:
 def write_card(facts: Facts) -> str:
     """The card as Markdown, at most `MAX_CHARACTERS` long."""
     details, params = facts.details, facts.details["params"]
-    data, licence = _SOURCES[params["download.source"]]
+    sources = [_SOURCES[name] for name in params["download.source"].split(", ")]
+    data = " ".join(dict.fromkeys(text for text, _ in sources))
+    licence = "; ".join(dict.fromkeys(text for _, text in sources))
     card = _CARD.format(
         run=facts.run,
         threshold=_say_threshold(facts),
@@ -151,8 +173,8 @@ def write_card(facts: Facts) -> str:
 
 
 def knows(source: str) -> bool:
-    """Whether a card can tell of data from this `download.source`."""
-    return source in _SOURCES
+    """Whether a card can tell of data from this `download.source`, joined by commas if several."""
+    return all(name in _SOURCES for name in source.split(", "))
 
 
 def _say_threshold(facts: Facts) -> str:
