@@ -423,6 +423,15 @@ def test_the_card_is_about_the_data_of_the_training_not_of_params_yaml(
     assert "ISIC" not in card
 
 
+def test_the_card_tells_of_every_source_that_was_joined(project, train):
+    train(val=0.85)
+    params = {"download.source": "folder, isic2018", "download.folder": "mine"}
+    card = write_card_with(project, params)
+    assert "a folder, `mine`" in card
+    assert "ISIC 2018 challenge" in card
+    assert "their owner's; of the images: CC BY-NC 4.0" in card
+
+
 def test_registering_leaves_the_process_with_the_store_it_had(project, train, monkeypatch):
     train(val=0.8)
     registry.register(Results())

@@ -22,38 +22,36 @@ MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
 DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
 _SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
-_CC_0 = "of the images: CC-0"
-_THEIRS = "of the images: their owner's"
 # What is known of each `download.source`, and the terms of its images.
 _SOURCES = {
     "isic2016": (
         "ISIC 2016 challenge, Part 1 (Gutman et al. 2016, arXiv:1605.01397): dermoscopic images "
         "with masks by experts, published under CC-0.",
-        _CC_0,
+        "of the images: CC-0",
     ),
     "isic2017": (
-        "ISIC 2017 challenge, Part 1 (Codella et al. 2018, arXiv:1710.05006): dermoscopic images "
+        "ISIC 2017 challenge, Part 1 (Codella et al. 2017, arXiv:1710.05006): dermoscopic images "
         "with masks by experts, published under CC-0.",
-        _CC_0,
+        "of the images: CC-0",
     ),
     "isic2018": (
         "ISIC 2018 challenge, Task 1 (Codella et al. 2019, arXiv:1902.03368): dermoscopic images "
-        "with masks by experts and by tools.",
-        "of the images: that of the ISIC archive",
+        "with masks, published under CC BY-NC 4.0.",
+        "of the images: CC BY-NC 4.0, not for commercial use",
     ),
     "ph2": (
         "PH2 (Mendonca et al. 2013, doi:10.1109/EMBC.2013.6610779): dermoscopic images of one "
-        "hospital, for research.",
-        _THEIRS,
+        "hospital with masks, for research and education.",
+        "of the images: that of PH2, for research and education",
     ),
     "ham10000": (
-        "HAM10000 (Tschandl et al. 2018, doi:10.1038/sdata.2018.161): dermoscopic images of two "
-        "clinics, several of a lesion among them.",
-        "of the images: CC BY-NC 4.0",
+        "HAM10000 (Tschandl et al. 2018, arXiv:1803.10417): dermoscopic images with masks, "
+        "published under CC BY-NC 4.0.",
+        "of the images: CC BY-NC 4.0, not for commercial use",
     ),
     "folder": (
         "Images and masks of a folder, `{folder}`; where they come from, its owner knows.",
-        _THEIRS,
+        "of the images: their owner's",
     ),
     "phantom": (
         "**Synthetic phantoms, no photographs**: for trying the program out. On real skin its "
