@@ -1,12 +1,28 @@
 # Two commands: `make demo` and `make test`. Both set up .venv first.
 PYTHON ?= python3
+# The build of torch: cpu, cuda, or auto, which is cuda where NVIDIA's driver is installed.
+TORCH ?= auto
 BIN := .venv/bin
+BUILD := $(if $(filter auto,$(TORCH)),$(if $(shell command -v nvidia-smi 2> /dev/null),cuda,cpu),$(TORCH))
+$(if $(filter auto cpu cuda,$(TORCH)),,$(error TORCH must be auto, cpu or cuda, got $(TORCH)))
+UV := $(shell command -v uv 2> /dev/null)
+# uv where there is one, it is several times faster. It does not read pip's settings: those in the
+# environment are handed on.
+OF_PIP = $(addprefix --default-index ,$(PIP_INDEX_URL)) $(addprefix --index ,$(PIP_EXTRA_INDEX_URL)) \
+	$(addprefix --find-links ,$(PIP_FIND_LINKS))
+INSTALL = $(if $(UV),uv pip install --python $(BIN)/python $(OF_PIP),$(BIN)/python -m pip install \
+	--disable-pip-version-check) --quiet --no-deps
+# Of an extra beside the lock: what is installed keeps its version, the extra's own packages are not locked.
+EXTRA = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	-c .venv/constraints.txt
+# PyPI has only CUDA's builds for Linux; PyTorch itself serves the others.
+CPU_BUILDS := https://download.pytorch.org/whl/cpu
 # Commands of the environment come first, so that the stages find their python.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup demo sweep ablation bench test check format repro ui clean
+.PHONY: help setup lock doctor demo sweep ablation bench test check format repro ui clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
@@ -14,6 +30,7 @@ help:
 	@echo "make ablation  every configuration of experiments/ablation.yaml, on what params.yaml says (hours)"
 	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
+	@echo "make doctor    is this machine ready, and what to do where it is not"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
 	@echo "make ui        the MLflow UI on this project's runs, it prints where"
 	@echo "make check     lint, format check and types only"
@@ -22,12 +39,25 @@ help:
 
 setup: .venv/ready
 
-.venv/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'error: Python 3.11 or newer is needed. Run: make PYTHON=python3.11')"
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+.venv/ready: requirements.lock requirements-$(BUILD).lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and \
+		'error: Python 3.11 to 3.13 is needed, got %d.%d. Run: make PYTHON=python3.11' % sys.version_info[:2])"
+	@echo "setting up .venv: $$($(PYTHON) -V), $(if $(UV),uv,pip), the $(BUILD) build of torch (docs/setup.md)"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) --require-hashes -r requirements-$(BUILD).lock $(if $(filter cpu,$(BUILD)),2> /dev/null || \
+		$(INSTALL) --require-hashes -r requirements-cpu.lock --extra-index-url $(CPU_BUILDS))
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --no-build-isolation -e .
 	@touch $@
+
+.venv/constraints.txt: .venv/ready
+	@sed -n 's/^\([a-z].*[^ ]\) \\$$/\1/p' requirements.lock > $@
+
+lock:
+	@.ci/lock $(UPGRADE)
+
+doctor: setup
+	@lesionseg doctor
 
 demo: setup
 	@python -m experiments.demo
@@ -36,12 +66,12 @@ sweep: setup
 	@python -m experiments.sweep_demo
 
 ablation: setup
-	@python -m experiments.ablation
+	@lesionseg ablation
 
 # Without the peer's package the benchmarks say so, and measure the rest.
-bench: setup
+bench: .venv/constraints.txt
 	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('segmentation_models_pytorch'))" || \
-		python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c requirements.lock -e '.[bench]' || true
+		$(EXTRA) -e '.[bench]' || true
 	@python -m benchmarks
 
 repro: setup

@@ -16,15 +16,15 @@ from typing import Any
 from benchmarks.rounds import measure
 from benchmarks.suites import DEFAULT, SUITES, Options, left_out
 from lesionseg.config import load_config
-from lesionseg.errors import ConfigError, MissingFileError
+from lesionseg.errors import ConfigError, MissingFileError, exit_status
 from lesionseg.files import write_json
-from stages import run
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmarks that the command line names."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = _parser().parse_args(argv)
     names, options = arguments.names or list(DEFAULT), _options(arguments)
     _check_names(names)
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
+        epilog="Example: python -m benchmarks training startup --rounds 5 --skip-dvc",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     known, default = ", ".join(SUITES), " ".join(DEFAULT)
@@ -113,4 +114,4 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(exit_status(main))

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages import run
+from lesionseg.errors import exit_status
+from lesionseg.memory import keep_freed_memory
 
 STATUS = Path("/proc/self/status")  # Linux only
 SAMPLING_SECONDS = 0.02
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    keep_freed_memory()  # as the stages do
+    sys.exit(exit_status(main))

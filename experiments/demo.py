@@ -5,18 +5,18 @@ data, results, runs or lock file is touched, and nothing is downloaded.
 """
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lesionseg.children import run_to_end, stopped_like_ctrl_c
 from lesionseg.config import override, read_yaml
-from lesionseg.errors import LesionsegError
-from lesionseg.files import read_json, write_bytes
-from stages import run
+from lesionseg.errors import LesionsegError, exit_status
+from lesionseg.files import write_bytes
+from lesionseg.processes import child_environment, run_to_end, stopped_like_ctrl_c
+from lesionseg.results.evaluation import Comparison
+from lesionseg.results.layout import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 DVC = (sys.executable, "-m", "dvc")
@@ -37,25 +37,18 @@ PARAMS = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copy the pipeline, run it, print its comparison."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.demo",
+        description=__doc__,
+        epilog="Example: python -m experiments.demo --dir /tmp/demo",
+    )
     parser.add_argument("--dir", type=Path, default=ROOT / ".demo", help="where the demo runs")
     demo_dir = parser.parse_args(argv).dir.resolve()
     copy_pipeline(demo_dir)
-    # Without the project's tracking server: the demo keeps its runs to itself.
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    environment = {
-        **inherited,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]]),
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    environment = child_environment()  # the demo keeps its runs to itself
     if not (demo_dir / ".dvc").exists():
-        subprocess.run(
-            [*DVC, "init", "--quiet", "--no-scm"],
-            cwd=demo_dir,
-            env=environment,
-            check=True,
-        )
+        command = [*DVC, "init", "--quiet", "--no-scm"]
+        subprocess.run(command, cwd=demo_dir, env=environment, check=True)
     with stopped_like_ctrl_c():
         status = run_to_end([*DVC, "repro"], cwd=demo_dir, environment=environment)
     if status:
@@ -83,22 +76,22 @@ def copy_pipeline(demo_dir: Path) -> None:
 
 def comparison_table(demo_dir: Path) -> str:
     """Both models side by side on the test split, and where the report is."""
-    comparison = read_json(demo_dir / "results/evaluate/comparison.json", stage="evaluate")
+    results = Results(demo_dir / "results")
+    comparison = Comparison.read(results.evaluation)
     lines = [
         "",
-        f"{comparison['num_images']} synthetic test images, mean per image, encoders from scratch",
+        f"{comparison.num_images} synthetic test images, mean per image, encoders from scratch",
         f"{'':17}{'frozen':>8}{'fine-tuned':>12}{'difference':>12}   "
-        f"{100 * comparison['confidence']:g} % interval",
+        f"{100 * comparison.confidence:g} % interval",
     ]
-    for metric, row in comparison["test"].items():
-        low, high = row["interval"]
+    for metric, row in comparison.test.items():
+        low, high = row.interval
         lines.append(
-            f"{metric:17}{row['train_frozen']:8.3f}{row['train_finetuned']:12.3f}"
-            f"{row['difference']:+12.3f}   {low:+.3f} to {high:+.3f}"
+            f"{metric:17}{row.train_frozen:8.3f}{row.train_finetuned:12.3f}"
+            f"{row.difference:+12.3f}   {low:+.3f} to {high:+.3f}"
         )
-    report = demo_dir / "results/report/report.html"
-    return "\n".join([*lines, "", f"Open the report: {report}", ""])
+    return "\n".join([*lines, "", f"Open the report: {results.report}", ""])
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(exit_status(main))

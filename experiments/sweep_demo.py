@@ -6,18 +6,21 @@ Which decoder, and with or without the Dice loss: four trials, two at a time.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.demo import ROOT, copy_pipeline
-from lesionseg.children import run_to_end, stopped_like_ctrl_c
 from lesionseg.config import override, read_yaml
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.files import write_bytes
-from stages import run
+from lesionseg.processes import (
+    child_environment,
+    git_identity,
+    run_to_end,
+    stopped_like_ctrl_c,
+)
 
 # A small budget, and an encoder from scratch: no network.
 PARAMS = {
@@ -33,7 +36,7 @@ PARAMS = {
     "evaluate.num_resamples": 1000,
     "report.title": "A sweep's trial on synthetic lesions",
 }
-COMMAND = (sys.executable, "-m", "experiments.sweep")
+COMMAND = (sys.executable, "-m", "lesionseg", "sweep")
 SWEEP = ("--grid", "model.decoder=bilinear,transposed", "--grid", "loss.dice=0,1", "--jobs", "2")
 # What the stages leave behind is DVC's and MLflow's, as in the project's own .gitignore.
 IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*", "!*.json")
@@ -41,17 +44,21 @@ IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Copy the pipeline, commit it, sweep there."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.sweep_demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.sweep_demo",
+        description=__doc__,
+        epilog="Example: python -m experiments.sweep_demo --dir /tmp/sweep",
+    )
     parser.add_argument("--dir", type=Path, default=ROOT / ".sweep", help="where the sweep runs")
     sweep_dir = parser.parse_args(argv).dir.resolve()
     make_repository(sweep_dir, PARAMS)
-    sys.stdout.write(f"In {sweep_dir}: python -m experiments.sweep {' '.join(SWEEP)}\n")
+    sys.stdout.write(f"In {sweep_dir}: lesionseg sweep {' '.join(SWEEP)}\n")
     sys.stdout.flush()
     with stopped_like_ctrl_c():
         status = run_to_end(
             [*COMMAND, *SWEEP],
             cwd=sweep_dir,
-            environment=environment(),
+            environment=environment(sweep_dir),
             patience=60,  # it stops its trials first
         )
     if status:
@@ -59,21 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write(f"(there: cd {sweep_dir})\n")
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     """Without the project's tracking server, and with an identity where git knows none."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
-    identity = {
-        f"GIT_{role}_{key}": value
-        for role in ("AUTHOR", "COMMITTER")
-        for key, value in (("NAME", "lesionseg"), ("EMAIL", "lesionseg@localhost"))
-    }
-    return {
-        **identity,
-        **inherited,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]]),
-        "DVC_NO_ANALYTICS": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
+    return {**child_environment(), **git_identity(folder, stranger="lesionseg")}
 
 
 def make_repository(folder: Path, params: dict[str, object]) -> None:
@@ -98,10 +93,12 @@ def call(folder: Path, *command: str) -> None:
     Raises:
         LesionsegError: It failed; what it said is the message.
     """
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
     if done.returncode:
         raise LesionsegError(f"{' '.join(command[:3])} failed in {folder}: {done.stderr.strip()}")
 
 
 if __name__ == "__main__":
-    run(main)
+    sys.exit(exit_status(main))

@@ -11,45 +11,25 @@ from pathlib import Path
 # A DVC workspace runs its own copy of the package, not the one installed from elsewhere.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-# Threads that soon stop spinning when they wait: one training is as fast as with the default of
-# 300,000 turns, and two on one machine share its cores instead of stopping each other dead.
-# libgomp reads this when torch loads it.
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-
 if importlib.util.find_spec("torch") is None:
     sys.exit(
         f"error: {sys.executable} has no torch. "
         "Run: make setup && source .venv/bin/activate (or let make run the command)"
     )
 
-from lesionseg.errors import LesionsegError, explain
+from lesionseg.errors import exit_status
 from lesionseg.memory import keep_freed_memory
 from lesionseg.processes import end_with_dvc
 
 _PARENT = os.getppid()  # before torch is loaded, which takes seconds
 
 
-def result_dirs(name: str, seeds: range) -> dict[int, Path]:
-    """Where the training of model `name` with each seed leaves its files; the first is on top."""
-    top = Path("results") / name
-    return {seed: top / f"seeds/{seed}" if number else top for number, seed in enumerate(seeds)}
-
-
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; what the user can mend ends in one line and exit status 1.
-
-    `LESIONSEG_DEBUG=1` shows the traceback as well.
-    """
+    """Call a stage's `main`; what the user can mend ends in one line and another exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Of damaged EXIF and large photographs; they name no file, and what is lost is an error.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
     end_with_dvc(parent=_PARENT)
-    try:
-        main()
-    except (LesionsegError, OSError) as error:
-        if os.environ.get("LESIONSEG_DEBUG"):
-            raise
-        sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted. Run the same command again to go on")
+    if status := exit_status(main):
+        sys.exit(status)

@@ -21,7 +21,10 @@ _log = logging.getLogger("lesionseg.evaluate")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate both models and compare them."""
-    argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.evaluate", description=__doc__, epilog="Example: dvc repro evaluate"
+    )
+    parser.parse_args(argv)
     config, results = load_config(Path("params.yaml")), Results()
     make_deterministic()
     check_trainings(config, results=results)

@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write results/report/ from results/, data/processed/ and the test images in data/raw/."""
-    argparse.ArgumentParser(prog="python -m stages.report", description=__doc__).parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.report", description=__doc__, epilog="Example: dvc repro report"
+    )
+    parser.parse_args(argv)
     config = load_config(Path("params.yaml")).report
     results = Results()
     path = write_report(

@@ -16,7 +16,11 @@ from stages import run
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model that the command line names, once with each seed."""
-    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.train",
+        description=__doc__,
+        epilog="Example: dvc repro train_finetuned",
+    )
     parser.add_argument("run", choices=RUNS, help="which of the two models")
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))

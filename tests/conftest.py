@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in stages/__init__.py
+import lesionseg  # noqa: F401  (sets how threads wait)
+
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 

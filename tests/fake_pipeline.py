@@ -1,16 +1,18 @@
 """A repository whose pipeline takes no time, for tests of what runs pipelines."""
 
-import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+
+from lesionseg.processes import child_environment, git_identity
+from lesionseg.results.training import TrainingRecord, seed_scores_table
+from lesionseg.results.vocabulary import METRICS
 
 ROOT = Path(__file__).parents[1]
 PARAMS = ROOT / "params.yaml"
-IDENTITY = {
-    f"GIT_{role}_{key}": "tester" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")
-}
+IDENTITY = git_identity(ROOT, stranger="tester")
 # A pipeline of the same stages that takes no time, and fails where dropout is large. Jaccards are
 # 1 - dropout on val and 0.1 less on test, and 0.01 less for each further seed.
 FAKE_PIPELINE = """
@@ -56,8 +58,8 @@ if name == "preprocess":
     Path("data/processed").mkdir(parents=True)
     sys.exit()
 if name == "evaluate":
-    write("evaluate/seeds.csv", "run,seed,scope,jaccard,dice", *(
-        f"{run},{seed},{scope},{0.9 - dropout - seed / 100},{0.95 - dropout}"
+    write("evaluate/seeds.csv", "run,seed,scope,METRICS", *(
+        f"{run},{seed},{scope},{0.9 - dropout - seed / 100},{0.95 - dropout}" + ",0" * NUM_OTHERS
         for run in ("train_frozen", "train_finetuned")
         for seed in seeds for scope in ("test", "test_own_size")
     ))
@@ -67,12 +69,39 @@ if dropout > 0.5:
     sys.exit("error: so much dropout is too much")
 val = [1 - dropout - seed / 100 for seed in seeds]
 write(f"{name}/metrics.json", json.dumps({"best_epoch": 1, "val": {"jaccard": val[0]}}))
-rows = [f"{seed},{val[seed]}" for seed in seeds]
-write(f"{name}/seeds/scores.csv", "seed,val_jaccard", *rows)
+rows = [f"{seed},{val[seed]}" + ",0" * NUM_SCORES for seed in seeds]
+write(f"{name}/seeds/scores.csv", "SCORES", *rows)
 for seed in seeds:
     folder = f"{name}/seeds/{seed}" if seed else name
-    write(f"{folder}/run.json", json.dumps({"seconds": 10 + seed}))
+    write(f"{folder}/run.json", json.dumps(RECORD | {"seconds": 10 + seed}))
 """
+
+# The columns and fields of the real stages' own files, most of them without a meaning.
+_OTHERS = [name for name in METRICS if name not in ("jaccard", "dice")]
+_SCORES = seed_scores_table("").columns
+_SCORES = ["seed", "val_jaccard", *(n for n in _SCORES if n not in ("seed", "val_jaccard"))]
+_TEXTS = dict.fromkeys(["commit", "dvc_stage", "dvc_experiment", "data_sha256", "device"], "-")
+_RECORD = TrainingRecord(
+    **_TEXTS,
+    run="-",
+    model_sha256="-",
+    precision="-",
+    training_key="-",
+    seconds=0.0,
+    images_per_second=0.0,
+    num_images=1,
+    num_parameters=1,
+    num_trained_parameters=1,
+    versions={},
+    params={},
+)
+FAKE_STAGE = (
+    FAKE_STAGE.replace("METRICS", ",".join(["jaccard", "dice", *_OTHERS]))
+    .replace("NUM_OTHERS", str(len(_OTHERS)))
+    .replace("NUM_SCORES", str(len(_SCORES) - 2))
+    .replace("SCORES", ",".join(_SCORES))
+    .replace("RECORD", repr(asdict(_RECORD)))
+)
 
 
 def call(folder: Path, *command: str) -> str:
@@ -82,13 +111,10 @@ def call(folder: Path, *command: str) -> str:
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     return {
-        **inherited,
+        **child_environment(),
         **IDENTITY,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "PYTHONPATH": str(ROOT),
-        "DVC_NO_ANALYTICS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
         "MLFLOW_TRACKING_URI": "unused",
         "FAKE_RUNS": str(folder.parent / "runs.txt"),
         **more,
@@ -108,10 +134,10 @@ def fake_repository(folder: Path) -> Path:
     return folder
 
 
-def start(stage: str, folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
-    """`python -m stages.STAGE` in a repository, in the background."""
+def start(folder: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    """`lesionseg ARGUMENTS` in a repository, in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
+        [sys.executable, "-m", "lesionseg", *arguments],
         cwd=folder,
         env=environment(folder, **more),
         stdout=subprocess.PIPE,

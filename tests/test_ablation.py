@@ -1,26 +1,28 @@
 """An ablation runs each configuration once and compares it with its base, seed by seed."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from fake_pipeline import PARAMS, ROOT, call, experiments, fake_repository, start, trainings
+from fake_pipeline import PARAMS, ROOT, experiments, fake_repository, start, trainings
 
-from experiments import ablation
+from lesionseg.cli import main
 from lesionseg.config import read_yaml
 from lesionseg.errors import ConfigError
 from lesionseg.results.layout import RUNS
-from lesionseg.sweep.ablation import Configuration, read_configurations, tables
+from lesionseg.sweep.configurations import Configuration, read_configurations
+from lesionseg.sweep.tables import ablation_tables
 from lesionseg.sweep.trials import check, make_trial
 
-CONFIGURATIONS = read_configurations(ROOT / ablation.CONFIGURATIONS)
+FILE = ROOT / "experiments/ablation.yaml"
+CONFIGURATIONS = read_configurations(FILE)
 THREE = """
 default: {what: nothing, set: []}
 more: {what: more dropout, set: [model.dropout=0.3]}
 far-more: {what: far too much dropout, set: [model.dropout=0.6]}
 """
+ABLATION = ("ablation", "--file", "three.yaml", "--seeds", "2")
 
 
 @pytest.mark.parametrize("one", CONFIGURATIONS, ids=lambda one: one.name)
@@ -60,27 +62,29 @@ def test_a_mistake_in_the_file_is_refused_in_one_line(tmp_path, text, message):
     ("arguments", "message"),
     [
         (["--only", "none"], "--only none: .* has default, plain, system-1"),
-        (["--set", "train.epochs=2"], "plain: train.epochs is set for all"),
+        (["--set", "train.epochs=2"], "ablation.yaml: plain: train.epochs is set for all"),
+        (["--file", "absent.yaml"], "absent.yaml is missing. Name a file of .* with --file"),
         (["--set", "train.num_seeds=2"], "train.num_seeds is given twice"),
         (["--set", "train.lr=-1"], "lr must be a number above 0"),
     ],
 )
-def test_a_mistake_is_refused_before_anything_runs(monkeypatch, arguments, message):
+def test_a_mistake_is_refused_before_anything_runs(monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match=message) as caught:
-        ablation.main([*arguments, "--dry-run"])
-    assert "\n" not in str(caught.value)
+    assert main(["ablation", *arguments, "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"error: .*{message}.*\n", err), err
 
 
 def test_a_dry_run_prints_what_would_run_in_the_files_order(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    ablation.main(["--dry-run"])
+    assert main(["ablation", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [re.sub("^ablation-|-[0-9a-f]{8}  .*$", "", line) for line in lines] == [
         one.name for one in CONFIGURATIONS
     ]
     only = ["--only", "lovasz", "--only", "default", "--seeds", "2", "--set", "train.lr=0.004"]
-    ablation.main([*only, "--dry-run"])
+    assert main(["ablation", *only, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     settings = [line.split(maxsplit=1)[1] for line in lines]
     assert settings[0] == "train.lr=0.004 train.num_seeds=2"
@@ -92,13 +96,12 @@ def test_a_dry_run_prints_what_would_run_in_the_files_order(monkeypatch, capsys)
 
 def test_a_trial_is_another_one_when_the_scoring_of_test_is(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "stages").mkdir()
-    shutil.copyfile(ROOT / ablation.CONFIGURATIONS, ablation.CONFIGURATIONS)
+    Path("dvc.yaml").touch()
     printed = []
     for threshold in ("0.5", "0.4"):
         text = PARAMS.read_text().replace("threshold: 0.5", f"threshold: {threshold}")
         Path("params.yaml").write_text(text)
-        ablation.main(["--only", "default", "--dry-run"])
+        assert main(["ablation", "--file", str(FILE), "--only", "default", "--dry-run"]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] != printed[1]
 
@@ -136,7 +139,7 @@ def test_the_tables_have_means_over_seeds_and_differences_within_them():
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |\n"
     )
     # Differences +0.02 and +0.01: mean 0.015, standard deviation 0.01 / sqrt(2).
-    assert tables(pd.DataFrame(rows), configurations("better", "not-run", "default")) == (
+    assert ablation_tables(pd.DataFrame(rows), configurations("better", "not-run", "default")) == (
         "Fine-tuned:\n\n"
         + head
         + "| `better` | `default` | as better | 0.900 ±0.000 | 0.835 ±0.021 | "
@@ -169,7 +172,7 @@ def test_the_difference_is_to_the_base():
     run = RUNS[1]
     rows = [*results("default", run, 0.8), *results("base", run, 0.7), *results("one", run, 0.75)]
     known = [*configurations("default", "base"), *configurations("one", base="base")]
-    text = tables(pd.DataFrame(rows + results("one", RUNS[0], 0.5)), known)
+    text = ablation_tables(pd.DataFrame(rows + results("one", RUNS[0], 0.5)), known)
     assert "| `base` | `default` | as base | 0.900 | 0.700 | 0.950 | -0.100 | 100 |" in text
     assert "| `one` | `base` | as one | 0.900 | 0.750 | 0.950 | +0.050 | 100 |" in text
 
@@ -177,7 +180,8 @@ def test_the_difference_is_to_the_base():
 def test_seeds_that_the_base_has_not_are_in_no_difference():
     run = RUNS[1]
     rows = [*results("default", run, 0.8), *results("other", run, 0.9, 0.1)]
-    text = tables(pd.DataFrame(rows + results("other", RUNS[0], 0.5)), configurations("other"))
+    rows += results("other", RUNS[0], 0.5)
+    text = ablation_tables(pd.DataFrame(rows), configurations("other"))
     assert "| 0.500 ±0.566 |" in text
     assert "| +0.100 |" in text
 
@@ -186,11 +190,8 @@ def test_seeds_that_the_base_has_not_are_in_no_difference():
 def ablated(tmp_path_factory):
     """A repository with three configurations, one of which fails: exit status, output."""
     folder = fake_repository(tmp_path_factory.mktemp("ablated") / "project")
-    (folder / "stages").mkdir()
-    (folder / ablation.CONFIGURATIONS).write_text(THREE)
-    call(folder, "git", "add", "--all")
-    call(folder, "git", "commit", "--quiet", "--message", "configurations")
-    process = start("ablation", folder, "--seeds", "2", "--jobs", "2")
+    (folder / "three.yaml").write_text(THREE)
+    process = start(folder, *ABLATION, "--jobs", "2")
     output, errors = process.communicate()
     assert "ablation" in output, errors
     return folder, process.returncode, output
@@ -201,7 +202,7 @@ def test_every_configuration_is_an_experiment_whose_seeds_are_in_the_csv(ablated
     assert sorted(name[:-9] for name in experiments(folder)) == [
         *("ablation-default", "ablation-more"),
     ]
-    table = pd.read_csv(folder / ablation.OUT)
+    table = pd.read_csv(folder / "results/three.csv")
     keys = [(name, run, seed) for name in ("default", "more") for run in RUNS for seed in (0, 1)]
     assert [tuple(row) for row in table[["name", "run", "seed"]].to_numpy()] == keys
     last = table.iloc[-1]
@@ -221,7 +222,7 @@ def test_a_failed_configuration_is_named_and_the_others_are_compared(ablated):
 def test_a_finished_configuration_is_not_run_again_and_stays_in_the_table(ablated):
     folder, _, output = ablated
     before = trainings(folder)
-    process = start("ablation", folder, "--seeds", "2", "--only", "more")
+    process = start(folder, *ABLATION, "--only", "more")
     again, errors = process.communicate()
     assert process.returncode == 0, errors
     assert trainings(folder) == before

@@ -1,19 +1,24 @@
 """The command line: what it answers, with which exit status, and how little it loads for that."""
 
+import argparse
 import csv
+import importlib
 import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.cli import main
+from lesionseg.cli import _make_parser, main
 from lesionseg.inference.predictor import Predictor
 from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.tracking import registry
@@ -291,7 +296,8 @@ def test_without_a_project_nothing_is_made(folder, monkeypatch, capsys, command,
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(where)
     before = files_below(folder)
-    for arguments in (command, ["replay"], ["predict", "a.png", "--model", "models:/x/1"]):
+    others = [["replay"], ["sweep", "--grid", "train.lr=1"], ["ablation", "--dry-run"]]
+    for arguments in (command, *others, ["predict", "a.png", "--model", "models:/x/1"]):
         if arguments[0] == "predict" and where == ".":
             arguments[1] = "photos/a.png"
         status = main(arguments)
@@ -381,6 +387,10 @@ def test_an_error_keeps_its_traceback_for_debugging(folder, predict, monkeypatch
         (["predict", "a", "--contours", "svg"], "invalid choice: 'svg'"),
         (["predict", "a", "--tta", "3"], "argument --tta: invalid choice: 3"),
         (["predict", "a", "--tta", "all"], "argument --tta: invalid int value: 'all'"),
+        (["sweep"], "one of the arguments --grid --search is required"),
+        (["sweep", "--grid", "a", "--search", "b"], "--search: not allowed with argument --grid"),
+        (["sweep", "--search", "a", "--sampler", "grid"], "--sampler: invalid choice: 'grid'"),
+        (["ablation", "--seeds", "0"], "--seeds: must be a whole number in [1, 10000], got '0'"),
     ],
 )
 def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, arguments, message):
@@ -390,8 +400,69 @@ def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, argument
     assert (exit_.value.code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
-    assert re.search(r"Run: lesionseg( predict)? --help\n$", err)
+    assert re.search(r"Run: lesionseg( predict| sweep| ablation)? --help\n$", err)
     assert len(err.splitlines()) == 1
+
+
+def commands(parser):
+    """Every parser of the command line, by what is typed to reach it."""
+    named = {parser.prog: parser}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                named |= commands(command)
+    return named
+
+
+@pytest.mark.parametrize("name", commands(_make_parser()))
+def test_the_help_of_each_command_has_an_example_that_is_understood(name):
+    text = commands(_make_parser())[name].format_help().partition("\n\n")[2]  # without the usage
+    examples = re.findall(rf"(?m)(?:^ +|Example: )({name} [^\n|>]+|{name}$)", text)
+    assert examples
+    for example in examples:
+        arguments = _make_parser().parse_args(shlex.split(example)[1:])
+        assert callable(arguments.run)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"stages.{name}" for name in ("download", "preprocess", "train", "evaluate", "report")),
+        *("experiments.demo", "experiments.sweep_demo", "benchmarks.__main__"),
+    ],
+)
+def test_the_help_of_each_module_that_is_run_has_an_example(name, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    module = name.removesuffix(".__main__")
+    stage = module.removeprefix("stages.")
+    assert re.search(f"Example: (python -m {module}|dvc repro {stage})", capsys.readouterr().out)
+
+
+def test_the_version_is_that_of_the_project(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"lesionseg {project['version']}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_completion_knows_commands_and_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("predict", "doctor", "--overlay", "geojson"))
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_bash_completes_with_the_script(folder, capsys):
+    main(["completion", "bash"])
+    (folder / "script").write_text(capsys.readouterr().out)
+    typed = "COMP_WORDS=(lesionseg predict ph); COMP_CWORD=2; COMP_LINE='lesionseg predict ph'"
+    shown = 'COMP_POINT=${#COMP_LINE}; _shtab_lesionseg; echo "${COMPREPLY[@]}"'
+    code = f". ./script; {typed}; {shown}"
+    done = subprocess.run(["bash", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "photos\n"
 
 
 def test_a_model_of_the_registry_is_fetched_from_there(project, predict, model_path, monkeypatch):
@@ -451,7 +522,17 @@ def lesionseg(*arguments, cwd, code=None):
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["predict", "absent"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["predict", "--help"],
+        ["predict", "absent"],
+        ["sweep", "--help"],
+        ["ablation"],
+        ["doctor"],
+    ],
+)
 def test_help_and_first_mistakes_load_nothing_that_takes_long(tmp_path, arguments):
     code = f"""
 import json, sys
@@ -465,6 +546,7 @@ sys.stderr.write("\\n" + json.dumps(sorted(sys.modules)))
     done = lesionseg(cwd=tmp_path, code=code)
     loaded = set(json.loads(done.stderr.splitlines()[-1]))
     heavy = {"torch", "numpy", "PIL", "skimage", "scipy", "pandas", "matplotlib", "mlflow", "dvc"}
+    heavy |= {"yaml", "optuna", "lesionseg.sweep.space"}
     assert "lesionseg.cli" in loaded
     assert loaded & heavy == set()
 

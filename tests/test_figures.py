@@ -1,6 +1,7 @@
 """Figures show the numbers they are given, all of them, and say whose they are."""
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -113,6 +114,13 @@ def test_a_figure_drawn_twice_is_the_same_svg_to_the_byte(draw):
 def test_a_page_can_replace_every_colour(draw):
     colors = set(re.findall(r"#[0-9a-f]{6}\b", figures.render_svg(draw())))
     assert colors <= {style.INK, style.PAPER, *style.RUN_COLORS.values()}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_outlines_on_the_page_have_the_colours_of_those_in_figures(run):
+    css = Path(style.__file__).with_name("page.css").read_text()
+    colors = re.findall(rf"\.{run} \.line {{ stroke: (#\w+); }}", css)
+    assert colors == [style.RUN_BRIGHT_COLORS[run]]
 
 
 def test_names_from_tables_are_escaped():

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import stages
-from lesionseg.errors import DataError, DiskSpaceError, MissingFileError
+from lesionseg.errors import DataError, DiskSpaceError, MissingFileError, exit_status
 from lesionseg.files import (
     NAME_BYTES,
     check_free_space,
@@ -209,7 +208,7 @@ def test_the_project_s_root_is_where_dvc_says_and_else_here(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch, number):
+def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch, capsys, number):
     def fail(*_):
         raise OSError(number, os.strerror(number))  # as a write does: without the file
 
@@ -218,23 +217,22 @@ def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, monkeypatch, numb
     def main():
         write_bytes(tmp_path / "deep/model.pt", b"weights")
 
-    with pytest.raises(SystemExit) as caught:
-        stages.run(main)
-    assert str(caught.value) == (
+    assert exit_status(main) == 1
+    assert capsys.readouterr().err == (
         f"error: the disk of {tmp_path}/deep/model.pt has run full. Make room there and run the "
-        "same command again"
+        "same command again\n"
     )
     assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_another_error_of_the_system_keeps_its_own_file(tmp_path):
+def test_another_error_of_the_system_keeps_its_own_file(tmp_path, capsys):
     def main():
         with replacing(tmp_path / "a"):
             (tmp_path / "absent").read_text()
 
-    with pytest.raises(SystemExit) as caught:
-        stages.run(main)
-    assert str(caught.value) == f"error: {tmp_path}/absent: No such file or directory"
+    assert exit_status(main) == 1
+    message = f"error: {tmp_path}/absent: No such file or directory\n"
+    assert capsys.readouterr().err == message
 
 
 def test_what_is_damaged_is_named_with_its_stage():

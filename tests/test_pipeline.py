@@ -35,8 +35,10 @@ from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
+from lesionseg.processes import child_environment
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import store
+from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
 from tests.mlflow_contents import client_of, contents
@@ -66,10 +68,7 @@ PARAMS = {
     "evaluate.num_resamples": 200,
 }
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))},
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **child_environment(),
     "OMP_NUM_THREADS": "1",
 }
 # Python loads this in every process that has its folder in PYTHONPATH. The event is raised before
@@ -288,14 +287,14 @@ def test_a_server_that_dies_during_training_costs_nothing(
     enter(untrained)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     server = start_server(folder, uri)
-    save_checkpoint = train.save_checkpoint
+    save_checkpoint = training_run.save_checkpoint
 
     def save_and_stop_server(*arguments: object) -> None:
         save_checkpoint(*arguments)
         if server.poll() is None:
             stop(server)
 
-    monkeypatch.setattr(train, "save_checkpoint", save_and_stop_server)
+    monkeypatch.setattr(training_run, "save_checkpoint", save_and_stop_server)
     with caplog.at_level(logging.WARNING, logger="lesionseg"):
         train.main(["train_frozen"])
     assert server.poll() is not None

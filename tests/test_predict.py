@@ -21,21 +21,16 @@ from lesionseg.data.dataset import Split
 from lesionseg.data.images import read_image, resize_image
 from lesionseg.errors import ConfigError, DataError, LesionsegError, MissingFileError
 from lesionseg.evaluation.scoring import score_split
+from lesionseg.inference.contours import to_csv, to_geojson
 from lesionseg.inference.decoding import decode
 from lesionseg.inference.outputs import PROBABILITY_LEVELS, Outputs, Summary, summarise
-from lesionseg.inference.overlay import LONGER_SIDE, draw_overlay
+from lesionseg.inference.overlay import LONGER_SIDE, draw_regions
 from lesionseg.inference.pipeline import Skipped, predict_files
 from lesionseg.inference.prediction import predict_split, resize_probabilities
 from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.regions import (
-    count_regions,
-    find_regions,
-    signed_area,
-    to_csv,
-    to_geojson,
-)
 from lesionseg.inference.sources import ENDINGS, SUMMARY_COLUMNS, Source, find_images
 from lesionseg.models.segmenter import build_segmenter, load_model, save_model
+from lesionseg.outlines import find_regions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -682,7 +677,7 @@ def test_an_overlay_is_no_larger_than_its_side_and_no_larger_than_the_image(tmp_
     for name, shape in {"wide.jpg": (700, 2100), "small.png": (60, 40)}.items():
         path = save(tmp_path / name, photograph(*shape))
         height, width = shape
-        shown = draw_overlay(path, [], size=shape)
+        shown = draw_regions(path, [], size=shape)
         scale = min(1, LONGER_SIDE / max(shape))
         assert shown.size == (round(width * scale), round(height * scale))
 
@@ -691,7 +686,7 @@ def test_an_overlay_is_the_image_with_the_outline_of_the_mask_on_it(tmp_path):
     path = save(tmp_path / "a.png", np.full((300, 400, 3), 128, np.uint8))
     mask = np.zeros((300, 400), bool)
     mask[100:200, 150:350] = True
-    overlay = np.asarray(draw_overlay(path, find_regions(mask), size=mask.shape)).astype(int)
+    overlay = np.asarray(draw_regions(path, find_regions(mask), size=mask.shape)).astype(int)
     changed = (overlay != 128).any(axis=2)
     near = ndimage.binary_dilation(mask, iterations=4) & ~ndimage.binary_erosion(mask, iterations=4)
     assert not (changed & ~near).any()
@@ -703,63 +698,6 @@ def test_an_overlay_is_the_image_with_the_outline_of_the_mask_on_it(tmp_path):
 
 
 # Contours.
-
-RANDOM_MASKS = [
-    np.random.default_rng(seed).random(np.random.default_rng(seed).integers(1, 14, 2)) < share
-    for seed, share in enumerate(np.linspace(0.05, 1, 20))
-]
-
-
-def rasterise(regions, shape):
-    """How often each pixel is inside, by crossings on the way to the left edge of the image."""
-    inside = np.zeros(shape, int)
-    for ring in itertools.chain.from_iterable(region.rings for region in regions):
-        for (x, y), (next_x, next_y) in itertools.pairwise(ring.tolist()):
-            if x == next_x:
-                inside[min(y, next_y) : max(y, next_y), x:] += 1 if next_y < y else -1
-    return inside
-
-
-def test_a_square_has_the_corners_of_its_pixels():
-    mask = np.zeros((5, 6), bool)
-    mask[1:3, 2:5] = True
-    (region,) = find_regions(mask)
-    assert region.area == 6
-    (ring,) = region.rings
-    assert {tuple(corner) for corner in ring.tolist()} == {(2, 1), (5, 1), (5, 3), (2, 3)}
-    assert len(ring) == 5
-    assert ring[0].tolist() == ring[-1].tolist()
-
-
-@pytest.mark.parametrize("mask", RANDOM_MASKS)
-def test_polygons_filled_again_are_the_mask(mask):
-    np.testing.assert_array_equal(rasterise(find_regions(mask), mask.shape), mask)
-
-
-@pytest.mark.parametrize("mask", RANDOM_MASKS)
-def test_a_polygon_s_area_is_the_number_of_its_pixels(mask):
-    labels, num_regions = ndimage.label(mask)
-    regions = find_regions(mask)
-    areas = [sum(map(signed_area, region.rings)) for region in regions]
-    assert areas == [region.area for region in regions]
-    assert areas == sorted(np.bincount(labels[mask], minlength=1)[1:].tolist(), reverse=True)
-    assert count_regions(mask) == num_regions == len(regions)
-
-
-@pytest.mark.parametrize("mask", RANDOM_MASKS)
-def test_rings_are_valid_geojson(mask):
-    """RFC 7946: closed, outline first and anticlockwise, holes clockwise; none meets itself."""
-    for region in find_regions(mask):
-        areas = [signed_area(ring) for ring in region.rings]
-        assert areas[0] > 0
-        assert all(area < 0 for area in areas[1:])
-        for ring in region.rings:
-            corners = [tuple(corner) for corner in ring.tolist()]
-            assert corners[0] == corners[-1]
-            assert len(set(corners)) == len(corners) - 1 >= 4
-            # None in the middle of a line either.
-            steps = np.sign(np.diff(ring, axis=0))
-            assert (steps != np.roll(steps, 1, axis=0)).any(axis=1).all()
 
 
 def test_an_empty_mask_has_no_contours():

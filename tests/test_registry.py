@@ -7,14 +7,18 @@ import re
 import shutil
 import socket
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
+from lesionseg.cli import _show_versions
+from lesionseg.config import DownloadConfig
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
+from lesionseg.results.evaluation import TABLES
 from lesionseg.results.layout import Results
 from lesionseg.tracking import packaging, registry, runs
 from lesionseg.tracking.card import MAX_CHARACTERS, read_facts, write_card
@@ -167,13 +171,13 @@ def test_an_unknown_version_cannot_be_champion(train):
 
 
 def test_the_table_has_a_row_for_each_version(project, train):
-    assert "Run: lesionseg register" in registry.show(registry.list_versions())
+    assert "Run: lesionseg register" in _show_versions(registry.list_versions())
     train(val=0.8)
     registry.register(Results())
     model_sha256 = train(val=0.9, seed=1)
     write_evaluation(project)
     registry.register(Results())
-    head, first, second = registry.show(registry.list_versions()).splitlines()
+    head, first, second = _show_versions(registry.list_versions()).splitlines()
     assert re.split(r"  +", head)[:4] == ["version", "run", "decoder", "val jaccard"]
     assert first.split()[:5] == ["1", "train_finetuned", "transposed", "0.8000", "-"]
     assert second.split()[3:] == ["0.9000", "0.7200", model_sha256[:12], "champion"]
@@ -232,14 +236,14 @@ def test_metrics_without_their_model_are_no_model(project, train):
             "metrics.json",
             "val",
             {"jaccard": float("nan")},
-            "val: jaccard must be a number, got 'nan'",
+            "val.jaccard must be a number, got nan",
         ),
-        ("metrics.json", "val", {"jaccard": 0.8}, "val: dice is missing"),
-        ("metrics.json", "val", 1, "val must be an object, got '1'"),
-        ("run.json", "model_sha256", "other", "is about another model"),
+        ("metrics.json", "val", {"jaccard": 0.8}, "has no val.loss"),
+        ("metrics.json", "val", 1, "val must be an object, got 1"),
+        ("run.json", "model_sha256", "other", "is about. Run:"),
         ("run.json", "num_images", "many", "num_images must be a whole number, got 'many'"),
-        ("run.json", "params", {}, "params: download.source is missing; another version"),
-        ("run.json", "params", None, "params must be an object, got 'None'"),
+        ("run.json", "params", {}, "of train_finetuned has no params.download.source"),
+        ("run.json", "params", None, "params must be an object, got None"),
     ],
 )
 def test_broken_results_are_refused_before_anything_is_registered(
@@ -259,9 +263,10 @@ def test_broken_results_are_refused_before_anything_is_registered(
     [
         ("threshold", None, "comparison.json: threshold must be a number"),
         ("models", [], "comparison.json: models must be an object"),
-        ("confidence", "high", r"another version of this program \(Unknown format"),
-        ("test_own_size", {}, r"another version of this program \(no 'jaccard'\)"),
-        ("test", {"jaccard": 1}, "another version of this program"),
+        ("confidence", "high", "confidence must be a number, got 'high'"),
+        ("test_own_size", {}, "has no test_own_size.jaccard"),
+        ("test", {"jaccard": 1}, "test.jaccard must be an object, got 1"),
+        ("format", 1, r"another version of this program \(format 1, this one reads 2\)"),
     ],
 )
 def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key, value, message):
@@ -281,11 +286,11 @@ def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key,
     [
         (
             "id,jaccard\n1,0.5\n",
-            "written by another version.* dvc repro -sf evaluate && dvc repro$",
+            "strata.csv has no column stratum.* dvc repro -sf evaluate && dvc repro$",
         ),
-        ("\0" * 200_000, "is of another evaluation"),
+        ("\0" * 200_000, "strata.csv has no column stratum|is not CSV"),
         (
-            "stratum,group,num_images,train_finetuned_jaccard\nall,all,20,0.5\n",
+            f"{','.join(TABLES['strata'].columns)}\nall,all,20,0.5,0.5,0.1,0.1,0,,\n",
             "strata.csv is of another evaluation than .*comparison.json. Run: dvc checkout",
         ),
     ],
@@ -331,6 +336,16 @@ def test_what_only_a_later_version_can_tell_of_is_left_to_it(project, train):
 def test_the_card_tells_any_parameter_as_it_was(project, train, params, expected):
     train(val=0.8)
     assert expected in write_card_with(project, params)
+
+
+def test_the_card_tells_of_every_source_there_is(project, train):
+    train(val=0.8)
+    choices = {key.name: key.metadata for key in fields(DownloadConfig)}["source"]["choices"]
+    for source in choices:
+        assert "## Data" in write_card_with(project, {"download.source": source})
+    card = write_card_with(project, {"download.source": "isic2016, ph2"})
+    assert "ISIC 2016 challenge" in card
+    assert "PH2 (Mendonca" in card
 
 
 @pytest.mark.parametrize(

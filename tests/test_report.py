@@ -13,13 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from skimage.measure import approximate_polygon
 
 from lesionseg.config import override, read_yaml
 from lesionseg.errors import DataError, MissingFileError, rerun
-from lesionseg.report import figures, style
-from lesionseg.report.contours import find_outlines, simplify, svg_path
-from lesionseg.report.gallery import read_cases
+from lesionseg.report import figures
+from lesionseg.report.gallery import read_cases, svg_path
 from lesionseg.report.inputs import Inputs, read_inputs
 from lesionseg.report.overlays import draw_overlay
 from lesionseg.report.page import (
@@ -31,7 +29,7 @@ from lesionseg.report.page import (
 )
 from lesionseg.results.evaluation import Comparison, DifferenceSpread
 from lesionseg.results.layout import RUNS, Results
-from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES
+from lesionseg.results.vocabulary import METRICS, POOLED, RUN_LABELS, SCOPES
 from stages import report
 from tests.report_inputs import GROUPS, write_report_inputs
 
@@ -323,7 +321,7 @@ def test_other_ways_to_predict_stand_beside_the_main_number(tmp_path):
     names = {"single": "1 model, 1 view", "tta": "1 model, 8 views"}
     names |= {"ensemble": "3 models, 1 view", "ensemble+tta": "3 models, 8 views"}
     cells = cells_of(html[html.index("Other ways to predict") :])
-    for run, label in style.RUN_LABELS.items():
+    for run, label in RUN_LABELS.items():
         assert f"{label} single" in cells
         for name, numbers in names.items():
             rows = table[(table["run"] == run) & (table["variant"] == name)]
@@ -494,7 +492,7 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
         write_page(fresh, num_examples=2)
     assert str(missing.value) == f"{fresh / name} is missing. Run: dvc repro {stage}"
     assert str(broken.value).startswith(str(fresh / name))
-    assert str(broken.value).endswith(f" Run: {rerun(stage)}")
+    assert re.search(rf" dvc repro -s?f {stage}( && dvc repro)?$", str(broken.value))
     assert "\n" not in str(broken.value)
     assert not (fresh / "results/report").exists()
 
@@ -528,7 +526,7 @@ def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, s
         ("evaluate/train_finetuned.json", ["test"], {}, "has no test.jaccard"),
         (
             *("evaluate/comparison.json", ["test", "nsd", "interval"], [0.1, None]),
-            "test.nsd.interval must be two numbers [low, high], got [0.1, None]",
+            "test.nsd.interval.1 must be a number, got None",
         ),
         (
             *("evaluate/train_frozen.json", ["test", "ece"], "small"),
@@ -634,38 +632,6 @@ def test_the_stage_writes_the_page_that_params_describe(fresh, empty_store, monk
     html = Path("results/report/report.html").read_text(encoding="utf-8")
     assert "<h1>Another title</h1>" in html
     assert html[: html.index('id="rest"')].count('class="case"') == 3
-
-
-@pytest.mark.parametrize("scale", [1, 3])
-def test_outlines_lie_on_the_edge_of_their_pixels(scale):
-    mask = np.zeros((10, 10))
-    mask[2:6, 3:8] = 1
-    (outline,) = find_outlines(mask.repeat(scale, axis=0).repeat(scale, axis=1), tolerance=0.25)
-    rows, columns = outline.T / scale
-    assert (rows.min(), rows.max()) == pytest.approx((2, 6))
-    assert (columns.min(), columns.max()) == pytest.approx((3, 8))
-
-
-def test_a_mask_of_the_whole_image_is_outlined_along_its_edge_and_an_empty_one_not():
-    (outline,) = find_outlines(np.ones((10, 12)), tolerance=0.25)
-    assert (outline.min(axis=0).tolist(), outline.max(axis=0).tolist()) == ([0, 0], [10, 12])
-    assert find_outlines(np.zeros((10, 12)), tolerance=0.5) == []
-
-
-def test_a_line_keeps_the_corners_that_scikit_image_keeps():
-    angles = np.linspace(0, 2 * np.pi, 300)
-    radii = 50 + np.random.default_rng(0).normal(0, 1, 300)
-    points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-    points[-1] = points[0]
-    for tolerance in (0.5, 2.0, 10.0):
-        expected = approximate_polygon(points, tolerance)
-        assert simplify(points, tolerance=tolerance).tolist() == expected.tolist()
-
-
-def test_a_hole_has_an_outline_of_its_own():
-    mask = np.ones((20, 20))
-    mask[5:10, 5:10] = 0
-    assert len(find_outlines(mask, tolerance=0.5)) == 2
 
 
 def test_a_path_has_columns_before_rows_and_is_closed():

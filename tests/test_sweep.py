@@ -21,20 +21,22 @@ from fake_pipeline import (
     trainings,
 )
 
-from experiments import sweep
+from lesionseg.cli import main
 from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import ConfigError, DataError, LesionsegError
-from lesionseg.results.layout import RUNS
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.training import seed_scores_table
 from lesionseg.sweep import workspaces
+from lesionseg.sweep.arguments import SAMPLERS
 from lesionseg.sweep.space import (
     Axis,
-    RandomSampler,
     TpeSampler,
     grid,
     grid_axis,
+    make_sampler,
     parse_axis,
 )
-from lesionseg.sweep.table import score_text, summary
+from lesionseg.sweep.tables import score_text, summary
 from lesionseg.sweep.trials import Outcome, Trial, check, confirm, make_trial, rank
 from lesionseg.sweep.workspaces import (
     Repository,
@@ -52,27 +54,29 @@ THREE_TRIALS = ("--grid", "model.dropout=0.2,0.3,0.6", "--jobs", "2")
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A repository with a sweep of three trials, killed when two were done: its last words."""
+    """A sweep of three trials, killed when two were done: repository, exit status, log."""
     folder = fake_repository(tmp_path_factory.mktemp("swept") / "project")
-    process = start("sweep", folder, *THREE_TRIALS, FAKE_SECONDS="300")
+    process = start(folder, "sweep", *THREE_TRIALS, FAKE_SECONDS="300")
     while len(experiments(folder)) < 2 or "train_frozen 0.6" not in trainings(folder):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    return folder, process.communicate(timeout=60)[1]
+    errors = process.communicate(timeout=60)[1]
+    return folder, process.returncode, errors
 
 
 @pytest.fixture(scope="module")
 def swept(killed):
     """The same sweep, started again: repository, exit status, output, log."""
-    folder, _ = killed
-    process = start("sweep", folder, *THREE_TRIALS)
+    folder, *_ = killed
+    process = start(folder, "sweep", *THREE_TRIALS)
     output, errors = process.communicate()
     return folder, process.returncode, output, errors
 
 
 def test_a_killed_sweep_ends_its_trials_and_leaves_the_repository_as_it_was(killed):
-    folder, errors = killed
+    folder, status, errors = killed
+    assert status == 130
     assert errors.splitlines()[-1] == "interrupted. Run the same command again to go on"
     pid = int((folder.parent / "runs.txt").read_text().split()[-1])
     with pytest.raises(ProcessLookupError):
@@ -122,8 +126,7 @@ def bare(folder, monkeypatch, *, without):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
-    if without != "params":
-        shutil.copyfile(PARAMS, folder / "params.yaml")
+    shutil.copyfile(PARAMS, folder / "params.yaml")
     if without != "git":
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     if without not in ("identity", "git"):
@@ -143,7 +146,6 @@ def bare(folder, monkeypatch, *, without):
 @pytest.mark.parametrize(
     ("without", "message"),
     [
-        ("params", "no params.yaml. Run from the repository's root"),
         ("git", "is no git repository.*Run: git init"),
         ("identity", "git does not know your name.*git config user.name NAME"),
         ("commit", "has no commit. Run: git add"),
@@ -183,26 +185,29 @@ def test_what_experiments_need_is_asked_for_in_one_line(tmp_path, monkeypatch, w
         (["--grid", "train.lr=1", "--name", "a/b"], "must be letters"),
     ],
 )
-def test_a_mistake_is_refused_before_anything_runs(monkeypatch, arguments, message):
+def test_a_mistake_is_refused_before_anything_runs(monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match=message) as caught:
-        sweep.main([*arguments, "--dry-run"])
-    assert "\n" not in str(caught.value)
+    assert main(["sweep", *arguments, "--dry-run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(rf"error: .*{message}.*\n", err), err
 
 
-@pytest.mark.parametrize("value", ["0", "10001", "1" + "0" * 30])
+@pytest.mark.parametrize("value", ["0", "10001", "1" + "0" * 30, "1.5", "many"])
 def test_more_trials_or_jobs_than_anybody_could_wait_for_are_refused(capsys, value):
     for option in ("--trials", "--jobs"):
         with pytest.raises(SystemExit):
-            sweep.parse(["--search", "train.lr=1..2", option, value])
-        assert f"must be in [1, 10000], got {value}" in capsys.readouterr().err
+            main(["sweep", "--search", "train.lr=1..2", option, value])
+        message = f"must be a whole number in [1, 10000], got '{value}'"
+        assert message in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_each_trial_and_what_is_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(PARAMS, "params.yaml")
-    arguments = ["--grid", "loss.bce=0,1", "--grid", "loss.dice=0,1", "--set", "loss.iou=1"]
-    sweep.main([*arguments, "--dry-run"])
+    Path("dvc.yaml").touch()
+    arguments = ["sweep", "--dry-run", "--grid", "loss.bce=0,1", "--grid", "loss.dice=0,1"]
+    assert main([*arguments, "--set", "loss.iou=1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=1)[1] for line in lines] == [
         f"loss.iou=1 loss.bce={bce} loss.dice={dice}" for bce in (0, 1) for dice in (0, 1)
@@ -210,7 +215,7 @@ def test_a_dry_run_prints_each_trial_and_what_is_left_out(tmp_path, monkeypatch,
     content = {"loss.bce": 0, "loss.dice": 0}
     text = override(read_yaml(PARAMS), {"loss.bce": 1, "loss.dice": 1, "loss.iou": 0})
     Path("params.yaml").write_text(text)
-    sweep.main([*arguments[:4], "--dry-run"])
+    assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[-1].startswith("LEFT OUT loss.bce=0 loss.dice=0: params.yaml: loss: all weights")
@@ -242,13 +247,13 @@ AXES = (
 WHOLE = {"train.lr": False, "train.batch_size": True, "model.decoder": False}
 
 
-@pytest.mark.parametrize("kind", [RandomSampler, TpeSampler])
-def test_a_search_stays_in_its_ranges_and_proposes_the_same_again(kind):
-    if kind is TpeSampler:
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_search_stays_in_its_ranges_and_proposes_the_same_again(name):
+    if name == "tpe":
         pytest.importorskip("optuna")
 
     def proposals():
-        sampler = kind(AXES, whole=WHOLE, seed=3)
+        sampler = make_sampler(name, AXES, whole=WHOLE, seed=3)
         for number in range(24):
             settings = sampler.ask()
             yield settings
@@ -332,17 +337,16 @@ def test_trials_that_differ_in_their_seed_are_one_row_under_the_first_seeds_name
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["metrics.json", "seeds/scores.csv"])
-def test_a_damaged_score_is_that_trials_failure_and_named(tmp_path, kind, name):
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text('{"val": {"jaccard": 0.5}}' if "json" in name else "seed,val_jaccard\n0,0.5\n")
-    assert read_scores(tmp_path, "train_frozen") == [0.5]
+def test_a_damaged_score_is_that_trials_failure_and_named(tmp_path, kind):
+    results = Results(tmp_path)
+    table, path = seed_scores_table("train_frozen"), results.seed_scores("train_frozen")
+    table.write(path, [dict.fromkeys(table.columns, 0) | {"val_jaccard": 0.5}])
+    assert read_scores(results, "train_frozen") == [0.5]
     damage(path, kind)
     with pytest.raises(
-        DataError, match=rf"{path.name} .*Run: dvc repro -f train_frozen$"
+        DataError, match=rf"{path.name} .*Run: dvc repro -sf train_frozen"
     ) as caught:
-        read_scores(tmp_path, "train_frozen")
+        read_scores(results, "train_frozen")
     assert len(str(caught.value).splitlines()) == 1
 
 

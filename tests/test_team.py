@@ -23,6 +23,7 @@ import pytest
 
 from experiments.demo import ROOT, copy_pipeline
 from lesionseg.config import override, read_yaml
+from lesionseg.processes import child_environment, git_identity
 from lesionseg.results.layout import RUNS
 from tests.ports import free_port
 
@@ -64,15 +65,12 @@ exec 3<&0 </dev/null
 exec "$@" 3<&-
 """
 INHERITED = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "AWS_", "PG"))},
-    "PATH": os.pathsep.join([str(Path(sys.executable).parent), str(BIN), os.environ["PATH"]]),
-    "DVC_NO_ANALYTICS": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **child_environment(without=["DVC_", "MLFLOW_", "AWS_", "PG"]),
+    **git_identity(ROOT, stranger="Team"),
     "NO_PROXY": "127.0.0.1",
     "no_proxy": "127.0.0.1",
-    **{f"GIT_{who}_NAME": "Team" for who in ("AUTHOR", "COMMITTER")},
-    **{f"GIT_{who}_EMAIL": "team@example.org" for who in ("AUTHOR", "COMMITTER")},
 }
+INHERITED["PATH"] = os.pathsep.join([str(BIN), INHERITED["PATH"]])
 
 
 def run(command: list[str], *, folder: Path, env: dict[str, str]) -> str:

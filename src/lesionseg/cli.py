@@ -10,12 +10,20 @@ import math
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lesionseg.errors import ConfigError, DataError, LesionsegError, MissingFileError, explain
+from lesionseg.errors import (
+    FAILED,
+    MISUSED,
+    OK,
+    ConfigError,
+    DataError,
+    MissingFileError,
+    exit_status,
+    printable,
+)
 from lesionseg.files import find_project
 
 if TYPE_CHECKING:
@@ -30,9 +38,11 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "results/train_finetuned/model.pt"
 MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
-OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 PREDICT = """Mark the lesion in images of any size: for each a mask at its own size.
+
+  lesionseg predict photos/ --overlay --contours geojson
+  lesionseg predict lesion.jpg --tta 8 --out masks
 
 PATH is an image, or a folder to search through all its levels for files ending in
 {suffixes}
@@ -58,6 +68,11 @@ EXPORT = """Write a trained model as one file that runs without this program. It
 on the test images, or those given, and not written where the masks differ by more than a stated
 bound."""
 
+COMPLETION = """Print a script that lets a shell complete commands, options and paths.
+
+  lesionseg completion bash > ~/.local/share/bash-completion/completions/lesionseg
+  lesionseg completion zsh > ~/.zfunc/_lesionseg"""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -65,37 +80,142 @@ class _Parser(argparse.ArgumentParser):
         self.exit(MISUSED, f"error: {message}. Run: {self.prog} --help\n")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the arguments name; the exit status.
+class _ShowVersion(argparse.Action):
+    """Asks for the version only when it is wanted: that takes a tenth of a second."""
 
-    `LESIONSEG_DEBUG=1` shows tracebacks.
-    """
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata
+
+        sys.stdout.write(f"lesionseg {metadata.version('lesionseg')}\n")
+        parser.exit(OK)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
-    try:
+
+    def run() -> int:
         arguments = _make_parser().parse_args(argv)
         status: int = arguments.run(arguments)
-    except (LesionsegError, OSError) as error:
-        if os.environ.get("LESIONSEG_DEBUG"):
-            raise
-        sys.stderr.write(f"error: {_printable(explain(error))}\n")
-        return FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted. What is written is whole; run the same command again\n")
-        return INTERRUPTED
-    return status
+        return status
+
+    return exit_status(run, interrupted="What is written is whole; run the same command again")
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lesionseg", description="Skin-lesion segmentation.")
+    parser = _Parser(
+        prog="lesionseg",
+        description="Skin-lesion segmentation. More on a command: lesionseg COMMAND --help",
+        epilog="Example: lesionseg predict photos/ --overlay",
+    )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_predict(commands)
     _add_export(commands)
+    _add_sweep(commands)
+    _add_ablation(commands)
     _add_replay(commands)
     _add_register(commands)
     _add_champion(commands)
+    _add_doctor(commands)
+    _add_completion(commands)
     return parser
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say whether machine and project are ready, and what to do where not",
+        description="Look at Python, packages, git, DVC, params.yaml, device, disk, data, the "
+        "encoder's weights and MLflow's store: a line for each, with its remedy. Exit status: 0; 1 "
+        "if something would stop make demo or dvc repro.",
+        epilog="Example: lesionseg doctor",
+    )
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
+    _require_project()
+    from lesionseg.doctor import examine
+
+    num_errors = 0
+    for name, found in examine():
+        remedy = f". {found.remedy}" if found.remedy else ""
+        sys.stdout.write(f"{found.level:6}{name:12}{printable(found.text + remedy)}\n")
+        sys.stdout.flush()
+        num_errors += found.level == "error"
+    sys.stdout.write(f"{num_errors or 'no'} errors\n" if num_errors != 1 else "1 error\n")
+    return FAILED if num_errors else OK
+
+
+def _add_completion(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "completion",
+        help="print a script for the shell that completes what is typed",
+        description=COMPLETION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("shell", choices=["bash", "zsh"], help="of this shell")
+    parser.set_defaults(run=_completion)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    parser = _make_parser()
+    _complete_paths(parser, shtab.FILE)
+    sys.stdout.write(shtab.complete(parser, arguments.shell) + "\n")
+    return OK
+
+
+def _complete_paths(parser: argparse.ArgumentParser, how: object) -> None:
+    """Mark the arguments of all commands that are paths, for shtab."""
+    for action in parser._actions:
+        if action.type is Path:
+            vars(action)["complete"] = how
+        elif isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_paths(command, how)
+
+
+def _add_sweep(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_sweep
+
+    parser = commands.add_parser("sweep", help="try parameters, and say what is best on val")
+    add_sweep(parser)
+    parser.set_defaults(run=_sweep)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.sweep import sweep
+
+    return _run_trials(lambda: sweep.run(arguments))
+
+
+def _add_ablation(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_ablation
+
+    parser = commands.add_parser("ablation", help="train and score each configuration of a file")
+    add_ablation(parser)
+    parser.set_defaults(run=_ablation)
+
+
+def _ablation(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.sweep import ablation
+
+    return _run_trials(lambda: ablation.run(arguments))
+
+
+def _run_trials(run: Callable[[], None]) -> int:
+    """Run trials, each logged as it ends; the exit status."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return exit_status(run)
 
 
 def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -105,6 +225,7 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description="Bring the trainings, scores and report in results/ into MLflow, as a finished "
         "pipeline leaves them: after a server was away, or when results came from DVC's cache or "
         "a colleague. What is there already stays; run it as often as you like.",
+        epilog="Example: lesionseg replay",
     )
     parser.set_defaults(run=_replay)
 
@@ -116,6 +237,7 @@ def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description="Register the model that is better on val as a version of lesionseg, with its "
         "signature, example, scores, data hash and model card. It becomes the champion if its val "
         "jaccard is above the champion's. The same model gives no second version.",
+        epilog="Example: lesionseg register",
     )
     parser.set_defaults(run=_register)
 
@@ -154,7 +276,9 @@ def _register(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
 
 def _add_champion(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = commands.add_parser(
-        "champion", help="show the registered versions, or choose the one to serve"
+        "champion",
+        help="show the registered versions, or choose the one to serve",
+        epilog="Example: lesionseg champion --set 2",
     )
     parser.add_argument(
         "--set", type=int, metavar="VERSION", dest="version", help="make it the champion"
@@ -340,7 +464,7 @@ def _prepare_export() -> None:
     from lesionseg.export.extra import require_packages
 
     require_packages()
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as in `_predict`
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _export(arguments: argparse.Namespace) -> "tuple[Exported, Material]":
@@ -420,8 +544,6 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     found = find_images(arguments.paths, out_dir=arguments.out)
     model_paths = [_find_model(text) for text in arguments.model or [DEFAULT_MODEL]]
-    # As in stages/__init__.py; libgomp reads it when torch loads it.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     summaries, skipped = _predict_all(found.sources, model_paths, arguments)
     if summaries:
         sys.stdout.write(_table(summaries, arguments.out))
@@ -443,12 +565,7 @@ def _remarks(found: "Found", failures: Sequence[str]) -> str:
         num_files = len(found.sources) + len(found.unusable)
         lines.append(f"error: {len(failures)} of {num_files} failed, all others are done:")
         lines += [f"  {reason}" for reason in failures]
-    return "".join(f"{_printable(line)}\n" for line in lines)
-
-
-def _printable(text: str) -> str:
-    """A line as one line, whatever is in the names of files."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _find_model(text: str) -> Path:
@@ -542,7 +659,7 @@ def _load_predictor(model_paths: Sequence[Path], *, device: str, num_views: int 
 def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
     """The first rows for the eye, and where all of them are."""
     shown = summaries[:NUM_SHOWN]
-    names = [_printable(row.file) for row in shown]
+    names = [printable(row.file) for row in shown]
     width = max(len("file"), *map(len, names))
     lines = [f"{'file':{width}}  {'height x width':>14}  {'lesion':>7}  {'regions':>7}"]
     for name, row in zip(names, shown, strict=True):
@@ -555,5 +672,5 @@ def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
         lines.append(f"... and {len(summaries) - len(shown)} more")
     num_empty = sum(row.lesion_pixels == 0 for row in summaries)
     empty = f", {num_empty} of them empty," if num_empty else ""
-    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {_printable(str(out_dir))}")
+    lines.append(f"{len(summaries)} masks{empty} and summary.csv are in {printable(str(out_dir))}")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What a user can mend. A stage prints such an error as one line and exits with status 1.
+"""What a user can mend. Commands print such an error as one line and exit with status 1.
 
     LesionsegError
     ├── ConfigError        (ValueError)         params.yaml says something that cannot be
@@ -14,7 +14,13 @@ A message says where, expected, got, and the next step.
 """
 
 import errno
+import os
+import sys
+import unicodedata
+from collections.abc import Callable
 
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+GOES_ON = "Run the same command again to go on"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -74,3 +80,29 @@ def explain(error: LesionsegError | OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
     remedy = ". Make room and run the same command again" if error.errno in DISK_FULL else ""
     return f"{where}{error.strerror}{remedy}"
+
+
+def printable(text: str) -> str:
+    """A line as one line, whatever is in the names of files."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def exit_status(main: Callable[[], int | None], *, interrupted: str = GOES_ON) -> int:
+    """The exit status of a command; what the user can mend ends in one line on standard error.
+
+    `LESIONSEG_DEBUG=1` shows tracebacks.
+
+    Args:
+        main: Does the command's work; it may return a status of its own.
+        interrupted: What Ctrl-C is answered with.
+    """
+    try:
+        return main() or OK
+    except (LesionsegError, OSError) as error:
+        if os.environ.get("LESIONSEG_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {printable(explain(error))}\n")
+        return FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted. {interrupted}\n")
+        return INTERRUPTED

@@ -1,13 +1,17 @@
-"""A stage's process: it ends with the one that started it, and no two write the same results."""
+"""Processes: what we start ends with us, a stage ends with its DVC, only one writes a result."""
 
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
 
 import psutil
 from filelock import FileLock, Timeout
@@ -17,8 +21,181 @@ from lesionseg.errors import LesionsegError
 POLL_SECONDS = 1.0
 LOCK_SECONDS = 20.0  # more than the grace
 GRACE_SECONDS = 15.0  # to leave the files whole and to say good-bye to MLflow
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
+Process = subprocess.Popen[bytes]
 _log = logging.getLogger(__name__)
+
+
+def child_environment(*, without: Sequence[str] = ("DVC_", "MLFLOW_")) -> dict[str, str]:
+    """Our variables as a process that we start inherits them: this Python first, no telemetry.
+
+    Args:
+        without: How names begin that are left out. As it is by default, the process knows of no
+            tracking server, and of no DVC that has started us.
+    """
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(tuple(without))}
+    folders = [str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]
+    return {
+        **inherited,
+        "PATH": os.pathsep.join(folders),
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+
+
+def git_identity(folder: Path, *, stranger: str = "") -> dict[str, str]:
+    """Who commits in `folder`, as variables for git and DVC: a clone does not inherit it.
+
+    Args:
+        folder: It need not be a repository.
+        stranger: The name where git knows none.
+
+    Raises:
+        LesionsegError: Git knows none, and there is no other.
+    """
+    identity = {}
+    for key, other in (("name", stranger), ("email", f"{stranger}@localhost" if stranger else "")):
+        command = ["git", "config", f"user.{key}"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        for role in ("AUTHOR", "COMMITTER"):
+            name = f"GIT_{role}_{key.upper()}"
+            identity[name] = os.environ.get(name) or done.stdout.strip() or other
+            if not identity[name]:
+                raise LesionsegError(
+                    f"git does not know your {key}, and an experiment is a commit. Run: "
+                    "git config user.name NAME && git config user.email ADDRESS"
+                )
+    return identity
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    log: IO[bytes] | None = None,
+    keep_open: Sequence[int] = (),
+) -> Process:
+    """A process in a group of its own, which `stop` ends with all that it has started.
+
+    To be called in a block of `deferred`, until somebody can stop it.
+
+    Args:
+        command: The program and its arguments.
+        cwd: Where it runs.
+        environment: All of its variables.
+        log: Where its output goes; None for ours.
+        keep_open: Descriptors that it inherits.
+    """
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT if log else None,
+        start_new_session=True,  # Ctrl-C is passed on by `stop`, once
+        pass_fds=keep_open,
+    )
+
+
+def run_to_end(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    log: IO[bytes] | None = None,
+    patience: float = 15,
+) -> int:
+    """The exit status of a process; whatever interrupts us ends it too.
+
+    Args:
+        command: The program and its arguments.
+        cwd: Where it runs.
+        environment: All of its variables.
+        log: Where its output goes; None for ours.
+        patience: Seconds in which it may end by itself.
+    """
+    process = None
+    try:
+        with deferred():
+            process = start(command, cwd=cwd, environment=environment, log=log)
+        return process.wait()
+    finally:
+        if process:
+            stop([process], patience=patience)
+
+
+def stop(processes: Sequence[Process], *, patience: float = 15) -> None:
+    """Interrupt those that still run, with all that they have started; then end them by force.
+
+    A second Ctrl-C or SIGTERM meanwhile changes nothing: it would leave some of them behind.
+    """
+    running = [process for process in processes if process.poll() is None]
+    if not running:
+        return
+    with _undisturbed():
+        for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, patience / 3)):
+            _send(running, number)
+            end = time.monotonic() + seconds
+            for process in running:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
+        _send(running, signal.SIGKILL)
+        for process in running:
+            process.wait()
+
+
+def _send(processes: Sequence[Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):  # the group has ended
+            os.killpg(process.pid, number)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let what interrupts the block do so at its end: the process it starts is known by then."""
+    caught = list[int]()
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # which a process inherits, other than a handler
+            signal.signal(number, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for one in caught:
+        signal.raise_signal(one)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, or the terminal's end, end us as Ctrl-C does: with what we have started."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in _ENDING[1:]}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_with_dvc(*, parent: int) -> None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from lesionseg.errors import DataError
 from lesionseg.files import write_bytes
-from lesionseg.inference.overlay import draw_overlay
-from lesionseg.inference.regions import count_regions, find_regions, to_csv, to_geojson
+from lesionseg.inference.contours import to_csv, to_geojson
+from lesionseg.inference.overlay import draw_regions
 from lesionseg.inference.sources import (
     ENDINGS,
     SUMMARY,
@@ -24,6 +24,7 @@ from lesionseg.inference.sources import (
     Source,
     has_summary,
 )
+from lesionseg.outlines import count_regions, find_regions
 
 PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
 
@@ -38,7 +39,7 @@ class Summary:
         width: Likewise.
         lesion_pixels: Pixels of the mask.
         lesion_fraction: Their share of the image, in [0, 1].
-        num_regions: Pieces of the mask whose pixels hang together by their sides.
+        num_regions: 4-connected pieces of the mask.
         mean_probability: Over the pixels of the mask; None without any.
         touches_border: Whether the mask reaches the edge of the image, and the lesion perhaps on.
     """
@@ -150,7 +151,7 @@ class Outputs:
         if self.overlay or self.contours:
             regions = find_regions(mask)
         if self.overlay:
-            _save(draw_overlay(source.path, regions, size=size), paths["overlay"], quality=90)
+            _save(draw_regions(source.path, regions, size=size), paths["overlay"], quality=90)
         if self.contours == "geojson":
             _write(paths["contours"], to_geojson(regions, name=source.name, size=size))
         if self.contours == "csv":

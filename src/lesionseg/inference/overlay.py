@@ -8,18 +8,16 @@ from PIL import Image, ImageDraw
 from skimage.measure import approximate_polygon
 
 from lesionseg.data.images import read_image
-from lesionseg.inference.regions import Region
+from lesionseg.outlines import CASING, COLOR, Region
 
 LONGER_SIDE = 1024  # pixels an overlay has at most
-_COLOR = "#56b4e9"  # bright on skin; Okabe and Ito (2008), as in the report
-_CASING = "#000000"  # a rim around the outline, seen on any skin
 _LINE_WIDTH = (2, 0.004)  # pixels, and as a share of the longer side: the larger of the two
 _TOLERANCE = 0.5  # pixels from the outline to what is drawn
 _RIM_WIDTH = 1  # pixels
 _SAMPLES = 2  # drawn at twice the size, for smooth lines
 
 
-def draw_overlay(path: Path, regions: Sequence[Region], *, size: tuple[int, int]) -> Image.Image:
+def draw_regions(path: Path, regions: Sequence[Region], *, size: tuple[int, int]) -> Image.Image:
     """The image at `LONGER_SIDE` or its own size, whichever is smaller, with outlines on it.
 
     Args:
@@ -45,7 +43,7 @@ def draw_overlay(path: Path, regions: Sequence[Region], *, size: tuple[int, int]
         for ring in region.rings
     ]
     line_width = max(_LINE_WIDTH[0], round(_LINE_WIDTH[1] * max(shown)))
-    for color, drawn in ((_CASING, line_width + 2 * _RIM_WIDTH), (_COLOR, line_width)):
+    for color, drawn in ((CASING, line_width + 2 * _RIM_WIDTH), (COLOR, line_width)):
         for outline in outlines:
             canvas.line(outline, fill=color, width=drawn * _SAMPLES, joint="curve")
     return image.resize(shown, Image.Resampling.BOX)

@@ -139,7 +139,7 @@ def _upsample(features: Tensor, factor: int) -> Tensor:
     return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
-DECODERS: dict[str, type[BilinearDecoder | TransposedDecoder | PyramidDecoder]] = {
+DECODERS: dict[str, type[nn.Module]] = {
     "bilinear": BilinearDecoder,
     "transposed": TransposedDecoder,
     "pyramid": PyramidDecoder,

@@ -17,7 +17,7 @@ from lesionseg import files
 from lesionseg.data.images import read_image
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError
-from lesionseg.report.contours import find_outlines, svg_path
+from lesionseg.outlines import Points, find_outlines
 from lesionseg.report.inputs import Inputs, scores_by_run
 from lesionseg.results.layout import RUNS
 from lesionseg.results.vocabulary import STRATA
@@ -162,6 +162,14 @@ def _shrink(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float6
     levels = Image.fromarray(255 * mask)
     small = levels.resize(size[::-1], Image.Resampling.BOX)
     return np.asarray(small) / 255
+
+
+def svg_path(outlines: Sequence[Points]) -> str:
+    """The outlines as the `d` of an SVG path, in tenths of a pixel; empty without outlines."""
+    return "".join(
+        "M" + "L".join(f"{column:.1f} {row:.1f}" for row, column in outline[:-1]) + "Z"
+        for outline in outlines
+    ).replace(".0", "")
 
 
 def _data_uri(image: Image.Image) -> str:

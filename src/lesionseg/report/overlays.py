@@ -10,9 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from lesionseg.report.contours import find_outlines
+from lesionseg.outlines import CASING, find_outlines
 from lesionseg.report.style import (
-    CASING,
     RUN_BRIGHT_COLORS,
     RUN_STYLES,
     TRUTH,

@@ -9,15 +9,16 @@ from typing import Any
 
 import matplotlib
 
+from lesionseg import outlines
+
 RUN_COLORS = {"train_frozen": "#d55e00", "train_finetuned": "#0072b2"}
-RUN_BRIGHT_COLORS = {"train_frozen": "#e69f00", "train_finetuned": "#56b4e9"}  # on photographs
+RUN_BRIGHT_COLORS = {"train_frozen": "#e69f00", "train_finetuned": outlines.COLOR}  # on photographs
 RUN_STYLES: Mapping[str, Any] = {"train_frozen": "--", "train_finetuned": "-"}
 RUN_MARKERS = {"train_frozen": "s", "train_finetuned": "o"}
 INK = "#1f2328"  # text, ticks and grid
 PAPER = "#fefefe"  # background; with INK, a page may replace both for its dark mode
 RUN_FILLS = {"train_frozen": PAPER, "train_finetuned": RUN_COLORS["train_finetuned"]}
 TRUTH = "#ffffff"
-CASING = "#000000"  # a rim around contours, seen on any skin
 
 _STYLE: Any = {  # Any: rc_context wants its own literal types
     "axes.axisbelow": True,

@@ -1,111 +1,196 @@
-"""What an ablation compares, and its tables: scores of each configuration beside its base's."""
+"""An ablation: every configuration of a file as a trial, compared with what it changes."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pandas as pd
 
-from lesionseg.config import read_yaml
-from lesionseg.errors import ConfigError
-from lesionseg.results.layout import FINETUNED, FROZEN
+from lesionseg.config import load_config, read_yaml
+from lesionseg.errors import ConfigError, DataError, LesionsegError
+from lesionseg.files import write_csv
+from lesionseg.processes import stopped_like_ctrl_c
+from lesionseg.results.evaluation import TABLES, rows_of
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.training import TrainingRecord, seed_scores_table
+from lesionseg.sweep.configurations import Configuration, read_configurations
 from lesionseg.sweep.space import Settings, parse_settings
-from lesionseg.sweep.table import score_text
+from lesionseg.sweep.tables import ablation_tables, failures, words
+from lesionseg.sweep.trials import SECTIONS, Outcome, Trial, make_trial
+from lesionseg.sweep.workspaces import Repository, open_experiment, open_pool, open_repository
 
-DEFAULT = "default"
-NUM_TEXTS = 3  # columns of text, before those of numbers
-
-
-@dataclass(frozen=True, kw_only=True)
-class Configuration:
-    """One row of the tables.
-
-    Attributes:
-        name: Of letters, digits, - and _.
-        base: Name of the configuration that it changes.
-        what: What it changes in that, in a few words.
-        settings: What it and its base set; all else is as in params.yaml.
-    """
-
-    name: str
-    base: str
-    what: str
-    settings: Settings
+COLUMNS = ["run", "seed", "val_jaccard", "test_jaccard", "test_dice", "seconds"]
+Row = dict[str, Any]
 
 
-def read_configurations(path: Path) -> list[Configuration]:
-    """The configurations in a YAML file, in its order.
-
-    Raises:
-        ConfigError: A name, or what stands under it, is not of the form.
-    """
-    configurations: dict[str, Configuration] = {}
-    for name, entry in read_yaml(path).items():
-        if not re.fullmatch(r"[\w-]+", str(name)):
-            raise ConfigError(f"{path}: name {name!r} must be letters, digits, - and _")
-        if not isinstance(entry, dict) or entry.keys() - {"from"} != {"what", "set"}:
-            raise ConfigError(
-                f"{path}: {name} must have `what` and `set`, and may have `from`, got {entry!r}"
-            )
-        if not isinstance(entry["set"], list):
-            raise ConfigError(f"{path}: {name}: set must be a list, got {entry['set']!r}")
-        base = entry.get("from", DEFAULT)
-        if base != DEFAULT and base not in configurations:
-            raise ConfigError(f"{path}: {name}: from must name an entry above it, got {base!r}")
-        inherited = configurations[base].settings if base in configurations else {}
-        try:
-            own = parse_settings([str(text) for text in entry["set"]])
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {name}: {error}") from None
-        configurations[str(name)] = Configuration(
-            name=str(name), base=base, what=str(entry["what"]), settings={**inherited, **own}
-        )
-    return list(configurations.values())
-
-
-def tables(results: pd.DataFrame, configurations: Sequence[Configuration]) -> str:
-    """Markdown for each model: a row for each configuration that has results, in their order.
-
-    Mean and standard deviation (of the sample, N - 1) are over seeds. The difference to the base
-    is of test jaccards, and taken seed by seed first: the same seed is the same order of images.
+def run(arguments: argparse.Namespace) -> None:
+    """Plan the configurations, run those that are not finished, print the tables.
 
     Args:
-        results: `name`, `run`, `seed`, `val_jaccard`, `test_jaccard`, `test_dice` and `seconds`.
-        configurations: All that there may be in it.
+        arguments: As `arguments.add_ablation` declares them.
+
+    Raises:
+        LesionsegError: A configuration has failed.
     """
-    texts = []
-    for title, run in (("Fine-tuned", FINETUNED), ("Frozen", FROZEN)):
-        groups = results[results["run"] == run].groupby("name")
-        scores = {str(name): rows.set_index("seed") for name, rows in groups}
-        rows = [_cells(one, scores) for one in configurations if one.name in scores]
-        texts.append(f"{title}:\n\n{_markdown(rows)}\n")
-    return "\n".join(texts)
+    content = read_yaml(Path("params.yaml"))
+    archives = load_config(Path("params.yaml")).download.archives
+    configurations = read_configurations(arguments.file)
+    fixed = parse_settings([*arguments.set, f"train.num_seeds={arguments.seeds}"])
+    chosen = choose(configurations, arguments.only)
+    try:
+        trials = plan(configurations, fixed, content, chosen=chosen)
+    except ConfigError as error:
+        raise ConfigError(f"{arguments.file}: {error}") from None
+    if arguments.dry_run:
+        for name in chosen:
+            sys.stdout.write(f"{trials[name].name}  {words(trials[name].settings)}\n")
+        return
+    repository = open_repository(Path.cwd())
+    wanted = [trials[name] for name in chosen]
+    with stopped_like_ctrl_c():
+        failed = run_missing(repository, wanted, jobs=arguments.jobs, archives=archives)
+    path = Path("results") / f"{arguments.file.stem}.csv"
+    sys.stdout.write(collect(repository, trials, configurations, path=path))
+    if failed:
+        sys.stdout.write("\n".join(["", *failures(failed), ""]))
+        raise LesionsegError(
+            f"{len(failed)} of {len(chosen)} configurations failed, see above. "
+            "The same command tries just these again"
+        )
 
 
-def _cells(configuration: Configuration, scores: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """One row by its headings; `scores` has a table by seed for each configuration."""
-    own = scores[configuration.name]
-    difference = ""
-    base = configuration.base if configuration.name != DEFAULT else ""
-    if base in scores:
-        paired = (own["test_jaccard"] - scores[base]["test_jaccard"]).dropna()
-        difference = score_text(list(paired), sign="+") if len(paired) else ""
-    return {
-        "": f"`{configuration.name}`",
-        "base": f"`{base}`" if base else "",
-        "what it changes": configuration.what,
-        "val jaccard": score_text(list(own["val_jaccard"])),
-        "test jaccard": score_text(list(own["test_jaccard"])),
-        "test dice": score_text(list(own["test_dice"])),
-        "test jaccard - base's": difference,
-        "training, s": f"{own['seconds'].mean():.0f}",
-    }
+def choose(configurations: Sequence[Configuration], only: Sequence[str] | None) -> list[str]:
+    """Names of the configurations to run, in the file's order.
+
+    Raises:
+        ConfigError: One is unknown.
+    """
+    names = [one.name for one in configurations]
+    for name in only or []:
+        if name not in names:
+            raise ConfigError(f"--only {name}: the file has {', '.join(names)}")
+    return [name for name in names if not only or name in only]
 
 
-def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table whose first columns are text and the others numbers."""
-    headings = list(rows[0])
-    alignment = ["---"] * NUM_TEXTS + ["---:"] * (len(headings) - NUM_TEXTS)
-    lines = [headings, alignment, *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def plan(
+    configurations: Sequence[Configuration],
+    fixed: Settings,
+    content: dict[str, Any],
+    *,
+    chosen: Sequence[str],
+) -> dict[str, Trial]:
+    """The trial of each configuration by its name; the tables show all that are finished.
+
+    Args:
+        configurations: Those of the file.
+        fixed: What is the same in all.
+        content: Of params.yaml.
+        chosen: Names of those to run. Of the others, invalid ones are left out.
+
+    Raises:
+        ConfigError: A value of a chosen one is invalid, or given twice.
+    """
+    trials = {}
+    for one in configurations:
+        try:
+            twice = sorted(fixed.keys() & one.settings.keys())
+            if twice:
+                raise ConfigError(f"{twice[0]} is set for all; choose others with --only")
+            trials[one.name] = make_trial(
+                content,
+                {**fixed, **one.settings},
+                prefix=f"ablation-{one.name}",
+                sections=(*SECTIONS, "evaluate"),  # test scores depend on it
+            )
+        except ConfigError as error:
+            if one.name in chosen:
+                raise ConfigError(f"{one.name}: {error}") from None
+    return trials
+
+
+def run_missing(
+    repository: Repository, trials: Sequence[Trial], *, jobs: int, archives: str
+) -> list[Outcome]:
+    """Run the trials that are not finished; those that failed are returned."""
+    failed = []
+    with open_pool(repository, jobs=jobs, archives=archives) as pool:
+        missing = [trial for trial in trials if not read_rows(repository, trial)]
+        for outcome in pool.run(missing):
+            if not outcome.scores:
+                failed.append(outcome)
+            elif not read_rows(repository, outcome.trial):
+                error = "its results are not in DVC's cache"
+                failed.append(Outcome(trial=outcome.trial, error=error, log=outcome.log))
+    return failed
+
+
+def collect(
+    repository: Repository,
+    trials: Mapping[str, Trial],
+    configurations: Sequence[Configuration],
+    *,
+    path: Path,
+) -> str:
+    """The tables of all that is finished; every seed's values are then in `path`."""
+    rows = [
+        {"name": name, **row}
+        for name, trial in trials.items()
+        for row in read_rows(repository, trial)
+    ]
+    if not rows:
+        return ""
+    write_csv(path, rows)
+    seeds = sorted({row["seed"] for row in rows})
+    heading = f"\nCommit {repository.commit[:7]}, seeds {seeds}, each in {path}.\n\n"
+    return heading + ablation_tables(pd.DataFrame(rows), configurations)
+
+
+def read_rows(repository: Repository, trial: Trial) -> list[Row]:
+    """Scores of each model and seed of a finished trial; none where it is not there, or not whole.
+
+    `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
+    """
+    files = open_experiment(repository, trial.name)
+    if files is None:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        results = Results(Path(folder))
+
+        def fetch(path: Path) -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(str("results" / path.relative_to(results.root)), str(path))
+
+        try:
+            return [row for run in RUNS for row in score_rows(results, run, fetch=fetch)]
+        except (FileNotFoundError, DataError):
+            return []
+
+
+def score_rows(results: Results, run: str, *, fetch: Callable[[Path], None]) -> list[Row]:
+    """Rows of ablation.csv for one model of an experiment, a row for each seed.
+
+    Args:
+        results: Where its files are read from.
+        run: One of `RUNS`.
+        fetch: Brings one of them there.
+
+    Raises:
+        FileNotFoundError: The experiment does not have a file.
+        DataError: One is damaged.
+    """
+    on_val, on_test = results.seed_scores(run), results.evaluation.table("seeds")
+    fetch(on_val)
+    fetch(on_test)
+    val = seed_scores_table(run).read(on_val)
+    test = rows_of(TABLES["seeds"].read(on_test), run, "test")
+    scores = val.merge(test, on="seed", validate="one_to_one")
+    scores = scores.rename(columns={"jaccard": "test_jaccard", "dice": "test_dice"})
+    first = int(scores["seed"].min())
+    trainings = results.trainings(run, range(first, first + len(scores))).values()
+    for training in trainings:
+        fetch(training.record)
+    scores["seconds"] = [TrainingRecord.read(one, run=run).seconds for one in trainings]
+    return cast("list[Row]", scores[COLUMNS].to_dict("records"))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lesionseg.errors import ConfigError
+from lesionseg.sweep.arguments import MOST_TRIALS
 
 Value = int | float | str
 Settings = dict[str, Value]
-MOST_TRIALS = 10_000  # a month of minutes
 _DIGITS = 3  # significant ones of a value from a range: readable, and finer than any effect
 
 
@@ -241,4 +241,10 @@ def _distribution(axis: Axis, is_whole: bool) -> Any:
     return FloatDistribution(axis.low, axis.high, log=axis.is_log)
 
 
-SAMPLERS: dict[str, Any] = {"tpe": TpeSampler, "random": RandomSampler}
+def make_sampler(
+    name: str, axes: Sequence[Axis], *, whole: Mapping[str, bool], seed: int
+) -> Sampler:
+    """The sampler of a name: `tpe` or `random`."""
+    kinds: dict[str, type[RandomSampler] | type[TpeSampler]]
+    kinds = {"random": RandomSampler, "tpe": TpeSampler}
+    return kinds[name](axes, whole=whole, seed=seed)

@@ -19,16 +19,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dvc.api import DVCFileSystem
-
-from lesionseg import children
-from lesionseg.children import Process
 from lesionseg.errors import LesionsegError
+from lesionseg.processes import (
+    Process,
+    child_environment,
+    deferred,
+    git_identity,
+    run_to_end,
+    start,
+    stop,
+)
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.results.training import seed_scores_table
 from lesionseg.sweep.space import Value
+from lesionseg.sweep.tables import outcome_line
 from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.tracking import store
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
@@ -68,8 +79,6 @@ def open_repository(root: Path) -> Repository:
     Raises:
         LesionsegError: It is none, or has no commit, no DVC, no identity or uncommitted code.
     """
-    if not (root / "params.yaml").is_file():
-        raise LesionsegError(f"{root} has no params.yaml. Run from the repository's root")
     if not (root / ".git").exists():
         raise LesionsegError(
             f"{root} is no git repository, and DVC's experiments need one. "
@@ -97,28 +106,9 @@ def open_repository(root: Path) -> Repository:
 
 def _environment(root: Path) -> dict[str, str]:
     """What git, DVC and the stages inherit: an identity, and one tracking store for all."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_EXP", "DVC_ROOT"))}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = child_environment(without=["DVC_EXP", "DVC_ROOT"])
     environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlruns/mlflow.db'}")
-    for key in ("name", "email"):
-        names = [f"GIT_{role}_{key.upper()}" for role in ("AUTHOR", "COMMITTER")]
-        known = _configured(root, key)
-        for name in names:
-            value = environment.get(name) or known
-            if not value:
-                raise LesionsegError(
-                    f"git does not know your {key}, and an experiment is a commit. Run: "
-                    "git config user.name NAME && git config user.email ADDRESS"
-                )
-            environment[name] = value  # a clone does not inherit it
-    return environment
-
-
-def _configured(root: Path, key: str) -> str:
-    done = subprocess.run(
-        ["git", "config", f"user.{key}"], cwd=root, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+    return {**environment, **git_identity(root)}
 
 
 def _output(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
@@ -177,11 +167,13 @@ def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]
     return scores
 
 
-def open_experiment(repository: Repository, name: str) -> DVCFileSystem | None:
+def open_experiment(repository: Repository, name: str) -> "DVCFileSystem | None":
     """The files of a finished experiment of this commit, as git and DVC's cache have them.
 
     None where there is no such experiment.
     """
+    from dvc.api import DVCFileSystem  # it takes a while to load
+
     revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(name))
     return DVCFileSystem(repo=repository.root, rev=revision) if revision else None
 
@@ -245,8 +237,8 @@ class Workspace:
         command = [*DVC, "exp", "run", "--name", trial.name, *settings]
         self.trial, self.started = trial, time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stream, children.deferred():
-            self.process = children.start(
+        with log.open("wb") as stream, deferred():
+            self.process = start(
                 command,
                 cwd=self.path,
                 environment=self.repository.environment,
@@ -326,7 +318,7 @@ class Pool:
 
     def __exit__(self, *_: object) -> None:
         # Interrupted, a trial keeps its finished epochs.
-        children.stop([workspace.process for workspace in self._all if workspace.process])
+        stop([workspace.process for workspace in self._all if workspace.process])
         shutil.rmtree(self._home / "workspaces", ignore_errors=True)
 
     def prepare(self) -> None:
@@ -345,9 +337,7 @@ class Pool:
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
             command = [*DVC, "repro", "preprocess"]
-            status = children.run_to_end(
-                command, cwd=first.path, environment=environment, log=stream
-            )
+            status = run_to_end(command, cwd=first.path, environment=environment, log=stream)
         if status:
             raise LesionsegError(
                 f"the data cannot be made: {last_error(log.read_text(errors='replace'))} "
@@ -370,7 +360,9 @@ class Pool:
             for workspace in [one for one in running if one.has_ended()]:
                 running.remove(workspace)
                 assert workspace.trial
-                yield workspace.collect(self._log_path(workspace.trial))
+                outcome = workspace.collect(self._log_path(workspace.trial))
+                _log.info("%s", outcome_line(outcome))
+                yield outcome
 
     def _free(self, running: Sequence[Workspace]) -> Workspace:
         idle = [one for one in self._ready if one not in running]
@@ -387,3 +379,15 @@ class Pool:
 
     def _log_path(self, trial: Trial) -> Path:
         return self._home / f"logs/{trial.name}.log"
+
+
+@contextmanager
+def open_pool(repository: Repository, *, jobs: int, archives: str) -> Iterator[Pool]:
+    """A pool of workspaces, alone in its repository; each trial has its share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
+    with only_one(repository.root) as keep_open:
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            store.prepare()  # its database and experiment, before trials meet there
+        with Pool(repository, jobs=jobs, archives=archives, keep_open=keep_open) as pool:
+            yield pool

@@ -1,11 +1,16 @@
-"""A sweep's result as text."""
+"""What came of a sweep or an ablation, as text."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
 
 from lesionseg.results.layout import FINETUNED, FROZEN
+from lesionseg.sweep.configurations import DEFAULT, Configuration
 from lesionseg.sweep.space import Settings
 from lesionseg.sweep.trials import Outcome, Row, rank
+
+_NUM_TEXTS = 3  # columns of text, before those of numbers
 
 
 def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:
@@ -19,12 +24,24 @@ def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:
     lines = ["", f"{len(outcomes)} trial{plural}: {', '.join(counts)}", ""]
     rows = rank(outcomes)
     if rows:
-        lines += [*table(rows), ""]
+        lines += [*_table(rows), ""]
     lines += failures(failed)
     lines += [f"LEFT OUT {reason}" for reason in left_out]
     if rows:
-        lines += next_steps(rows[0])
+        lines += _next_steps(rows[0])
     return "\n".join([*lines, ""])
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """What came of one trial, in a line of the log."""
+    trial = outcome.trial
+    if not outcome.scores:
+        return f"{trial.name} failed: {outcome.error} ({words(trial.settings)})"
+    fine, frozen = (score_text(outcome.scores[name]) for name in (FINETUNED, FROZEN))
+    return (
+        f"{trial.name}: val jaccard {fine} fine-tuned, {frozen} frozen; {outcome.seconds:.0f} s "
+        f"({words(trial.settings)})"
+    )
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
@@ -40,7 +57,7 @@ def failures(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def _table(rows: Sequence[Row]) -> list[str]:
     """One line for each setting; val jaccards with their standard deviation over seeds."""
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     header = ["trial", *names, "fine-tuned", "frozen"]
@@ -79,7 +96,7 @@ def words(settings: Settings) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def next_steps(best: Row) -> list[str]:
+def _next_steps(best: Row) -> list[str]:
     """What to do with the best one."""
     keep = "|".join(["Experiment", ".*metrics.json:val.jaccard", *best.settings])
     return [
@@ -87,3 +104,50 @@ def next_steps(best: Row) -> list[str]:
         f"Take it over:  dvc exp apply {best.name} && dvc repro",
         f"See them all:  dvc exp show --md --drop '.*' --keep '{keep}'",
     ]
+
+
+def ablation_tables(results: pd.DataFrame, configurations: Sequence[Configuration]) -> str:
+    """Markdown for each model: a row for each configuration that has results, in their order.
+
+    Mean and standard deviation (of the sample, N - 1) are over seeds. The difference to the base
+    is of test jaccards, and taken seed by seed first: the same seed is the same order of images.
+
+    Args:
+        results: `name`, `run`, `seed`, `val_jaccard`, `test_jaccard`, `test_dice` and `seconds`.
+        configurations: All that there may be in it.
+    """
+    texts = []
+    for title, run in (("Fine-tuned", FINETUNED), ("Frozen", FROZEN)):
+        groups = results[results["run"] == run].groupby("name")
+        scores = {str(name): rows.set_index("seed") for name, rows in groups}
+        rows = [_cells(one, scores) for one in configurations if one.name in scores]
+        texts.append(f"{title}:\n\n{_markdown(rows)}\n")
+    return "\n".join(texts)
+
+
+def _cells(configuration: Configuration, scores: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """One row by its headings; `scores` has a table by seed for each configuration."""
+    own = scores[configuration.name]
+    difference = ""
+    base = configuration.base if configuration.name != DEFAULT else ""
+    if base in scores:
+        paired = (own["test_jaccard"] - scores[base]["test_jaccard"]).dropna()
+        difference = score_text(list(paired), sign="+") if len(paired) else ""
+    return {
+        "": f"`{configuration.name}`",
+        "base": f"`{base}`" if base else "",
+        "what it changes": configuration.what,
+        "val jaccard": score_text(list(own["val_jaccard"])),
+        "test jaccard": score_text(list(own["test_jaccard"])),
+        "test dice": score_text(list(own["test_dice"])),
+        "test jaccard - base's": difference,
+        "training, s": f"{own['seconds'].mean():.0f}",
+    }
+
+
+def _markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table whose first columns are text and the others numbers."""
+    headings = list(rows[0])
+    alignment = ["---"] * _NUM_TEXTS + ["---:"] * (len(headings) - _NUM_TEXTS)
+    lines = [headings, alignment, *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,53 +1,38 @@
-"""Try parameters: a grid, or a search; every trial is a DVC experiment.
-
-    python -m experiments.sweep --grid model.decoder=bilinear,transposed --grid loss.bce=0,1
-    python -m experiments.sweep --search 'train.lr=1e-4..1e-2 log' --trials 20
-
-Ends with a table, best first. The best is chosen by jaccard on val; test has no say in it. A trial
-that failed is named with its error and its log. Interrupted and started again, it goes on.
-"""
+"""A sweep: a grid of trials or a search, run as far as they are not finished, then compared."""
 
 import argparse
 import itertools
-import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-from lesionseg.children import stopped_like_ctrl_c
 from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
-from lesionseg.results.layout import FINETUNED, FROZEN
+from lesionseg.processes import stopped_like_ctrl_c
+from lesionseg.results.layout import FINETUNED
 from lesionseg.sweep.space import (
-    MOST_TRIALS,
-    SAMPLERS,
     Sampler,
     Settings,
     grid,
     grid_axis,
+    make_sampler,
     parse_axis,
     parse_settings,
 )
-from lesionseg.sweep.table import score_text, summary, words
+from lesionseg.sweep.tables import summary, words
 from lesionseg.sweep.trials import Outcome, Trial, check_axes, confirm, make_trial, whole_numbers
-from lesionseg.sweep.workspaces import (
-    Pool,
-    Repository,
-    finished_before,
-    only_one,
-    open_repository,
-)
-from lesionseg.tracking import store
-from stages import run
-
-_log = logging.getLogger("lesionseg.sweep")
+from lesionseg.sweep.workspaces import Pool, finished_before, open_pool, open_repository
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Plan the trials, run those that are not finished, print the table."""
-    arguments = parse(argv)
+def run(arguments: argparse.Namespace) -> None:
+    """Plan the trials, run those that are not finished, print the table.
+
+    Args:
+        arguments: As `arguments.add_sweep` declares them.
+
+    Raises:
+        LesionsegError: A trial has failed.
+    """
     sweep = Sweep(arguments)
     if arguments.dry_run:
         sys.stdout.write(sweep.plan())
@@ -61,39 +46,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{len(failed)} of {len(sweep.outcomes())} trials failed, see above. "
             "The same command tries just these again"
         )
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    kind = parser.add_argument_group("what to vary (one of both kinds, repeatable)")
-    add = kind.add_argument
-    add("--grid", action="append", default=[], metavar="NAME=A,B | 'NAME=LOW..HIGH [log] COUNT'")
-    add("--search", action="append", default=[], metavar="NAME=A,B | 'NAME=LOW..HIGH [log]'")
-    add = parser.add_argument
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all trials")
-    add("--trials", type=positive, default=20, help="of a search (default: %(default)s)")
-    add("--sampler", choices=SAMPLERS, default="tpe", help="of a search (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of a search (default: %(default)s)")
-    add("--jobs", type=positive, default=1, help="trials side by side (default: %(default)s)")
-    add("--name", default="sweep", help="first part of the trials' names (default: %(default)s)")
-    add("--dry-run", action="store_true", help="only print the trials")
-    arguments = parser.parse_args(argv)
-    if bool(arguments.grid) == bool(arguments.search):
-        parser.error("give --grid or --search, and not both")
-    return arguments
-
-
-def positive(text: str) -> int:
-    """A whole number that trials, or jobs, can be."""
-    value = int(text)
-    if not 1 <= value <= MOST_TRIALS:
-        raise argparse.ArgumentTypeError(f"must be in [1, {MOST_TRIALS}], got {text}")
-    return value
 
 
 class Sweep:
@@ -134,8 +86,8 @@ class Sweep:
     def run(self) -> None:
         """Run what is not finished; `outcomes` then has all."""
         repository = open_repository(Path.cwd())
-        options = {"jobs": self._arguments.jobs, "archives": self._archives}
-        with open_pool(repository, **options) as pool:
+        jobs, archives = self._arguments.jobs, self._archives
+        with open_pool(repository, jobs=jobs, archives=archives) as pool:
             known = finished_before(repository)
             for batch in self._batches():
                 self._run_batch(pool, batch, known)
@@ -157,7 +109,6 @@ class Sweep:
                 new.append(trial)
         for outcome in pool.run(new):
             self._outcomes[outcome.trial.name] = outcome
-            report(outcome)
 
     def _batches(self) -> Iterator[list[Trial]]:
         """Trials to run side by side.
@@ -180,9 +131,8 @@ class Sweep:
         return (self._trial(settings) for settings in grid(self._axes))
 
     def _sampler(self) -> Sampler:
-        kind = SAMPLERS[self._arguments.sampler]
-        sampler: Sampler = kind(self._axes, whole=self._whole, seed=self._arguments.seed)
-        return sampler
+        seed = self._arguments.seed
+        return make_sampler(self._arguments.sampler, self._axes, whole=self._whole, seed=seed)
 
     def _proposals(self, sampler: Sampler) -> Iterator[Trial | None]:
         return (self._trial(sampler.ask()) for _ in range(self._arguments.trials))
@@ -196,32 +146,3 @@ class Sweep:
         except ConfigError as error:
             self.left_out.append(f"{words(settings)}: {error}")
             return None
-
-
-@contextmanager
-def open_pool(repository: Repository, *, jobs: int, archives: str) -> Iterator[Pool]:
-    """A pool of workspaces, alone in its repository; each trial has its share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
-    with only_one(repository.root) as keep_open:
-        if "MLFLOW_TRACKING_URI" not in os.environ:
-            store.prepare()  # its database and experiment, before trials meet there
-        with Pool(repository, jobs=jobs, archives=archives, keep_open=keep_open) as pool:
-            yield pool
-
-
-def report(outcome: Outcome) -> None:
-    """Log what came of a trial."""
-    trial = outcome.trial
-    if not outcome.scores:
-        _log.info("%s failed: %s (%s)", trial.name, outcome.error, words(trial.settings))
-        return
-    fine, frozen = (score_text(outcome.scores[name]) for name in (FINETUNED, FROZEN))
-    _log.info(
-        "%s: val jaccard %s fine-tuned, %s frozen; %.0f s (%s)",
-        *(trial.name, fine, frozen, outcome.seconds, words(trial.settings)),
-    )
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,0 +1,293 @@
+"""`lesionseg doctor`: whether this machine and project are ready, a line for each thing looked at.
+
+What would stop `make demo` or `dvc repro` is an error, what only costs time or a feature is a note;
+both come with what mends them. Nothing is made or changed but what the MLflow store needs to open.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from lesionseg.config import Config, DownloadConfig, load_config
+from lesionseg.errors import LesionsegError, explain, first_line
+from lesionseg.files import project_root
+
+LOCKS = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
+NEWEST_TRIED = (3, 13)
+SHOWN = ("torch", "torchvision", "dvc", "mlflow")
+# Free bytes: what a run of the pipeline needs to end, and with ISIC 2016, unpacked and packed too.
+LEAST_FREE, WITH_ISIC2016 = 0.3e9, 2.5e9
+NUM_NAMED = 3
+SECONDS = 10.0  # for a server's answer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing.
+
+    Attributes:
+        level: `ok`, `note`, or `error` where it stops the demo or the pipeline.
+        text: What is there.
+        remedy: What mends it, empty if nothing needs to be.
+    """
+
+    level: Literal["ok", "note", "error"]
+    text: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[tuple[str, Finding]]:
+    """Each thing's name and what was found of it, as soon as it is known.
+
+    Run in the project's root.
+    """
+    yield "python", _guarded(_python)
+    yield "packages", _guarded(_packages)
+    yield "git", _guarded(_git)
+    yield "dvc", _guarded(_dvc)
+    try:
+        config = load_config(Path("params.yaml"))
+    except LesionsegError as error:
+        yield "params.yaml", Finding("error", explain(error), "Correct it, and run this again")
+        return
+    yield "params.yaml", Finding("ok", "all values are valid")
+    yield "device", _guarded(lambda: _device(config))
+    yield "disk", _guarded(lambda: _disk(config.download))
+    yield "data", _guarded(lambda: _data(config.download))
+    yield "encoder", _guarded(lambda: _encoder(config.download))
+    yield "mlflow", _guarded(_mlflow)
+
+
+def _guarded(look: Callable[[], Finding]) -> Finding:
+    """What `look` finds; its own failure is an error like any other."""
+    try:
+        return look()
+    except (LesionsegError, OSError) as error:
+        return Finding("error", explain(error))
+
+
+def _python() -> Finding:
+    text = f"{platform.python_version()} in {sys.prefix}"
+    if sys.version_info[:2] > NEWEST_TRIED:
+        return Finding("note", f"{text}, newer than was tried", "Run: make PYTHON=python3.13")
+    # The stages run the first python on PATH, as dvc.yaml says.
+    found = shutil.which("python")
+    if found is None or Path(found).parent.resolve() != Path(sys.executable).parent.resolve():
+        return Finding(
+            "error",
+            f"{text}, but the stages would run {found or 'no python at all'}",
+            "Run: source .venv/bin/activate",
+        )
+    return Finding("ok", text)
+
+
+def _packages() -> Finding:
+    """The installed versions beside the locked ones."""
+    try:
+        import torch  # noqa: F401
+
+        from lesionseg.mobilenet import mobilenet_v2  # noqa: F401
+    except Exception as error:  # noqa: BLE001  (libraries that do not fit raise what they like)
+        text = f"torch and torchvision cannot be loaded ({first_line(error)})"
+        return Finding("error", text, "Run: rm -r .venv && make setup")
+    locked = _locked_versions()
+    installed = {name: _installed_version(name) for name in locked}
+    # +cpu and the like name a build of the same version.
+    others = [n for n, v in installed.items() if v and v.partition("+")[0] != locked[n]]
+    shown = ", ".join(f"{name} {_installed_version(name)}" for name in SHOWN)
+    if not others:
+        return Finding("ok", shown)
+    more = f" and {len(others) - NUM_NAMED} more" if len(others) > NUM_NAMED else ""
+    named = ", ".join(f"{name} {installed[name]}" for name in others[:NUM_NAMED])
+    return Finding("note", f"{shown}; not as locked: {named}{more}", "Run: make -B setup")
+
+
+def _locked_versions() -> dict[str, str]:
+    texts = [Path(name).read_text() for name in LOCKS if Path(name).is_file()]
+    return dict(re.findall(r"(?m)^([a-z][\w.-]*)==([^\s;+]+)", "\n".join(texts)))
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # not for this Python or system, or of the other build
+        return None
+
+
+def _git() -> Finding:
+    if not shutil.which("git"):
+        return Finding("error", "there is no git", "Install it, such as with: apt install git")
+    missing = [key for key in ("name", "email") if not _identity(key)]
+    if not missing:
+        return Finding("ok", f"{_identity('name')} <{_identity('email')}>")
+    remedy = " and ".join(f"git config user.{key} YOUR_{key.upper()}" for key in missing)
+    text = f"no user.{' and user.'.join(missing)}: dvc repro works, dvc exp run does not"
+    return Finding("note", text, f"Run: {remedy}")
+
+
+def _identity(key: str) -> str:
+    """The name or e-mail address under which git would commit."""
+    names = (f"GIT_AUTHOR_{key.upper()}", f"GIT_COMMITTER_{key.upper()}")
+    if all(os.environ.get(name) for name in names):
+        return os.environ[names[0]]
+    return _output("git", "config", f"user.{key}")
+
+
+def _output(*command: str) -> str:
+    """The first line that a command prints, empty if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.partition("\n")[0] if done.returncode == 0 else ""
+
+
+def _dvc() -> Finding:
+    """Whether DVC can read the pipeline."""
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return Finding("ok", f"{len(done.stdout.split())} stages in dvc.yaml")
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    text = lines[0].removeprefix("ERROR: ") if lines else f"exit status {done.returncode}"
+    if "not a git repository" in text:
+        return Finding("error", "this folder is no git repository, as DVC needs", "Run: git init")
+    return Finding("error", text, "Restore what you have changed: git status shows it")
+
+
+def _device(config: Config) -> Finding:
+    """What the trainings compute on."""
+    import torch
+
+    from lesionseg.hardware import choose_device, choose_precision, describe
+
+    device = choose_device(config.train.device)
+    precision = choose_precision(config.train.precision, device)
+    text = f"{describe(device, precision)} on {os.cpu_count()} CPUs"
+    try:
+        torch.ones(8, 8, device=device, dtype=precision).sum().item()
+    except RuntimeError as error:
+        remedy = "Update the driver, or write device: cpu in params.yaml, section train"
+        return Finding("error", f"{text}: does not compute ({first_line(error)})", remedy)
+    if device.type == "cpu" and precision == torch.bfloat16 and not _has_bfloat16():
+        remedy = "Write precision: auto in params.yaml, section train"
+        return Finding("note", f"{text}: this CPU only emulates bfloat16, slowly", remedy)
+    if device.type == "cpu" and shutil.which("nvidia-smi"):
+        remedy = "Run: rm -r .venv && make setup TORCH=cuda" if not torch.version.cuda else ""
+        reason = "torch sees no CUDA" if torch.version.cuda else "torch's build is for CPUs"
+        return Finding("note", f"{text}; NVIDIA's driver is there, and {reason}", remedy)
+    return Finding("ok", text)
+
+
+def _has_bfloat16() -> bool:
+    import torch
+
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
+
+
+def _disk(config: DownloadConfig) -> Finding:
+    free = shutil.disk_usage(project_root()).free
+    text = f"{free / 1e9:,.1f} GB are free"
+    if not os.access(project_root(), os.W_OK):
+        remedy = "Work in a copy of your own: git clone"
+        return Finding("error", f"{project_root()} cannot be written", remedy)
+    is_there = Path("data/raw/manifest.csv").exists()
+    needed = WITH_ISIC2016 if config.source == "isic2016" and not is_there else LEAST_FREE
+    if free < needed:
+        return Finding(
+            "error", f"{text}, {needed / 1e9:.1f} GB are needed", "Make room on that disk"
+        )
+    return Finding("ok", text)
+
+
+def _data(config: DownloadConfig) -> Finding:
+    """Where the images come from, and whether they can be had."""
+    manifest = Path("data/raw/manifest.csv")
+    if manifest.exists():
+        num_images = len(manifest.read_bytes().splitlines()) - 1
+        return Finding("ok", f"{num_images} images are in data/raw; source: {config.source}")
+    if "folder" in config.sources:
+        folder = project_root() / config.folder
+        if folder.is_dir():
+            return Finding("ok", f"will be read from {folder}")
+        remedy = "Correct folder in params.yaml, section download"
+        return Finding("error", f"{folder} is missing", remedy)
+    from lesionseg.data.isic import CHALLENGES
+
+    archives_dir = project_root() / config.archives
+    wanted = [CHALLENGES[name] for name in config.sources if name in CHALLENGES]
+    missing = [
+        (challenge, archive)
+        for challenge in wanted
+        for archive in challenge.archives
+        if not (archives_dir / archive.name).exists()
+    ]
+    if wanted:
+        num_archives = sum(len(challenge.archives) for challenge in wanted)
+        urls = [url + missing[0][1].name for url in missing[0][0].urls] if missing else []
+        return _to_fetch(
+            f"{', '.join(config.sources)}: {num_archives - len(missing)} of {num_archives} "
+            "archives are there",
+            urls,
+            remedy=f"Bring the archives into {archives_dir}, or write source: phantom",
+        )
+    return Finding("ok", f"will be made (source: {config.source})")
+
+
+def _encoder(config: DownloadConfig) -> Finding:
+    """The encoder's first weights."""
+    if Path("data/raw/encoder.pth").exists():
+        return Finding("ok", f"data/raw/encoder.pth; weights: {config.weights}")
+    if config.weights == "none":
+        return Finding("ok", "starts from random weights (weights: none)")
+    if config.weights == "imagenet":
+        from lesionseg.data.weights import IMAGENET_URL
+
+        path = project_root() / config.archives / IMAGENET_URL.rpartition("/")[2]
+        return _to_fetch(
+            "ImageNet's weights are there" if path.exists() else "ImageNet's weights",
+            [] if path.exists() else [IMAGENET_URL],
+            remedy=f"Bring the file to {path}, or write weights: PATH in params.yaml",
+        )
+    path = project_root() / config.weights
+    if path.is_file():
+        return Finding("ok", f"will be read from {path}")
+    return Finding("error", f"{path} is missing", "Correct weights in params.yaml: download")
+
+
+def _to_fetch(text: str, urls: list[str], *, remedy: str) -> Finding:
+    """A finding on what is fetched from the first server that answers, if there is a need."""
+    import requests
+
+    if not urls:
+        return Finding("ok", text)
+    for url in urls:
+        try:
+            requests.head(url, timeout=SECONDS).raise_for_status()
+        except requests.RequestException as error:
+            problem = type(error).__name__
+        else:
+            return Finding("ok", f"{text}, the rest will be downloaded; the server answers")
+    text = f"{text}, and {urls[0]} cannot be reached ({problem})"
+    return Finding("error", text, f"{remedy}. make demo works without")
+
+
+def _mlflow() -> Finding:
+    """The store of runs, without which trainings go on all the same."""
+    from lesionseg.tracking import store
+
+    if store.is_own() and not (project_root() / "mlruns/mlflow.db").exists():
+        return Finding("ok", "no runs yet; mlruns/mlflow.db is made by the first")
+    try:
+        client, experiment_id = store.connect()
+        runs = store.current().ask(lambda: client.search_runs([experiment_id], max_results=1000))
+    except LesionsegError as error:
+        return Finding("note", explain(error))
+    more = "or more " if runs.token else ""
+    return Finding("ok", f"{len(runs)} {more}runs in {store.current().name}")

@@ -1,0 +1,97 @@
+"""The options of `lesionseg sweep` and `lesionseg ablation`; importing them takes no time."""
+
+import argparse
+from pathlib import Path
+
+MOST_TRIALS = 10_000  # a month of minutes
+SAMPLERS = ("tpe", "random")
+SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment of the pipeline.
+
+  lesionseg sweep --grid model.decoder=bilinear,transposed --grid loss.bce=0,1
+  lesionseg sweep --search 'train.lr=1e-4..1e-2 log' --trials 20
+
+Ends with a table, best first. The best is chosen by jaccard on val; test has no say in it. A trial
+that failed is named with its error and its log. Interrupted, the same command goes on."""
+ABLATION = """Train and score each configuration of a file: what does each part contribute?
+
+  lesionseg ablation --jobs 2
+  lesionseg ablation --only plain --only lovasz --seeds 5
+
+Each is a DVC experiment of the pipeline. Ends with a table for each model, and each seed's values
+in results/ablation.csv, which is named as the file, of all configurations that are finished. Test
+scores are reported; to choose a configuration look at val. Interrupted, the same command goes
+on."""
+STATUS = "Exit status: 0; 1 if anything failed; 2 for wrong arguments; 130 after Ctrl-C."
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the options of a sweep."""
+    parser.description, parser.epilog = SWEEP, STATUS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    group = parser.add_argument_group("what to vary, one of the two (repeatable)")
+    varied = group.add_mutually_exclusive_group(required=True)
+    varied.add_argument(
+        "--grid",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="every combination; VALUES is A,B or LOW..HIGH [log] COUNT",
+    )
+    varied.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="values as a sampler proposes them; VALUES is A,B or LOW..HIGH [log]",
+    )
+    add = parser.add_argument
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all trials")
+    add("--trials", type=_count, default=20, metavar="N", help="of a search (default: %(default)s)")
+    add("--sampler", choices=SAMPLERS, default="tpe", help="of a search (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of a search (default: %(default)s)")
+    add("--name", default="sweep", help="first part of the trials' names (default: %(default)s)")
+    _add_common(parser)
+
+
+def add_ablation(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the options of an ablation."""
+    parser.description, parser.epilog = ABLATION, STATUS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add(
+        "--file",
+        type=Path,
+        default=Path("experiments/ablation.yaml"),
+        help="the configurations (default: %(default)s)",
+    )
+    add("--only", action="append", metavar="NAME", help="run just this one (repeatable)")
+    add(
+        "--seeds",
+        type=_count,
+        default=3,
+        metavar="N",
+        help="trainings of each model (default: %(default)s)",
+    )
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all")
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="trials side by side (default: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print what would run")
+
+
+def _count(text: str) -> int:
+    """A number of trials, trainings or jobs."""
+    value = int(text) if text.isdecimal() else 0
+    if not 1 <= value <= MOST_TRIALS:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number in [1, {MOST_TRIALS}], got '{text}'"
+        )
+    return value
