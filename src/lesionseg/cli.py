@@ -4,6 +4,7 @@ Only what parsing needs is imported here; each command imports what it needs whe
 """
 
 import argparse
+import errno
 import io
 import math
 import os
@@ -26,6 +27,8 @@ from lesionseg.errors import (
 from lesionseg.files import find_project
 
 if TYPE_CHECKING:
+    from lesionseg.export.command import Exported, Material
+    from lesionseg.export.origin import Origin
     from lesionseg.inference.outputs import Summary
     from lesionseg.inference.pipeline import Skipped
     from lesionseg.inference.predictor import Predictor
@@ -60,6 +63,10 @@ ID is the file's name without its ending, or with it where two images differ in 
 Exit status: 0; 1 if anything failed, files that cannot be read or written being named at the end
 and all others done; 2 for wrong arguments."""
 
+
+EXPORT = """Write a trained model as one file that runs without this program. It is run beside torch
+on the test images, or those given, and not written where the masks differ by more than a stated
+bound."""
 
 COMPLETION = """Print a script that lets a shell complete commands, options and paths.
 
@@ -106,6 +113,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_predict(commands)
+    _add_export(commands)
     _add_sweep(commands)
     _add_ablation(commands)
     _add_replay(commands)
@@ -383,6 +391,122 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.set_defaults(run=_predict)
 
 
+def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "export", help="a model as one file for others", description=EXPORT
+    )
+    kinds = parser.add_subparsers(title="kinds", metavar="KIND", required=True)
+    onnx = kinds.add_parser(
+        "onnx",
+        help="an ONNX file, for any program that runs such files",
+        description="Uint8 or float images of any batch in, probabilities out. docs/export.md "
+        "has the lines of Python that make masks with it. " + EXPORT,
+    )
+    onnx.add_argument(
+        "--input",
+        choices=["uint8", "float32"],
+        default="uint8",
+        help="what the graph takes: (N, S, S, 3) uint8 RGB, or (N, 3, S, S) float32 in [0, 1] "
+        "(default: %(default)s)",
+    )
+    onnx.set_defaults(run=_export_onnx)
+    _add_export_arguments(onnx, out="lesionseg.onnx", precision="float32")
+
+
+def _add_export_arguments(parser: _Parser, *, out: str, precision: str) -> None:
+    """The arguments that both kinds of export have."""
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(out), metavar="FILE", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "float16", "int8"],
+        default=precision,
+        help="float32: the model as it is; float16: large weights in half precision, computed in "
+        "float32; int8: large convolutions in integers (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="images or folders to compare the masks on (default: data/processed/test)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        metavar="P",
+        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
+        "evaluated with in results/, or else 0.5)",
+    )
+
+
+def _export_onnx(arguments: argparse.Namespace) -> int:
+    """Write an ONNX file; the exit status."""
+    _prepare_export()
+    from lesionseg.export.command import show, write_onnx
+
+    exported, material = _export(arguments)
+    write_onnx(exported, arguments.out)
+    sys.stdout.write(show(exported, material, arguments.out))
+    return OK
+
+
+def _prepare_export() -> None:
+    """Find out what is not installed, before anything that takes seconds."""
+    from lesionseg.export.extra import require_packages
+
+    require_packages()
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def _export(arguments: argparse.Namespace) -> "tuple[Exported, Material]":
+    """The model that the arguments name, exported and compared."""
+    from lesionseg.export.command import Settings, export_model, read_material
+    from lesionseg.export.latency import SECONDS
+    from lesionseg.export.origin import find_threshold
+    from lesionseg.hardware import make_deterministic
+    from lesionseg.results.layout import Results
+
+    if arguments.out.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(arguments.out))
+    path = _find_model(arguments.model)
+    make_deterministic()
+    image_size = _load_predictor([path], device="cpu").image_size
+    origin = _find_origin(arguments.model, path)
+    threshold = arguments.threshold or find_threshold(Results(), model_sha256=origin.model_sha256)
+    settings = Settings(
+        precision=arguments.precision, threshold=threshold, input_kind=arguments.input
+    )
+    material = read_material(
+        arguments.images, image_size=image_size, processed_dir=Path("data/processed")
+    )
+    return export_model(path, origin, settings, material, seconds=SECONDS), material
+
+
+def _find_origin(text: str, path: Path) -> "Origin":
+    """Where a model comes from: what the registry or its run.json says."""
+    from lesionseg.export.origin import Origin, read_origin
+
+    origin = read_origin(path)
+    if not text.startswith("models:/"):
+        return origin
+    from lesionseg.tracking.registry import list_versions
+
+    same = [row for row in list_versions() if row.model_sha256 == origin.model_sha256]
+    if not same:
+        return origin
+    commit, data_sha256 = same[-1].commit, same[-1].data_sha256
+    return Origin(model_sha256=origin.model_sha256, commit=commit, data_sha256=data_sha256)
+
+
 def _threshold(text: str) -> float:
     value = _number(float, text)
     if not 0 < value < 1:
@@ -502,7 +626,7 @@ def _predict_all(
     if not sources:
         return [], []
     make_deterministic()
-    predictor = _load_predictor(model_paths, arguments)
+    predictor = _load_predictor(model_paths, device=arguments.device, num_views=arguments.num_views)
     outputs.prepare(sources)
     outcomes = predict_files(sources, predictor, outputs, batch_size=arguments.batch_size)
     with warnings.catch_warnings(), contextlib.closing(outcomes):
@@ -516,14 +640,14 @@ def _predict_all(
     return summaries, [outcome for outcome in done if isinstance(outcome, Skipped)]
 
 
-def _load_predictor(model_paths: Sequence[Path], arguments: argparse.Namespace) -> "Predictor":
+def _load_predictor(model_paths: Sequence[Path], *, device: str, num_views: int = 1) -> "Predictor":
     """The models that the arguments name."""
     from lesionseg.inference.predictor import Predictor
 
     try:
-        return Predictor.load(*model_paths, device=arguments.device, num_views=arguments.num_views)
+        return Predictor.load(*model_paths, device=device, num_views=num_views)
     except ConfigError:
-        raise ConfigError(f"--device {arguments.device} is not there. Write auto or cpu") from None
+        raise ConfigError(f"--device {device} is not there. Write auto or cpu") from None
     except DataError as error:
         problem, _, has_stage = str(error).partition(" Run: dvc repro")
         if not has_stage:

@@ -7,7 +7,8 @@
     ├── DownloadError      (RuntimeError)       a server, a connection or a checksum failed
     ├── DiskSpaceError     (RuntimeError)       the disk is too full for what comes next
     ├── TrackingError      (RuntimeError)       MLflow's store cannot be used
-    └── TrainingError      (RuntimeError)       the loss is not finite any more
+    ├── TrainingError      (RuntimeError)       the loss is not finite any more
+    └── ExportError        (RuntimeError)       a model cannot be exported, or gives other masks
 
 A message says where, expected, got, and the next step.
 """
@@ -53,6 +54,10 @@ class TrackingError(LesionsegError, RuntimeError):
 
 class TrainingError(LesionsegError, RuntimeError):
     """The loss is not finite any more."""
+
+
+class ExportError(LesionsegError, RuntimeError):
+    """An exported file cannot be made, or does not give the model's masks."""
 
 
 def rerun(stage: str) -> str:

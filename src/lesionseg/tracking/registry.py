@@ -63,6 +63,7 @@ class Version:
         test_jaccard: At the network's size; None if it was not evaluated before.
         model_sha256: Of its model.pt.
         data_sha256: Of the index of its training images.
+        commit: Of the code that trained it.
         is_champion: Whether it is served.
     """
 
@@ -73,6 +74,7 @@ class Version:
     test_jaccard: float | None
     model_sha256: str
     data_sha256: str
+    commit: str
     is_champion: bool
 
 
@@ -226,6 +228,7 @@ def _to_version(found: "ModelVersion", champion: str | None) -> Version:
         test_jaccard=float(tags["test/jaccard"]) if "test/jaccard" in tags else None,
         model_sha256=tags.get("model_sha256", "?"),
         data_sha256=tags.get("data_sha256", "?"),
+        commit=tags.get("commit", "?"),
         is_champion=str(found.version) == str(champion),
     )
 

@@ -1,0 +1,221 @@
+"""`lesionseg export`: a model as a file for others, kept only if it gives the model's masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.data.dataset import load_split
+from lesionseg.errors import DataError, MissingFileError
+from lesionseg.export import gate, graph, latency, precision
+from lesionseg.export.origin import Origin, model_metadata
+from lesionseg.files import write_bytes
+from lesionseg.inference.decoding import decode
+from lesionseg.inference.predictor import BATCH_SIZE, Predictor
+from lesionseg.inference.sources import find_images
+from lesionseg.models.segmenter import load_model
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to export.
+
+    Attributes:
+        precision: In `PRECISIONS`.
+        threshold: A pixel is lesion above this probability, in (0, 1).
+        input_kind: A key of `INPUTS`.
+    """
+
+    precision: str
+    threshold: float
+    input_kind: str = "uint8"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Images to try an exported model on.
+
+    Attributes:
+        images: (N, S, S, 3) uint8 RGB in [0, 255], at the network's size.
+        names: Of each.
+        calibration: As `images`: those that set the scales of integers.
+        place: Where they are from, for reading.
+    """
+
+    images: Pixels
+    names: Sequence[str]
+    calibration: Pixels
+    place: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An exported model whose masks have been compared.
+
+    Attributes:
+        onnx: The file's content.
+        metadata: What it says about itself.
+        agreement: Of its masks with torch's.
+        latencies: Of both.
+    """
+
+    onnx: bytes
+    metadata: dict[str, str]
+    agreement: gate.Agreement
+    latencies: Sequence[latency.Latency]
+
+
+def read_material(paths: Sequence[Path], *, image_size: int, processed_dir: Path) -> Material:
+    """The images that are given, or else the test split.
+
+    Args:
+        paths: Files and folders; none for the test split.
+        image_size: Height and width in pixels of what the network sees.
+        processed_dir: Where `preprocess` has put the splits.
+
+    Raises:
+        MissingFileError: There are none.
+        DataError: One cannot be read, or they have another size.
+    """
+    if paths:
+        found = find_images(paths, out_dir=Path("predictions"))
+        for reason in found.unusable:
+            raise DataError(reason)
+        images = [decode(source.path, image_size=image_size).pixels for source in found.sources]
+        pixels = np.stack(images)
+        return Material(
+            images=pixels,
+            names=[source.name for source in found.sources],
+            calibration=_spread(pixels),
+            place=", ".join(map(str, paths)),
+        )
+    test_dir = processed_dir / "test"
+    if not test_dir.exists():
+        raise MissingFileError(
+            f"{test_dir} is missing, and the exported masks are compared on images. Give some "
+            "with --images, or run: dvc repro preprocess"
+        )
+    test, val = (load_split(processed_dir, name) for name in ("test", "val"))
+    if test.image_size != image_size:
+        raise DataError(
+            f"{test_dir} has images of {test.image_size} pixels, and the model sees {image_size}. "
+            "Give others with --images"
+        )
+    return Material(
+        images=np.array(test.images),
+        names=test.ids,
+        calibration=_spread(val.images),
+        place=str(test_dir),
+    )
+
+
+def _spread(images: Pixels) -> Pixels:
+    """At most `NUM_CALIBRATION` images, evenly over all."""
+    num = min(len(images), precision.NUM_CALIBRATION)
+    return np.array(images[np.linspace(0, len(images) - 1, num).astype(int)])
+
+
+def export_model(
+    model_path: Path, origin: Origin, settings: Settings, material: Material, *, seconds: float
+) -> Exported:
+    """The model as an ONNX file's content, checked by ONNX's checker and by its masks.
+
+    Args:
+        model_path: The model.pt, which can be read.
+        origin: Where it comes from.
+        settings: What to export.
+        material: What to compare the masks on.
+        seconds: How long to measure each latency.
+
+    Raises:
+        ExportError: The masks differ by more than the precision's bound.
+    """
+    predictor = Predictor.load(model_path, device="cpu")
+    facts = model_metadata(
+        origin,
+        threshold=settings.threshold,
+        image_size=predictor.image_size,
+        precision=settings.precision,
+        input_kind=settings.input_kind,
+    )
+    made = _make_graph(model_path, settings, material)
+    graph.describe(made, facts)
+    graph.check(made)
+    content = made.SerializeToString()
+    ours, theirs = material.images, _as_input(material.images, settings.input_kind)
+    agreement = gate.compare(
+        _in_batches(predictor.forward, ours),
+        _in_batches(_runner(content), theirs),
+        threshold=settings.threshold,
+    )
+    gate.require_agreement(agreement, precision=settings.precision, names=material.names)
+    latencies = latency.measure(
+        by_torch=predictor.forward,
+        make_session=lambda num_threads: _runner(content, num_threads=num_threads),
+        images=(ours[: max(latency.BATCH_SIZES)], theirs[: max(latency.BATCH_SIZES)]),
+        seconds=seconds,
+    )
+    return Exported(onnx=content, metadata=facts, agreement=agreement, latencies=latencies)
+
+
+def _make_graph(model_path: Path, settings: Settings, material: Material) -> "ModelProto":
+    """The network's graph in its precision."""
+    model, image_size = load_model(model_path, stage="train_finetuned")
+    made = graph.to_onnx(model, image_size=image_size, input_kind=settings.input_kind)
+    if settings.precision == "float16":
+        return precision.halve_weights(made)
+    if settings.precision == "int8":
+        return precision.quantise(made, _as_input(material.calibration, settings.input_kind))
+    return made
+
+
+def _as_input(pixels: Pixels, input_kind: str) -> NDArray[Any]:
+    """Images as an exported model takes them."""
+    if input_kind == "uint8":
+        return pixels
+    return pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+
+
+def _runner(content: bytes, *, num_threads: int = 0) -> latency.Engine:
+    """What an exported model does with a batch."""
+    session = latency.open_session(content, num_threads=num_threads)
+
+    def run(images: NDArray[Any]) -> NDArray[np.float32]:
+        (probability,) = session.run([graph.OUTPUT], {graph.INPUT: images})
+        result: NDArray[np.float32] = np.asarray(probability)
+        return result
+
+    return run
+
+
+def _in_batches(engine: latency.Engine, images: NDArray[Any]) -> NDArray[np.float32]:
+    """The probabilities of all images."""
+    starts = range(0, len(images), BATCH_SIZE)
+    return np.concatenate([np.asarray(engine(images[i : i + BATCH_SIZE])) for i in starts])
+
+
+def write_onnx(exported: Exported, out: Path) -> None:
+    """Write the file whole or not at all."""
+    write_bytes(out, exported.onnx)
+
+
+def show(exported: Exported, material: Material, out: Path) -> str:
+    """What was made, and how it compares, for the terminal."""
+    facts = exported.metadata
+    size = out.stat().st_size / 1e6
+    return (
+        f"{out}: {size:.1f} MB, {facts['precision']}, threshold {facts['threshold']}, input "
+        f"{facts['input']}\n"
+        f"masks of {len(material.names)} images ({material.place}) beside torch's: "
+        f"{exported.agreement}\n"
+        f"(bound: {gate.state_bound(facts['precision'])})\n"
+        f"{latency.show(exported.latencies)}"
+    )

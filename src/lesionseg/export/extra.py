@@ -1,0 +1,21 @@
+"""The packages of the extra `export`, which everything else works without."""
+
+import importlib.util
+
+from lesionseg.errors import ExportError
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require_packages() -> None:
+    """Return when they are there.
+
+    Raises:
+        ExportError: One is not installed.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(
+            f"lesionseg export needs {', '.join(missing)}. Run: pip install 'lesionseg[export]', "
+            "or in the repository: pip install -e '.[export]'"
+        )
