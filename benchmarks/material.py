@@ -9,8 +9,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 
 from lesionseg.config import load_config
-from lesionseg.data.folder import copy_folder
+from lesionseg.data.folder import list_folder
 from lesionseg.data.manifest import write_manifest
+from lesionseg.data.pairs import write_pairs
 from lesionseg.data.phantom import write_phantoms
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.data.weights import write_encoder
@@ -33,10 +34,10 @@ def prepare(*, folder: str, data: str | None, weights: str, num_images: int) -> 
     if data is None:
         # Validation takes its share, and the leak check may drop one or two.
         num_train = math.ceil(1.02 * num_images / (1 - config.preprocess.val_fraction)) + 2
-        size, seed = config.download.phantom_size, config.download.phantom_seed
+        size, seed = config.download.phantom_size, config.download.seed
         write_phantoms(raw_dir, num_train=num_train, num_test=2, size=size, seed=seed)
     else:
-        copy_folder(Path(data), raw_dir)
+        write_pairs(raw_dir, list_folder(Path(data)))
     write_encoder(raw_dir / "encoder.pth", weights=weights, seed=0, archives_dir=raw_dir)
     write_manifest(raw_dir)
     summary = preprocess(

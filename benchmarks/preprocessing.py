@@ -13,8 +13,9 @@ from PIL import Image
 
 from benchmarks.measure import sampled_own_mib
 from lesionseg.config import load_config
-from lesionseg.data.folder import copy_folder
+from lesionseg.data.folder import list_folder
 from lesionseg.data.manifest import NAME, read_manifest, write_manifest
+from lesionseg.data.pairs import write_pairs
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.files import write_csv
@@ -33,7 +34,7 @@ def prepare(
     if data is None:
         _write_phantoms(raw_dir, num_images, width=width)
     else:
-        copy_folder(Path(data), raw_dir)
+        write_pairs(raw_dir, list_folder(Path(data)))
     return {"num_images": len(write_manifest(raw_dir))}
 
 

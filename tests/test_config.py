@@ -128,6 +128,8 @@ SEED = "a whole number at least 0 and below 4294967296"
         ("report", "num_examples", 25, "a whole number at least 1 and at most 24"),
         ("download", "folder", None, "text"),
         ("download", "folder", 7, "text"),
+        ("download", "test_fraction", 0, "a number above 0 and below 1"),
+        ("download", "test_fraction", 1, "a number above 0 and below 1"),
         ("preprocess", "image_size", 100, SIZE),
         ("preprocess", "image_size", 0, SIZE),
         ("preprocess", "image_size", 2048, SIZE),
@@ -189,7 +191,7 @@ def test_a_whole_number_of_400_digits_is_answered_in_one_line(tmp_path, content,
     ("section", "key", "value", "hint"),
     [
         ("model", "decoder", "bilinaer", "; did you mean bilinear?"),
-        ("download", "source", "isic2017", "; did you mean isic2016?"),
+        ("download", "source", "pantom", "; did you mean phantom?"),
         ("model", "decoder", "unet", ""),
         ("evaluate", "tta_views", "8", "; did you mean 8?"),
     ],
@@ -503,6 +505,56 @@ def test_source_folder_needs_a_folder(tmp_path, content):
     assert message.startswith("params.yaml: download: folder is empty, and source is folder. Write")
     content["download"]["folder"] = "mine"
     assert load(tmp_path, content).download.folder == "mine"
+
+
+@pytest.mark.parametrize(
+    ("value", "sources"),
+    [
+        ("isic2018", ("isic2018",)),
+        (["isic2018"], ("isic2018",)),
+        (["isic2016", "isic2018"], ("isic2016", "isic2018")),
+    ],
+)
+def test_one_source_or_a_list_of_them(tmp_path, content, value, sources):
+    content["download"]["source"] = value
+    config = load(tmp_path, content)
+    assert config.download.sources == sources
+    assert config.flat("download")["download.source"] == ", ".join(sources)
+
+
+def test_a_list_of_one_source_is_that_source(tmp_path, content):
+    content["download"]["source"] = ["isic2018"]
+    one = load(tmp_path, content)
+    content["download"]["source"] = "isic2018"
+    assert one == load(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ([], ""),
+        (["isic2016", "isic2016"], ""),
+        (["isic2016", "pantom"], "; did you mean phantom?"),
+        (["isic2016", ["ph2"]], "; did you mean ph2?"),
+        (["isic2016", True], ""),
+        ({"isic2016": 1}, "; did you mean isic2016?"),
+        (None, ""),
+    ],
+)
+def test_a_list_that_is_none_of_sources_is_refused(tmp_path, content, value, hint):
+    content["download"]["source"] = value
+    message = message_of(tmp_path, content)
+    assert message.startswith("params.yaml: download: source must be one of isic2016, isic2017, ")
+    assert f"phantom, or a list of different ones, got {value!r}" in message
+    assert message.endswith(f"{value!r}{hint}")
+
+
+def test_phantoms_are_joined_with_nothing(tmp_path, content):
+    content["download"]["source"] = ["isic2016", "phantom"]
+    assert message_of(tmp_path, content) == (
+        "params.yaml: download: source joins phantom with others. "
+        "Write phantom alone, or take it out of the list"
+    )
 
 
 def test_encoder_lr_is_each_run_s_own(tmp_path, content):

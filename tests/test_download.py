@@ -1,17 +1,16 @@
+import argparse
 import contextlib
 import errno
-import functools
 import hashlib
 import io
 import logging
 import math
 import os
 import shutil
-import stat
 import unicodedata
 import zipfile
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +20,21 @@ import torch
 from PIL import Image
 
 import stages.download
-from lesionseg.config import override, read_yaml
-from lesionseg.data import raw
 from lesionseg.data import weights as weights_module
-from lesionseg.data.isic2016 import ARCHIVES, BASE_URLS, Archive, unpack_isic2016
 from lesionseg.data.manifest import COLUMNS, read_manifest
 from lesionseg.data.weights import write_encoder
 from lesionseg.errors import (
     DataError,
     DiskSpaceError,
-    DownloadError,
-    LesionsegError,
     MissingFileError,
 )
 from lesionseg.files import sha256
 from lesionseg.mobilenet import mobilenet_v2
+from tests.raw_data import IMAGE, MASK, download, image_bytes, mask_bytes, raw_files, refused
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDS = {"train": ("ISIC_0000000", "ISIC_0000001"), "test": ("ISIC_0000003",)}
 Usage = namedtuple("Usage", "total used free")
-
-
-def image_bytes(
-    mode: str = "RGB", size: tuple[int, int] = (12, 8), kind: str = "JPEG", **options: Any
-) -> bytes:
-    """A grey picture, or an all white mask (mode L), of (width, height) pixels."""
-    stream = io.BytesIO()
-    Image.new(mode, size, "white" if mode == "L" else "grey").save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def mask_bytes(width: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -> bytes:
-    """A mask with a lesion from the left edge to `width` pixels."""
-    stream = io.BytesIO()
-    mask = Image.new("L", size)
-    mask.paste(255, (0, 0, width, size[1]))
-    mask.save(stream, kind)
-    return stream.getvalue()
-
-
-IMAGE = image_bytes()
-MASK = mask_bytes(3)
 
 
 @pytest.fixture(name="project")
@@ -77,32 +50,6 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(project)
     monkeypatch.setenv("DVC_ROOT", str(project))
     return project
-
-
-def download(source: str = "folder", **values: Any) -> None:
-    """Run the stage with some values of its section changed."""
-    changes = {"source": source, "folder": "source", "weights": "none"} | values
-    content = read_yaml(REPOSITORY / "params.yaml")
-    text = override(content, {f"download.{key}": value for key, value in changes.items()})
-    Path("params.yaml").write_text(text)
-    stages.download.main([])
-
-
-@contextlib.contextmanager
-def refused(error: type[LesionsegError], *parts: str) -> Iterator[None]:
-    """A block that ends in `error`, one line with all `parts`, and leaves nothing behind."""
-    with pytest.raises(error) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-    assert list(Path("data").glob("raw/*")) == []
-    assert not Path("data/.raw.part").exists()
-
-
-def raw_files() -> set[str]:
-    return {path.as_posix() for path in Path("data/raw").rglob("*") if path.is_file()}
 
 
 # Source: folder
@@ -266,10 +213,32 @@ def test_a_missing_layout_folder_is_named(project: Path) -> None:
         download()
 
 
+def test_without_a_test_folder_a_share_becomes_test(project: Path) -> None:
+    shutil.rmtree(project / "source/test")
+    download(test_fraction=0.5)
+    rows = read_manifest(Path("data/raw"))
+    assert [row.split for row in rows] == ["test", "train"]
+    assert sorted(row.id for row in rows) == list(IDS["train"])
+
+
+def test_groups_and_folds_are_in_the_manifest(project: Path) -> None:
+    (project / "source/images.csv").write_text(
+        "image,mask,split,group,fold\n"
+        "train/images/ISIC_0000000.jpg,train/masks/ISIC_0000000_Segmentation.png,train,P1,2\n"
+        "test/images/ISIC_0000003.jpg,test/masks/ISIC_0000003_Segmentation.png,test,P2,\n"
+    )
+    download()
+    rows = read_manifest(Path("data/raw"))
+    assert [(row.id, row.split, row.group, row.fold) for row in rows] == [
+        ("ISIC_0000003", "test", "P2", ""),
+        ("ISIC_0000000", "train", "P1", "2"),
+    ]
+
+
 def test_an_empty_folder_is_refused(project: Path) -> None:
     for path in (project / "source/test/images").iterdir():
         path.unlink()
-    with refused(DataError, "source/test/images is empty", "Put jpg, jpeg or png files there"):
+    with refused(DataError, "source/test/images is empty", "Put .jpg or .jpeg or .png or"):
         download()
 
 
@@ -305,7 +274,11 @@ def test_two_masks_of_one_id_are_refused(project: Path) -> None:
 
 def test_a_file_that_is_no_image_by_name_is_refused(project: Path) -> None:
     (project / "source/train/images/labels.csv").write_bytes(b"")
-    with refused(DataError, "jpg, jpeg and png files only, got labels.csv", "take out"):
+    with refused(
+        DataError,
+        "images only (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp), got labels.csv",
+        "take out",
+    ):
         download()
 
 
@@ -396,7 +369,8 @@ def test_what_stands_alone_is_named_on_both_sides_with_the_endings_that_would_do
     with refused(
         DataError,
         "no mask for ISIC_0000003; no image for ISIC_0000003-mask.png",
-        "image's name, or that with _segmentation behind it; both end in .jpg, .jpeg, .png",
+        "image's name, or that with _segmentation or _mask behind it or mask_ before it, in any "
+        "case; both end in .jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp",
         "Add masks/ISIC_0000003.png or take out",
     ):
         download()
@@ -588,227 +562,6 @@ def test_a_manifest_of_another_form_is_refused(tmp_path: Path, text: str) -> Non
         read_manifest(tmp_path)
 
 
-# Source: isic2016
-
-Members = dict[str, bytes]
-
-
-def good_members(archive: Archive) -> Members:
-    """What a tiny archive of that name holds: real names, one folder deep."""
-    folder = archive.name.removesuffix(".zip")
-    ending, content = (".jpg", IMAGE) if archive.kind == "images" else ("_Segmentation.png", MASK)
-    return {f"{folder}/{name}{ending}": content for name in IDS[archive.split]}
-
-
-def fake_archives(
-    archives_dir: Path,
-    members: Mapping[str, Members | Callable[[zipfile.ZipFile], None]] | None = None,
-) -> list[Archive]:
-    """Write the four archives, some with other members; the table that describes them."""
-    archives_dir.mkdir(parents=True, exist_ok=True)
-    table = []
-    for real in ARCHIVES:
-        path = archives_dir / real.name
-        content = (members or {}).get(real.name, good_members(real))
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
-            if callable(content):
-                content(opened)
-            else:
-                for name, data in content.items():
-                    opened.writestr(name, data)
-        table.append(described(real, path))
-    return table
-
-
-def described(real: Archive, path: Path) -> Archive:
-    return Archive(
-        name=real.name,
-        md5=hashlib.md5(path.read_bytes()).hexdigest(),
-        split=real.split,
-        kind=real.kind,
-        num_files=len(IDS[real.split]),
-    )
-
-
-TRAIN_IMAGES = ARCHIVES[0]
-TEST_MASKS = ARCHIVES[3]
-
-
-@pytest.fixture(name="use_archives")
-def _use_archives(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Archive]], None]:
-    """A function that puts a table of archives, without hosts, in the place of the real one."""
-
-    def use(table: list[Archive]) -> None:
-        unpack = functools.partial(unpack_isic2016, archives=table, base_urls=())
-        monkeypatch.setattr(raw, "unpack_isic2016", unpack)
-
-    return use
-
-
-def test_the_table_of_archives_has_900_and_379_pairs() -> None:
-    counts = {(archive.split, archive.kind): archive.num_files for archive in ARCHIVES}
-    assert counts == {
-        ("train", "images"): 900,
-        ("train", "masks"): 900,
-        ("test", "images"): 379,
-        ("test", "masks"): 379,
-    }
-    assert all(url.startswith("https://") and url.endswith("/2016/") for url in BASE_URLS)
-
-
-def test_the_four_archives_become_raw_data(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    use_archives(fake_archives(project / "data/archives"))
-    download("isic2016")
-    assert Path("data/raw/train/images/ISIC_0000001.jpg").read_bytes() == IMAGE
-    assert Path("data/raw/test/masks/ISIC_0000003.png").read_bytes() == MASK
-    assert len(read_manifest(Path("data/raw"))) == 3
-
-
-def test_relative_archives_start_at_the_original_repository(
-    project: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    use_archives: Callable[[list[Archive]], None],
-) -> None:
-    use_archives(fake_archives(project / "kept"))
-    workspace = tmp_path / "workspace"
-    workspace.mkdir()
-    monkeypatch.chdir(workspace)
-    download("isic2016", archives="kept")
-    assert len(read_manifest(workspace / "data/raw")) == 3
-
-
-def test_what_macos_adds_to_an_archive_is_left_out(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    clutter = {"__MACOSX/._ISIC_0000000.jpg": b"", "folder/.DS_Store": b"", "folder/": b""}
-    use_archives(
-        fake_archives(
-            project / "data/archives",
-            {TRAIN_IMAGES.name: good_members(TRAIN_IMAGES) | clutter},
-        )
-    )
-    download("isic2016")
-    assert len(read_manifest(Path("data/raw"))) == 3
-
-
-def test_an_archive_with_a_wrong_checksum_is_refused(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    use_archives(fake_archives(project / "data/archives"))
-    with (project / "data/archives" / TEST_MASKS.name).open("ab") as stream:
-        stream.write(b"x")
-    with refused(DownloadError, TEST_MASKS.name, "must have md5", "Delete it and run"):
-        download("isic2016")
-
-
-def test_an_archive_that_no_host_has_is_named(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    use_archives(fake_archives(project / "data/archives"))
-    (project / "data/archives" / TEST_MASKS.name).unlink()
-    with refused(DownloadError, TEST_MASKS.name, "put the file into"):
-        download("isic2016")
-
-
-def test_a_truncated_archive_is_named(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    table = fake_archives(project / "data/archives")
-    path = project / "data/archives" / TRAIN_IMAGES.name
-    path.write_bytes(path.read_bytes()[:-30])
-    use_archives([described(TRAIN_IMAGES, path), *table[1:]])
-    with refused(DataError, f"{path} is damaged", "Delete it and run: dvc repro -f download"):
-        download("isic2016")
-
-
-def test_a_member_with_a_wrong_crc_is_found(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    table = fake_archives(project / "data/archives")
-    path = project / "data/archives" / TRAIN_IMAGES.name
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as opened:
-        for name, data in good_members(TRAIN_IMAGES).items():
-            opened.writestr(name, data)
-    path.write_bytes(path.read_bytes().replace(IMAGE, IMAGE[:-1] + b"x", 1))
-    use_archives([described(TRAIN_IMAGES, path), *table[1:]])
-    with refused(DataError, f"{path} is damaged (Bad CRC-32", "Delete it"):
-        download("isic2016")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../evil.jpg",
-        "../ISIC_0000009.jpg",
-        "/ISIC_0000009.jpg",
-        "/tmp/ISIC_0000009.jpg",
-        "C:/ISIC_0000009.jpg",
-        "a/b/ISIC_0000009.jpg",
-        "a/../ISIC_0000009.jpg",
-        "ISIC_0000009_superpixels.png",
-        "ISIC_0000009_Segmentation.png",
-        "ISIC_000009.jpg",
-        "ISIC_0000009.jpg.exe",
-        "ISIC_0000009.jpg\n",
-        "other/ISIC_0000000.jpg",
-        "../",
-    ],
-)
-def test_an_unexpected_member_is_refused_before_anything_is_unpacked(
-    project: Path, use_archives: Callable[[list[Archive]], None], name: str
-) -> None:
-    members = {TRAIN_IMAGES.name: good_members(TRAIN_IMAGES) | {name: IMAGE}}
-    use_archives(fake_archives(project / "data/archives", members))
-    with refused(DataError, f"unexpected or repeated member {name!r}", "Delete it and run"):
-        download("isic2016")
-    assert list(project.parent.rglob("*evil*")) == []
-
-
-def test_a_link_in_an_archive_is_refused(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    def with_link(opened: zipfile.ZipFile) -> None:
-        link = zipfile.ZipInfo("ISIC_0000000.jpg")
-        link.external_attr = (stat.S_IFLNK | 0o777) << 16
-        opened.writestr(link, "/etc/passwd")
-
-    use_archives(fake_archives(project / "data/archives", {TRAIN_IMAGES.name: with_link}))
-    with refused(DataError, "holds the link 'ISIC_0000000.jpg'", "Delete it and run"):
-        download("isic2016")
-
-
-def test_a_wrong_number_of_images_is_refused(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    members = {TRAIN_IMAGES.name: {"ISIC_0000000.jpg": IMAGE}}
-    use_archives(fake_archives(project / "data/archives", members))
-    with refused(DataError, f"{TRAIN_IMAGES.name} must hold 2 images, got 1", "Delete it"):
-        download("isic2016")
-
-
-def test_an_image_of_the_archives_without_mask_is_named(
-    project: Path, use_archives: Callable[[list[Archive]], None]
-) -> None:
-    members = {TEST_MASKS.name: {"ISIC_0000009_Segmentation.png": MASK}}
-    use_archives(fake_archives(project / "data/archives", members))
-    with refused(DataError, "test has 1 images and 1 masks; ISIC_0000003 has no mask"):
-        download("isic2016")
-
-
-def test_files_that_do_not_fit_on_the_disk_are_not_unpacked(
-    project: Path,
-    use_archives: Callable[[list[Archive]], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    use_archives(fake_archives(project / "data/archives"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, 100))
-    with refused(DiskSpaceError, "0.0 MB are free", "Make room"):
-        download("isic2016")
-
-
 def test_a_folder_that_does_not_fit_on_the_disk_is_not_copied(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -968,6 +721,130 @@ def test_a_tensor_that_mobilenet_v2_does_not_have_is_named(
 ) -> None:
     torch.save(state | {"features.19.0.weight": torch.zeros(1)}, "mine.pth")
     with refused(DataError, "unknown key features.19.0.weight", "Write imagenet"):
+        download(weights="mine.pth")
+
+
+def narrow_state() -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        shapes = mobilenet_v2(weights=None, width_mult=0.5).state_dict()
+    return {name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
+
+
+def with_prefix(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The encoder's part of a state dict under another prefix, beside tensors of other parts."""
+    encoder = {
+        prefix + name.removeprefix("features."): tensor
+        for name, tensor in state.items()
+        if name.startswith("features.")
+    }
+    return {"decoder.0.0.weight": torch.zeros(2), **encoder, "head.1.bias": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
+        lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+        lambda state: {"model_state_dict": state, "model": "mobilenet_v2"},
+        lambda state: {"model": {"state_dict": state}},
+        lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+        lambda state: with_prefix("", state),
+        lambda state: with_prefix("encoder.", state),
+        lambda state: with_prefix("encoder.features.", state),
+        lambda state: {"state_dict": with_prefix("module.model.backbone.features.", state)},
+        lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    ],
+)
+def test_any_usual_wrapping_of_a_state_dict_gives_the_same_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor], wrap: Any
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    torch.save(wrap(state), tmp_path / "mine.pth")
+    write_encoder(tmp_path / "a", weights="mine.pth", seed=0, archives_dir=tmp_path)
+    found = load(tmp_path / "a")
+    assert len(found) == 312
+    for name, tensor in found.items():
+        assert torch.equal(tensor, state[f"features.{name}"]), name
+
+
+ACCEPTED = (
+    "Write imagenet, none or the path of a state dict of torchvision's mobilenet_v2 at width 1.0, "
+    "saved by torch.save, for download.weights in params.yaml; it may lie under state_dict, "
+    "model_state_dict, model, and its names may have a prefix such as module., encoder. or "
+    "features."
+)
+
+
+def a_zip(*names: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in names:
+            archive.writestr(name, "")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x89HDF\r\n\x1a\n" + bytes(8), "is an HDF5 file, as Keras writes them"),
+        (a_zip("metadata.json", "config.json", "model.weights.h5"), "is a Keras file"),
+        (a_zip("mine/data.pkl", "mine/constants.pkl"), "is a TorchScript model"),
+        (b"\x1c\0\0\0TFL3" + bytes(8), "is a file of TensorFlow Lite"),
+        (b'\x18\0\0\0\0\0\0\0{"a":{}}' + bytes(16), "is a safetensors file"),
+    ],
+)
+def test_files_of_other_frameworks_are_refused_with_what_is_accepted(
+    project: Path, content: bytes, what: str
+) -> None:
+    Path("mine.h5").write_bytes(content)
+    with refused(DataError, f"mine.h5 {what}. {ACCEPTED}"):
+        download(weights="mine.h5")
+
+
+def test_a_folder_of_weights_is_refused(project: Path) -> None:
+    (project / "saved_model").mkdir()
+    with refused(DataError, "saved_model is a folder, as a SavedModel of TensorFlow", ACCEPTED):
+        download(weights="saved_model")
+
+
+def test_another_width_is_refused_with_what_is_accepted(project: Path) -> None:
+    torch.save(narrow_state(), "mine.pth")
+    with refused(
+        DataError,
+        "must have features.0.0.weight of shape (32, 3, 3, 3), got (16, 3, 3, 3): another width",
+        ACCEPTED,
+    ):
+        download(weights="mine.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({}, "has no tensor of torchvision's mobilenet_v2."),
+        ({"layer1.0.conv1.weight": torch.zeros(1)}, "has no tensor of torchvision's mobilenet_v2."),
+        (
+            {"conv_stem.weight": torch.zeros(1), "bn1.weight": torch.zeros(1)},
+            "has no tensor of torchvision's mobilenet_v2; it is a MobileNet of another package.",
+        ),
+    ],
+)
+def test_another_network_is_refused_with_what_is_accepted(
+    project: Path, content: dict[str, torch.Tensor], what: str
+) -> None:
+    torch.save({"state_dict": content}, "mine.pth")
+    with refused(DataError, f"mine.pth {what} {ACCEPTED}"):
+        download(weights="mine.pth")
+
+
+def test_a_file_with_two_encoders_is_refused(project: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(with_prefix("student.", state) | with_prefix("teacher.", state), "mine.pth")
+    with refused(DataError, "holds several encoders: under 'student.', 'teacher.'", ACCEPTED):
+        download(weights="mine.pth")
+
+
+def test_a_whole_model_is_refused(project: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), "mine.pth")
+    with refused(DataError, "or holds a whole model or other objects", ACCEPTED):
         download(weights="mine.pth")
 
 

@@ -27,12 +27,13 @@ def as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 def fingerprints(split: str, images: np.ndarray, **options: list[str]) -> Fingerprints:
     names = [f"{split}{i}" for i in range(len(images))]
     found = {"ids": names, "sha256": [f"hash of {name}" for name in names], **options}
+    found = {"archive_ids": found["ids"], **found}
     members = list(range(len(images)))
     return Fingerprints(split=split, thumbnails=thumbnails(images), members=members, **found)
 
 
-def find_duplicates(*splits: Fingerprints, distance: float, unique: bool = True) -> list[Leak]:
-    return leaks.find_duplicates(*splits, near_duplicate_distance=distance, ids_are_unique=unique)
+def find_duplicates(*splits: Fingerprints, distance: float) -> list[Leak]:
+    return leaks.find_duplicates(*splits, near_duplicate_distance=distance)
 
 
 def test_thumbnails_are_the_mean_colours_of_16_by_16_cells():
@@ -93,12 +94,11 @@ def test_each_kind_is_found_alone():
 
 
 def test_an_id_that_is_not_unique_says_nothing():
-    images = blobs(5)
+    images, names = blobs(5), {"ids": ["a", "b", "c"], "archive_ids": ["", "", ""]}
     found = find_duplicates(
-        fingerprints("train", images[:3], ids=["a", "b", "c"], sha256=["1", "2", "3"]),
-        fingerprints("test", images[2:], ids=["a", "b", "c"], sha256=["7", "2", "9"]),
+        fingerprints("train", images[:3], **names, sha256=["1", "2", "3"]),
+        fingerprints("test", images[2:], **names, sha256=["7", "2", "9"]),
         distance=1.0,
-        unique=False,
     )
     assert [(leak.id, leak.other_id, leak.kind) for leak in found] == [
         ("b", "b", "sha256"),

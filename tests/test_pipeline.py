@@ -38,6 +38,7 @@ from lesionseg.files import sha256
 from lesionseg.processes import child_environment
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import store
+from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
 from tests.mlflow_contents import client_of, contents
@@ -286,14 +287,14 @@ def test_a_server_that_dies_during_training_costs_nothing(
     enter(untrained)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     server = start_server(folder, uri)
-    save_checkpoint = train.save_checkpoint
+    save_checkpoint = training_run.save_checkpoint
 
     def save_and_stop_server(*arguments: object) -> None:
         save_checkpoint(*arguments)
         if server.poll() is None:
             stop(server)
 
-    monkeypatch.setattr(train, "save_checkpoint", save_and_stop_server)
+    monkeypatch.setattr(training_run, "save_checkpoint", save_and_stop_server)
     with caplog.at_level(logging.WARNING, logger="lesionseg"):
         train.main(["train_frozen"])
     assert server.poll() is not None

@@ -32,8 +32,8 @@ STAGE = """
 import os, sys, time
 from lesionseg.processes import end_with_dvc
 end_with_dvc(parent=os.getppid())
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)  # from now on its parent may be gone at any time
     time.sleep(30)
 except KeyboardInterrupt:
     print("interrupted", flush=True)

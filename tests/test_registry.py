@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 
 from lesionseg.cli import _show_versions
+from lesionseg.config import DownloadConfig
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
 from lesionseg.results.evaluation import TABLES
@@ -334,6 +336,16 @@ def test_what_only_a_later_version_can_tell_of_is_left_to_it(project, train):
 def test_the_card_tells_any_parameter_as_it_was(project, train, params, expected):
     train(val=0.8)
     assert expected in write_card_with(project, params)
+
+
+def test_the_card_tells_of_every_source_there_is(project, train):
+    train(val=0.8)
+    choices = {key.name: key.metadata for key in fields(DownloadConfig)}["source"]["choices"]
+    for source in choices:
+        assert "## Data" in write_card_with(project, {"download.source": source})
+    card = write_card_with(project, {"download.source": "isic2016, ph2"})
+    assert "ISIC 2016 challenge" in card
+    assert "PH2 (Mendonca" in card
 
 
 @pytest.mark.parametrize(

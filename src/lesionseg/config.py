@@ -47,6 +47,11 @@ def _choice(*choices: str | int) -> Any:
     return field(metadata={"choices": choices})
 
 
+def _choices(*choices: str) -> Any:
+    """A field for one of a few words, or for a list of several of them."""
+    return field(metadata={"choices": choices, "several": True})
+
+
 def _matching(pattern: str, meaning: str) -> Any:
     """A field for text of a form."""
     return field(metadata={"pattern": pattern, "meaning": meaning})
@@ -60,21 +65,34 @@ def _seed() -> Any:
 class DownloadConfig:
     """Where images, masks and the encoder's weights come from."""
 
-    source: str = _choice("isic2016", "folder", "phantom")
+    source: str | tuple[str, ...] = _choices(
+        "isic2016", "isic2017", "isic2018", "ph2", "ham10000", "folder", "phantom"
+    )
     folder: str
     archives: str = _matching(r".+", "a folder")
     weights: str = _matching(r".+", "imagenet, none or a path")
+    test_fraction: float = _number(above=0, below=1)
+    seed: int = _seed()
     phantom_num_train: int = _number(at_least=2, at_most=MOST_IMAGES)
     phantom_num_test: int = _number(at_least=2, at_most=MOST_IMAGES)
     phantom_size: int = _number(at_least=32, at_most=1024)
-    phantom_seed: int = _seed()
 
     def __post_init__(self) -> None:
-        if self.source == "folder" and not self.folder:
+        if "folder" in self.sources and not self.folder:
             raise ConfigError(
                 "params.yaml: download: folder is empty, and source is folder. "
-                "Write the folder that holds {train,test}/{images,masks}"
+                "Write the folder that holds your images and masks; docs/data.md shows how"
             )
+        if "phantom" in self.sources and len(self.sources) > 1:
+            raise ConfigError(
+                "params.yaml: download: source joins phantom with others. "
+                "Write phantom alone, or take it out of the list"
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources, of which the first one gives test; mostly there is one."""
+        return (self.source,) if isinstance(self.source, str) else self.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +245,9 @@ class Config:
         return params
 
     def flat(self, *sections: str) -> dict[str, Any]:
-        """The values of some sections as `{"train.lr": 0.002, ...}`."""
+        """The values of some sections as `{"train.lr": 0.002, ...}`; a list as text."""
         return {
-            f"{section}.{key}": value
+            f"{section}.{key}": ", ".join(value) if isinstance(value, tuple) else value
             for section in sections
             for key, value in dataclasses.asdict(getattr(self, section)).items()
         }
@@ -281,17 +299,29 @@ def _check_keys(where: str, values: Mapping[str, Any], known: list[str], *, what
 
 def _check_value(where: str, key: "dataclasses.Field[Any]", value: Any) -> Any:
     choices = key.metadata.get("choices", ())
-    fits = {int: _is_number, float: _is_number, bool: _is_bool, str: _is_text}
-    assert isinstance(key.type, type)
-    if not (_is_choice if choices else fits[key.type])(key, value):
-        close = _close(value, list(map(str, choices)))
+    if not _fits(key, value):
+        wrong = [one for one in value if one not in choices] if isinstance(value, list) else [value]
+        close = _close(wrong[0], list(map(str, choices))) if wrong else []
         hint = f"; did you mean {close[0]}?" if close else ""
         if isinstance(value, date):  # or a time
             hint = "; text that looks like a date stands in quotes"
         raise ConfigError(
             f"{where}: {key.name} must be {_expected(key)}, got {_shown(value)}{hint}"
         )
-    return key.type(value)
+    if isinstance(value, list):
+        return tuple(value) if len(value) > 1 else value[0]
+    return key.type(value) if isinstance(key.type, type) else value
+
+
+def _fits(key: "dataclasses.Field[Any]", value: Any) -> bool:
+    if key.metadata.get("several") and isinstance(value, list):
+        known = all(isinstance(one, str) and _is_choice(key, one) for one in value)
+        return known and 0 < len(value) == len(set(value))
+    if "choices" in key.metadata:
+        return _is_choice(key, value)
+    assert isinstance(key.type, type)
+    kinds = {int: _is_number, float: _is_number, bool: _is_bool, str: _is_text}
+    return kinds[key.type](key, value)
 
 
 def _close(value: Any, known: list[str]) -> list[str]:
@@ -340,7 +370,8 @@ def _expected(key: "dataclasses.Field[Any]") -> str:
     """The rule for a key in words."""
     rules = key.metadata
     if "choices" in rules:
-        return "one of " + ", ".join(map(str, rules["choices"]))
+        known = "one of " + ", ".join(map(str, rules["choices"]))
+        return f"{known}, or a list of different ones" if "several" in rules else known
     if key.type is bool:
         return "true or false"
     if key.type is str:

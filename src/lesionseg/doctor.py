@@ -212,20 +212,29 @@ def _data(config: DownloadConfig) -> Finding:
     if manifest.exists():
         num_images = len(manifest.read_bytes().splitlines()) - 1
         return Finding("ok", f"{num_images} images are in data/raw; source: {config.source}")
-    if config.source == "folder":
+    if "folder" in config.sources:
         folder = project_root() / config.folder
         if folder.is_dir():
             return Finding("ok", f"will be read from {folder}")
         remedy = "Correct folder in params.yaml, section download"
         return Finding("error", f"{folder} is missing", remedy)
-    if config.source == "isic2016":
-        from lesionseg.data.isic2016 import ARCHIVES, BASE_URLS
+    from lesionseg.data.isic import CHALLENGES
 
-        archives_dir = project_root() / config.archives
-        missing = [archive for archive in ARCHIVES if not (archives_dir / archive.name).exists()]
+    archives_dir = project_root() / config.archives
+    wanted = [CHALLENGES[name] for name in config.sources if name in CHALLENGES]
+    missing = [
+        (challenge, archive)
+        for challenge in wanted
+        for archive in challenge.archives
+        if not (archives_dir / archive.name).exists()
+    ]
+    if wanted:
+        num_archives = sum(len(challenge.archives) for challenge in wanted)
+        urls = [url + missing[0][1].name for url in missing[0][0].urls] if missing else []
         return _to_fetch(
-            f"ISIC 2016: {len(ARCHIVES) - len(missing)} of {len(ARCHIVES)} archives are there",
-            [base_url + missing[0].name for base_url in BASE_URLS] if missing else [],
+            f"{', '.join(config.sources)}: {num_archives - len(missing)} of {num_archives} "
+            "archives are there",
+            urls,
             remedy=f"Bring the archives into {archives_dir}, or write source: phantom",
         )
     return Finding("ok", f"will be made (source: {config.source})")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from lesionseg.data.groups import gather, in_order
 from lesionseg.errors import ConfigError, DataError
 from lesionseg.files import require
 
@@ -19,13 +20,16 @@ SPLITS = ("train", "val", "test")
 class Split:
     """One split, sorted by id; its arrays are read from disk when touched.
 
-    `images` is (N, H, W, 3) uint8 RGB in [0, 255], `masks` is (N, H, W) uint8 in {0, 1}.
+    `images` is (N, H, W, 3) uint8 RGB in [0, 255], `masks` is (N, H, W) uint8 in {0, 1}. `groups`
+    and `folds` are the user's own, one for each image and "" for none, or empty as a whole.
     """
 
     name: str
     images: NDArray[np.uint8]
     masks: NDArray[np.uint8]
     ids: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    folds: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -38,7 +42,8 @@ class Split:
 
     def first(self, num: int) -> "Split":
         """The first `num` images, memory-mapped where the split is."""
-        return replace(self, images=self.images[:num], masks=self.masks[:num], ids=self.ids[:num])
+        columns = {name: getattr(self, name)[:num] for name in ("ids", "groups", "folds")}
+        return replace(self, images=self.images[:num], masks=self.masks[:num], **columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,8 @@ def load_split(processed_dir: Path, name: str) -> Split:
     split_dir = processed_dir / name
     images = _load(split_dir / "images.npy", num_axes=4)
     masks = _load(split_dir / "masks.npy", num_axes=3)
-    ids = _read_ids(split_dir / "index.csv")
+    index = _read_index(split_dir / "index.csv")
+    ids = index["ids"]
     if not len(images) == len(masks) == len(ids) > 0:
         raise _unfit(
             split_dir,
@@ -96,7 +102,7 @@ def load_split(processed_dir: Path, name: str) -> Split:
         )
     if (highest := masks.max()) > 1:
         raise _unfit(split_dir / "masks.npy", f"must hold 0 and 1 only, got {highest}")
-    return Split(name=name, images=images, masks=masks, ids=ids)
+    return Split(name=name, images=images, masks=masks, **index)
 
 
 def split_fold(
@@ -104,10 +110,12 @@ def split_fold(
 ) -> tuple[Split | Fold, Split | Fold]:
     """What one fold of a k-fold cross-validation trains on, and what it validates on.
 
-    Fold 0 has the two splits as they are. For the others `train` is shuffled and cut into chunks
-    as large as `val`; fold n validates on the n-th and trains on all other images, `val` among
-    them. What is left over at the end is a smaller chunk if it has at least half as many images,
-    so that rounding costs no fold; if it has fewer, no fold validates on it.
+    Fold 0 has the two splits as they are. Where images of `train` have folds of their own, fold n
+    validates on the n-th of these. Else the groups of `train` are shuffled and filled into chunks
+    that have at least as many images as `val`, each group whole; fold n validates on the n-th.
+    What is left over at the end is a smaller chunk if it has at least half as many images, so that
+    rounding costs no fold; if it has fewer, no fold validates on it. A fold trains on all other
+    images, `val` among them.
 
     Args:
         train: The split whose images the further folds validate on.
@@ -120,24 +128,41 @@ def split_fold(
         ConfigError: There are fewer chunks than `num_folds` needs.
     """
     num_train, num_val = len(train.ids), len(val.ids)
-    shuffled = np.random.default_rng(seed).permutation(num_train)
-    chunks = [shuffled[start : start + num_val] for start in range(0, num_train, num_val)]
-    chunks = [chunk for chunk in chunks if 2 * len(chunk) >= num_val]
+    chunks = _cut_chunks(train, num_images=num_val, seed=seed)
     if num_folds > len(chunks) + 1:
+        own = any(train.folds)
+        parts = "have" if own else "make"
+        size = "folds beside val's" if own else f"parts as large as val ({num_val} images)"
+        remedy = "" if own else ", or a smaller preprocess.val_fraction"
         raise ConfigError(
             f"params.yaml: train: num_seeds is {num_folds}, and cross_validate is true: the "
-            f"{num_train} images of train make {len(chunks)} parts as large as val ({num_val} "
-            f"images). Write num_seeds of at most {len(chunks) + 1}, or a smaller "
-            "preprocess.val_fraction"
+            f"{num_train} images of train {parts} {len(chunks)} {size}. "
+            f"Write num_seeds of at most {len(chunks) + 1}{remedy}"
         )
     if fold == 0:
         return train, val
-    held_out = set(chunks[fold - 1].tolist())
+    held_out = set(chunks[fold - 1])
     rest = [(train, row) for row in range(num_train) if row not in held_out]
     return (
         _gather("train", [*rest, *((val, row) for row in range(num_val))]),
         _gather("val", ((train, row) for row in held_out)),
     )
+
+
+def _cut_chunks(train: Split, *, num_images: int, seed: int) -> list[list[int]]:
+    """The rows of `train` that further folds validate on."""
+    if any(train.folds):
+        return [
+            [row for row, fold in enumerate(train.folds) if fold == name]
+            for name in in_order(train.folds)
+        ]
+    groups = gather(train.groups or [""] * len(train.ids))
+    chunks: list[list[int]] = [[]]
+    for number in np.random.default_rng(seed).permutation(len(groups)).tolist():
+        if len(chunks[-1]) >= num_images:
+            chunks.append([])
+        chunks[-1] += groups[number]
+    return [chunk for chunk in chunks if 2 * len(chunk) >= num_images]
 
 
 def _gather(name: str, members: Iterable[tuple[Split, int]]) -> Fold:
@@ -160,17 +185,24 @@ def _load(path: Path, *, num_axes: int) -> NDArray[np.uint8]:
     return array
 
 
-def _read_ids(path: Path) -> tuple[str, ...]:
-    """The ids of a table of images, each once and in their order."""
+def _read_index(path: Path) -> dict[str, tuple[str, ...]]:
+    """The ids of a table of images, each once and in their order, and what else it has of them."""
     require(path, stage="preprocess")
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            ids = tuple(row["id"] or "" for row in csv.DictReader(stream, strict=True))
+            rows = list(csv.DictReader(stream, strict=True))
+            ids = tuple(row["id"] or "" for row in rows)
     except (KeyError, ValueError, OSError, csv.Error) as error:
         raise _unfit(path, f"is no table of images ({error})") from error
     if list(ids) != sorted(set(ids)):
         raise _unfit(path, "must name each image once, in the order of the ids")
-    return ids
+    own = {"groups": "group", "folds": "fold"}
+    columns = {
+        name: tuple(row[column] or "" for row in rows)
+        for name, column in own.items()
+        if rows and column in rows[0]
+    }
+    return {"ids": ids, **columns}
 
 
 def _unfit(path: Path, problem: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Images that two splits share: as the same file, with nearly the same pixels, or by their id."""
+"""Images that two splits or sources share: the same file, nearly the same pixels, or their id."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,15 @@ CHUNK = 256  # images of one split that are compared at once with as many of ano
 class Fingerprints:
     """What tells the images of a split apart, in the order of `ids`.
 
+    `archive_ids` are those that an archive gave the images, such as ISIC's: the same is one image
+    wherever it stands. It is "" where an id says nothing, as camera and export count from 1 anew.
     `sha256` is of the files; `thumbnails` is (M, F) float32 in [0, 255] with a row for every image
     of the data, and may be memory-mapped; `members` are the rows of this split.
     """
 
     split: str
     ids: Sequence[str]
+    archive_ids: Sequence[str]
     sha256: Sequence[str]
     thumbnails: NDArray[np.float32]
     members: Sequence[int]
@@ -29,9 +32,9 @@ class Fingerprints:
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """An image that stands in two splits, and what was done about it.
+    """An image that stands in two splits or sources, and what was done about it.
 
-    `kind` is the first that holds of `id` (same id, where ids are unique), `sha256` (same file) and
+    `kind` is the first that holds of `id` (same id in an archive), `sha256` (same file) and
     `near` (nearly the same pixels). `distance` is the mean absolute difference of the thumbnails in
     grey levels.
     """
@@ -62,16 +65,9 @@ def thumbnails(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def find_duplicates(
-    dropped: Fingerprints,
-    kept: Fingerprints,
-    *,
-    near_duplicate_distance: float,
-    ids_are_unique: bool,
+    dropped: Fingerprints, kept: Fingerprints, *, near_duplicate_distance: float
 ) -> list[Leak]:
     """Every pair of an image of `dropped` and the same image in `kept`, in the order of their ids.
-
-    With `ids_are_unique` an id is one image wherever it stands, as in ISIC's archive. Without,
-    different images may have the same id in two splits, as camera and export count from 1 anew.
 
     Two images are nearly the same when their distance is below `near_duplicate_distance`. On ISIC
     2016 the closest two different images are 5.1 apart. Saving an image again as JPEG moves it by
@@ -81,10 +77,10 @@ def find_duplicates(
     Subtracting each image's mean colour first would find brighter and darker copies too (5 % are
     7 apart, then 1), but brings strangers down to 3.4, below the distance of such copies.
     """
-    sha256, ids = np.array(kept.sha256, np.str_), np.array(kept.ids, np.str_)
+    sha256, ids = np.array(kept.sha256, np.str_), np.array(kept.archive_ids, np.str_)
     leaks = []
     for row, distances in enumerate(_distances(dropped, kept)):
-        same_id = (ids == dropped.ids[row]) & ids_are_unique
+        same_id = (ids == dropped.archive_ids[row]) & (ids != "")
         same_file = sha256 == dropped.sha256[row]
         is_near = distances < near_duplicate_distance
         for other in np.flatnonzero(same_id | same_file | is_near).tolist():

@@ -4,8 +4,9 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,8 @@ from lesionseg.errors import DataError
 from lesionseg.files import require, sha256, write_csv
 
 NAME = "manifest.csv"
-SPLITS = ("test", "train")
+SPLITS = ("train", "val", "test")
+FOLDERS = ("train", "test")  # of the raw data; images of val lie in train
 REMEDY = "Mend the source of the data and run: dvc repro -f download"
 
 
@@ -26,7 +28,10 @@ class ManifestRow:
     """An image and its mask; paths are relative to the raw data's folder, with slashes.
 
     `height` and `width` are pixels as a viewer shows the image, EXIF orientation applied; the mask
-    has the same.
+    has the same. `split` is `train`, `val` or `test`; images of `val` lie in the folder `train`.
+    Images of one patient or lesion have the same `group`, and `fold` is the fold of a
+    cross-validation that validates on the image. `source` is where it came from, where several
+    sources were joined. The table has these columns where any image has one.
     """
 
     id: str
@@ -37,43 +42,60 @@ class ManifestRow:
     image_sha256: str
     mask_path: str
     mask_sha256: str
+    group: str = ""
+    fold: str = ""
+    source: str = ""
 
 
-COLUMNS = tuple(column.name for column in fields(ManifestRow))
+OPTIONAL = ("group", "fold", "source")
+COLUMNS = tuple(c.name for c in fields(ManifestRow) if c.name not in OPTIONAL)
+# Folder and id of an image -> what its row has beside its files.
+Known = Mapping[tuple[str, str], Mapping[str, str]]
 
 
-def write_manifest(raw_dir: Path) -> list[tuple[ManifestRow, float]]:
+def write_manifest(
+    raw_dir: Path, known: Known = MappingProxyType({}), *, folders: Sequence[str] = FOLDERS
+) -> list[tuple[ManifestRow, float]]:
     """The rows of the new `raw_dir/manifest.csv`, each with the share of lesion in its mask.
 
-    They are sorted by split and id. All `raw_dir/{train,test}/{images,masks}/<id>.*` are
+    They are sorted by folder and id. All `raw_dir/{train,test}/{images,masks}/<id>.*` are
     hashed, the masks decoded, and of the images the headers read: their pixels are decoded by the
     next stage, which names an image that is damaged further on.
+
+    Args:
+        raw_dir: The raw data's folder.
+        known: What is known of images beside their files; else the folder is the split.
+        folders: Those of `raw_dir`; each must hold images.
 
     Raises:
         DataError: A split is empty, an image and its mask differ in size, one of them stands alone
             or is no image at all, or a mask is none.
     """
-    pairs = [
-        (split, image_path, mask_path)
-        for split in SPLITS
-        for image_path, mask_path in _pairs(raw_dir, split)
-    ]
+    files = [(folder, *paths) for folder in sorted(folders) for paths in _pairs(raw_dir, folder)]
 
-    def check(pair: tuple[str, Path, Path]) -> tuple[ManifestRow, float]:
-        row = _row(raw_dir, *pair)
+    def check(file: tuple[str, Path, Path]) -> tuple[ManifestRow, float]:
+        row = _row(raw_dir, *file)
+        row = replace(row, **known.get((row.split, row.id), {}))  # type: ignore[arg-type]
         mask = read_mask(raw_dir / row.mask_path)
         return row, float(np.count_nonzero(mask) / mask.size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(
-            tqdm(pool.map(check, pairs), "Checking", len(pairs), unit="image", disable=None)
+            tqdm(pool.map(check, files), "Checking", len(files), unit="image", disable=None)
         )
-    write_csv(raw_dir / NAME, [asdict(row) for row, _ in found])
+    rows = [row for row, _ in found]
+    columns = (*COLUMNS, *used_columns(rows))
+    write_csv(raw_dir / NAME, [{name: getattr(row, name) for name in columns} for row in rows])
     return found
 
 
+def used_columns(rows: Sequence[ManifestRow]) -> list[str]:
+    """Those of `OPTIONAL` in which any row has a value."""
+    return [name for name in OPTIONAL if any(getattr(row, name) for row in rows)]
+
+
 def read_manifest(raw_dir: Path) -> list[ManifestRow]:
-    """The rows of `raw_dir/manifest.csv`, sorted by split and id.
+    """The rows of `raw_dir/manifest.csv`, in its order.
 
     Raises:
         MissingFileError: It is not there.
@@ -94,10 +116,11 @@ def read_manifest(raw_dir: Path) -> list[ManifestRow]:
 
 
 def _parse(values: Mapping[str, str]) -> ManifestRow:
-    if tuple(values) != COLUMNS or None in values.values():
+    is_known = set(COLUMNS) <= set(values) <= {*COLUMNS, *OPTIONAL}
+    if not is_known or None in values.values():
         raise ValueError("a line has other columns or too few values")
     if values["split"] not in SPLITS:
-        raise ValueError(f"split must be train or test, got {values['split']!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {values['split']!r}")
     sizes = {name: int(values[name]) for name in ("height", "width")}
     return ManifestRow(**{**values, **sizes})  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 from lesionseg.data.levels import DEEPEST, WHITES, find_white, is_deep
-from lesionseg.data.rasters import opened, raw_mode, upright
+from lesionseg.data.rasters import NamedBytes, name_of, opened, raw_mode, upright
 from lesionseg.errors import DataError
 
 FOREGROUND_ABOVE = 128  # the rule of the ISIC challenge and its scorer
@@ -62,7 +62,7 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return understand_mask(path).mask
 
 
-def understand_mask(path: Path) -> ReadMask:
+def understand_mask(source: Path | NamedBytes) -> ReadMask:
     """A mask file of any kind that means one thing only.
 
     Two levels, 0 and another, or black and a colour: the other is lesion, whatever it is. More
@@ -73,7 +73,7 @@ def understand_mask(path: Path) -> ReadMask:
     Raises:
         DataError: The file is missing, truncated or no image, or it is not clear what is lesion.
     """
-    with opened(path) as image:
+    with opened(source) as image:
         is_grey_png = image.format == "PNG" and raw_mode(image) == "L"
         is_lossy = image.format in _LOSSY
         shown = upright(image)
@@ -83,8 +83,8 @@ def understand_mask(path: Path) -> ReadMask:
             mask, of_levels = _split(levels, is_lossy=is_lossy)
         except _UnclearMaskError as error:
             raise DataError(
-                f"{path}: a mask must be 0 outside the lesion and 255 inside, got {error}. "
-                "Save it again with 255 as its foreground"
+                f"{name_of(source)}: a mask must be 0 outside the lesion and 255 inside, got "
+                f"{error}. Save it again with 255 as its foreground"
             ) from None
     meaning = meaning or of_levels
     return ReadMask(mask=mask, meaning=meaning, is_plain=is_plain and not meaning)

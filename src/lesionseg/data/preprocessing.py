@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lesionseg.data.dataset import SPLITS
+from lesionseg.data.groups import draw, gather, in_order
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
     THUMBNAIL_VALUES,
@@ -25,7 +26,7 @@ from lesionseg.data.leaks import (
     find_duplicates,
     thumbnails,
 )
-from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.manifest import ManifestRow, read_manifest, used_columns
 from lesionseg.data.masks import read_mask
 from lesionseg.data.summary import SplitSummary, summarise
 from lesionseg.errors import DataError
@@ -38,7 +39,8 @@ LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
 # Of the copies between two splits, the one in the first is dropped: test stays whole.
 PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
 CHUNK = 64  # images copied at once
-SOURCES_WITH_UNIQUE_IDS = ("isic2016",)  # an archive gave each image its id
+# ISIC's archive gave each image its id.
+SOURCES_WITH_UNIQUE_IDS = ("isic2016", "isic2017", "isic2018", "ham10000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def preprocess(
     raw_dir: Path,
     out_dir: Path,
     *,
-    source: str,
+    source: str | Sequence[str],
     image_size: int,
     val_fraction: float,
     seed: int,
@@ -77,16 +79,20 @@ def preprocess(
     """What was written to `out_dir`, which is replaced as a whole.
 
     Per split, sorted by id: `images.npy` (N, H, W, 3) uint8 RGB in [0, 255], `masks.npy` (N, H, W)
-    uint8 in {0, 1}, `index.csv`. And `leaks.csv`: training images that are in test or validation
-    and validation images that are in test; those copies are in no array.
+    uint8 in {0, 1}, `index.csv`, with groups and folds where there are any. And `leaks.csv`:
+    training images that are in test or validation and validation images that are in test; those
+    copies are in no array. Nor are those that joined sources share, but for the one of the source
+    that stands first.
 
     Args:
         raw_dir: What the download stage wrote.
         out_dir: The folder to write.
-        source: Where the raw data come from, as download.source of params.yaml says.
+        source: Where the raw data come from, as download.source of params.yaml says: one source,
+            or several that are joined.
         image_size: Height and width in pixels, a multiple of 16.
-        val_fraction: Share of the training images that becomes the validation split, before
-            copies are dropped.
+        val_fraction: Share of the training images' groups that becomes the validation split,
+            before copies are dropped. Where the manifest names images of val, these are the split;
+            where it names folds, the images of the first one are.
         seed: Seed of that split.
         near_duplicate_distance: See `find_duplicates`.
         num_threads: How many images are decoded at once, by default a few more than there are
@@ -98,40 +104,62 @@ def preprocess(
         DataError: A file is damaged, a mask has another size than its image, or a split is empty.
     """
     rows = sorted(read_manifest(raw_dir), key=lambda row: (row.split, row.id))
+    sources = (source,) if isinstance(source, str) else tuple(source)
     members = _assign(rows, val_fraction=val_fraction, seed=seed)
     with replacing(out_dir) as part_dir:
         decoded = _decode(
             raw_dir, part_dir / "all", rows, image_size=image_size, num_threads=num_threads
         )
-        leaks = _drop_copies(
-            decoded,
-            members,
-            near_duplicate_distance=near_duplicate_distance,
-            ids_are_unique=source in SOURCES_WITH_UNIQUE_IDS,
-        )
+        check = _LeakCheck(decoded, sources=sources, distance=near_duplicate_distance)
+        leaks = []
+        if len(sources) > 1:  # first of all, so that val is a share of what is left
+            train = [i for i, row in enumerate(rows) if row.split == "train"]
+            leaks = check.between_sources(train)
+            shared = {leak.id for leak in leaks}
+            dropped = {i for i in train if rows[i].id in shared}
+            members = _assign(rows, val_fraction=val_fraction, seed=seed, dropped=dropped)
+        leaks += check.between_splits(members)
         for name in SPLITS:
             _write_split(part_dir / name, decoded, members[name])
         _write_table(part_dir / "leaks.csv", LEAK_COLUMNS, leaks)
         summaries = tuple(_summary(name, decoded, members[name]) for name in SPLITS)
         shutil.rmtree(part_dir / "all")
+    _report_val(rows)
     _report(leaks, out_dir)
     _report_same_names(rows, members)
     return Summary(splits=summaries, leaks=tuple(leaks))
 
 
-def _assign(rows: Sequence[ManifestRow], *, val_fraction: float, seed: int) -> dict[str, list[int]]:
-    """The positions in `rows`, sorted by id, that make up each split."""
-    test = [i for i, row in enumerate(rows) if row.split == "test"]
-    train = [i for i, row in enumerate(rows) if row.split == "train"]
-    num_val = round(val_fraction * len(train))
-    if not 0 < num_val < len(train):
+def _assign(
+    rows: Sequence[ManifestRow],
+    *,
+    val_fraction: float,
+    seed: int,
+    dropped: Collection[int] = (),
+) -> dict[str, list[int]]:
+    """The positions in `rows`, sorted by id, that make up each split; `dropped` are in none."""
+    members = {
+        name: [i for i, row in enumerate(rows) if row.split == name and i not in dropped]
+        for name in SPLITS
+    }
+    folds = [rows[i].fold for i in members["train"]]
+    groups = [rows[i].group for i in members["train"]]
+    val = []
+    if not members["val"] and any(folds):
+        first = in_order(folds)[0]
+        val = [i for i, fold in zip(members["train"], folds, strict=True) if fold == first]
+    elif not members["val"]:
+        val = [members["train"][n] for n in draw(groups, fraction=val_fraction, seed=seed)]
+    held_out = {*val, *members["val"]}
+    train = [i for i in members["train"] if i not in held_out]
+    if not held_out or not train:
+        what = "groups" if any(groups) else "images"
         raise DataError(
-            f"{len(train)} training images with preprocess.val_fraction {val_fraction:g} leave "
-            f"{num_val} for validation and {len(train) - num_val} for training; both need at "
-            "least 1. Change val_fraction in params.yaml, or add images"
+            f"{len(gather(groups))} training {what} with preprocess.val_fraction {val_fraction:g} "
+            f"leave {len(held_out)} images for validation and {len(train)} for training; both need "
+            "at least 1. Change val_fraction in params.yaml, or add images"
         )
-    shuffled = np.random.default_rng(seed).permutation(train).tolist()
-    return {"train": sorted(shuffled[num_val:]), "val": sorted(shuffled[:num_val]), "test": test}
+    return {"train": train, "val": sorted(held_out), "test": members["test"]}
 
 
 def _decode(
@@ -177,43 +205,66 @@ def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
     return mask
 
 
-def _drop_copies(
-    decoded: _Decoded,
-    members: dict[str, list[int]],
-    *,
-    near_duplicate_distance: float,
-    ids_are_unique: bool,
-) -> list[Leak]:
-    """What was found twice; the copies to drop are taken out of `members`."""
-    leaks = []
-    for name, other in PRECEDENCE:
-        found = find_duplicates(
-            _fingerprints(decoded, name, members[name]),
-            _fingerprints(decoded, other, members[other]),
-            near_duplicate_distance=near_duplicate_distance,
-            ids_are_unique=ids_are_unique,
+class _LeakCheck:
+    """Looks for images that are there twice; the copies to drop are taken out."""
+
+    def __init__(self, decoded: _Decoded, *, sources: Sequence[str], distance: float) -> None:
+        self._decoded = decoded
+        self._sources = sources
+        self._distance = distance
+
+    def between_sources(self, train: Sequence[int]) -> list[Leak]:
+        """What each source shares with those before it, of the images at these positions."""
+        rows = self._decoded.rows
+        leaks: list[Leak] = []
+        kept = [i for i in train if rows[i].source == self._sources[0]]
+        for name in self._sources[1:]:
+            own = [i for i in train if rows[i].source == name]
+            found = self._find("train", own, "train", kept)
+            copies = {leak.id for leak in found}
+            kept += [i for i in own if rows[i].id not in copies]
+            leaks += found
+        return leaks
+
+    def between_splits(self, members: dict[str, list[int]]) -> list[Leak]:
+        """What each split shares with those before which it has to give way."""
+        leaks = []
+        for name, other in PRECEDENCE:
+            found = self._find(name, members[name], other, members[other])
+            copies = {leak.id for leak in found}
+            members[name] = [i for i in members[name] if self._decoded.rows[i].id not in copies]
+            leaks += found
+        for name in SPLITS:
+            if not members[name]:
+                raise DataError(
+                    f"no {name} image is left: all are also in another split. Take the copies out "
+                    "of the source of the data, or lower preprocess.near_duplicate_distance "
+                    f"({self._distance:g}) in params.yaml if they are none"
+                )
+        return leaks
+
+    def _find(self, name: str, own: list[int], other: str, others: list[int]) -> list[Leak]:
+        return find_duplicates(
+            self._fingerprints(name, own),
+            self._fingerprints(other, others),
+            near_duplicate_distance=self._distance,
         )
-        copies = {leak.id for leak in found}
-        members[name] = [i for i in members[name] if decoded.rows[i].id not in copies]
-        leaks += found
-    for name in SPLITS:
-        if not members[name]:
-            raise DataError(
-                f"no {name} image is left: all are also in another split. Take the copies out of "
-                "the source of the data, or lower preprocess.near_duplicate_distance "
-                f"({near_duplicate_distance:g}) in params.yaml if they are none"
-            )
-    return leaks
 
+    def _fingerprints(self, name: str, members: list[int]) -> Fingerprints:
+        rows = [self._decoded.rows[i] for i in members]
+        return Fingerprints(
+            split=name,
+            ids=[row.id for row in rows],
+            archive_ids=[self._archive_id(row) for row in rows],
+            sha256=[row.image_sha256 for row in rows],
+            thumbnails=self._decoded.thumbnails,
+            members=members,
+        )
 
-def _fingerprints(decoded: _Decoded, name: str, members: list[int]) -> Fingerprints:
-    return Fingerprints(
-        split=name,
-        ids=[decoded.rows[i].id for i in members],
-        sha256=[decoded.rows[i].image_sha256 for i in members],
-        thumbnails=decoded.thumbnails,
-        members=members,
-    )
+    def _archive_id(self, row: ManifestRow) -> str:
+        """The id that ISIC's archive gave an image, "" for other sources."""
+        source = row.source or self._sources[0]
+        return row.id.removeprefix(f"{source}_") if source in SOURCES_WITH_UNIQUE_IDS else ""
 
 
 def _write_split(split_dir: Path, decoded: _Decoded, members: list[int]) -> None:
@@ -223,7 +274,8 @@ def _write_split(split_dir: Path, decoded: _Decoded, members: list[int]) -> None
         chunk = members[start : start + CHUNK]
         images[start : start + CHUNK] = decoded.images[chunk]
         masks[start : start + CHUNK] = decoded.masks[chunk]
-    _write_table(split_dir / "index.csv", INDEX_COLUMNS, [decoded.rows[i] for i in members])
+    columns = (*INDEX_COLUMNS, *used_columns(decoded.rows))
+    _write_table(split_dir / "index.csv", columns, [decoded.rows[i] for i in members])
 
 
 def _create_arrays(
@@ -261,16 +313,30 @@ def _write_table(path: Path, columns: Sequence[str], records: Iterable[ManifestR
         writer.writerows(asdict(record) for record in records)
 
 
+def _report_val(rows: Sequence[ManifestRow]) -> None:
+    """Say in one line where val comes from, if not by draw."""
+    folds = [row.fold for row in rows if row.split == "train" and row.fold]
+    if any(row.split == "val" for row in rows):
+        logger.info("val is what the data say; preprocess.val_fraction is not used")
+    elif folds:
+        fold = in_order(folds)[0]
+        logger.info("val is fold %s of the data; preprocess.val_fraction is not used", fold)
+
+
 def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
-    """Say in one line what was dropped."""
-    if leaks:
-        dropped = Counter(leak.split for leak in {leak.id: leak for leak in leaks}.values())
-        numbers = " and ".join(f"{num} from {name}" for name, num in sorted(dropped.items()))
+    """Say in one line what was dropped between splits, and in one what between sources."""
+    where = out_dir / "leaks.csv"
+    if shared := {leak.id for leak in leaks if leak.split == leak.other_split}:
         logger.warning(
-            "Dropped %s: the same images are in another split. See %s",
-            numbers,
-            out_dir / "leaks.csv",
+            "Dropped %d from train: a source that stands before theirs has the same images. See %s",
+            *(len(shared), where),
         )
+    dropped = Counter(
+        leak.split for leak in {k.id: k for k in leaks if k.split != k.other_split}.values()
+    )
+    if dropped:
+        numbers = " and ".join(f"{num} from {name}" for name, num in sorted(dropped.items()))
+        logger.warning("Dropped %s: the same images are in another split. See %s", numbers, where)
 
 
 def _report_same_names(rows: Sequence[ManifestRow], members: Mapping[str, Sequence[int]]) -> None:

@@ -4,6 +4,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,8 +66,18 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         ) from error
 
 
+class NamedBytes(BytesIO):
+    """A file's content that messages can name."""
+
+    def __init__(self, content: bytes, *, name: str) -> None:
+        super().__init__(content)
+        self.name: str = name
+
+
 def name_of(source: Path | BinaryIO) -> str:
-    """What a message calls a file; bytes have no name."""
+    """What a message calls a file; bytes have no name but their own."""
+    if isinstance(source, NamedBytes):
+        return source.name
     return str(source) if isinstance(source, Path) else "this"
 
 

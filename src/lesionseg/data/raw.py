@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import DownloadConfig
-from lesionseg.data.folder import copy_folder
-from lesionseg.data.isic2016 import unpack_isic2016
+from lesionseg.data.manifest import FOLDERS, ManifestRow, write_manifest
 from lesionseg.data.manifest import NAME as MANIFEST
-from lesionseg.data.manifest import ManifestRow, write_manifest
+from lesionseg.data.pairs import Pair, to_know, write_pairs
 from lesionseg.data.phantom import write_phantoms
+from lesionseg.data.sources import Places, read_sources
 from lesionseg.data.summary import SplitSummary, summarise
 from lesionseg.data.weights import write_encoder
 from lesionseg.files import full_disk_is_an_error, project_root
@@ -18,7 +18,7 @@ OUTS = ("train", "test", "encoder.pth", MANIFEST)
 
 
 def fill_raw(raw_dir: Path, config: DownloadConfig) -> list[SplitSummary]:
-    """Write images, masks, the encoder's weights and the manifest; what each split holds.
+    """Write images, masks, encoder weights and the manifest; what each folder of images holds.
 
     An error leaves the folder as it was.
 
@@ -38,32 +38,35 @@ def fill_raw(raw_dir: Path, config: DownloadConfig) -> list[SplitSummary]:
         _move_into_place(staging_dir, raw_dir)
     finally:
         _remove(staging_dir)
-    return [_summary(split, found) for split in ("train", "test")]
+    return [_summary(folder, found) for folder in FOLDERS]
 
 
 def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, float]]:
     """Write everything to a folder. Paths that the user gives start at the repository."""
     archives_dir = project_root() / config.archives
-    match config.source:
-        case "isic2016":
-            unpack_isic2016(raw_dir, archives_dir=archives_dir)
-        case "folder":
-            copy_folder(project_root() / config.folder, raw_dir)
-        case "phantom":
-            write_phantoms(
-                raw_dir,
-                num_train=config.phantom_num_train,
-                num_test=config.phantom_num_test,
-                size=config.phantom_size,
-                seed=config.phantom_seed,
-            )
+    pairs: list[Pair] = []
+    if config.sources == ("phantom",):
+        write_phantoms(
+            raw_dir,
+            num_train=config.phantom_num_train,
+            num_test=config.phantom_num_test,
+            size=config.phantom_size,
+            seed=config.seed,
+        )
+    else:
+        folder = project_root() / config.folder if config.folder else None
+        places = Places(folder=folder, archives_dir=archives_dir)
+        pairs = read_sources(
+            config.sources, places, test_fraction=config.test_fraction, seed=config.seed
+        )
+        write_pairs(raw_dir, pairs)
     write_encoder(
         raw_dir / "encoder.pth",
         weights=config.weights,
-        seed=config.phantom_seed,
+        seed=config.seed,
         archives_dir=archives_dir,
     )
-    return write_manifest(raw_dir)
+    return write_manifest(raw_dir, to_know(pairs))
 
 
 def _move_into_place(staging_dir: Path, raw_dir: Path) -> None:
@@ -83,11 +86,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _summary(split: str, found: Sequence[tuple[ManifestRow, float]]) -> SplitSummary:
-    """What a split holds, of rows with their shares of lesion."""
-    own = [(row, fraction) for row, fraction in found if row.split == split]
+def _summary(folder: str, found: Sequence[tuple[ManifestRow, float]]) -> SplitSummary:
+    """What a folder of `data/raw` holds, of rows with their shares of lesion."""
+    own = [
+        (row, fraction) for row, fraction in found if (row.split == "test") == (folder == "test")
+    ]
     return summarise(
-        split,
+        folder,
         sizes=[(row.height, row.width) for row, _ in own],
         lesion_fractions=[fraction for _, fraction in own],
     )

@@ -31,8 +31,8 @@ class Encoder(nn.Module):
         use_depthwise(self.features)
         self.features.load_state_dict(state)
         self.features.requires_grad_(not frozen)
-        self._drop_folded()
-        self.register_load_state_dict_post_hook(Encoder._drop_folded)  # type: ignore[no-untyped-call]
+        self._follow_features()
+        self.register_load_state_dict_post_hook(Encoder._follow_features)  # type: ignore[no-untyped-call]
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -49,25 +49,32 @@ class Encoder(nn.Module):
             Five maps, (N, C, H / stride, W / stride) with C = 16, 24, 32, 96, 1280.
         """
         maps = []
-        for index, block in enumerate(self._folded_features() if self.frozen else self.features):
+        for index, block in enumerate(self._folded[0] if self._folded else self.features):
             images = block(images)
             if index in TAPS:
                 maps.append(images)
         return maps
 
-    def _folded_features(self) -> nn.Sequential:
-        """What a frozen encoder computes with: made when first used, no part of its state."""
-        if not self._folded:
-            self._folded.append(fold_batch_norms(self.features))
-        return self._folded[0]
+    def fold(self) -> None:
+        """Fold the batch norms for good, into the weights themselves: it learns no more.
 
-    def _drop_folded(self, *_: Any) -> None:
-        self._folded: list[nn.Sequential] = []  # in a list, which hides it from `state_dict()`
+        Nothing is left beside what is computed with, as a file for another program needs it.
+        """
+        self.features = fold_batch_norms(self.features)
+        self.frozen = True
+        self._follow_features()
+        self.eval()
+
+    def _follow_features(self, *_: Any) -> None:
+        """Make anew what a frozen encoder computes with, while its state keeps batch norms."""
+        has_norms = any(isinstance(m, nn.BatchNorm2d) for m in self.features.modules())
+        # In a list, which hides it from `state_dict()`.
+        self._folded = [fold_batch_norms(self.features)] if self.frozen and has_norms else []
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or convert the encoder; what was folded before lies elsewhere."""
-        self._drop_folded()
+        """Move or convert the encoder, and what it computes with."""
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._follow_features()
         return self
 
 

@@ -106,7 +106,8 @@ def save_model(
 def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
     """The network in a `model.pt`, to predict with, and its image size in pixels.
 
-    It is in evaluation mode and its encoder is frozen, however it was trained: that is faster.
+    It is in evaluation mode and its encoder's batch norms are folded, however it was trained: that
+    is faster.
 
     Raises:
         MissingFileError: The file is not there.
@@ -120,11 +121,12 @@ def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
         encoder_state = {
             k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
         }
-        encoder = Encoder(state=encoder_state, frozen=True)  # what predicts learns no more
+        encoder = Encoder(state=encoder_state, frozen=False)
         model = Segmenter(encoder=encoder, decoder=DECODERS[content["decoder"]](dropout=0.0))
         model.load_state_dict(state)
         _require_finite(state)
         image_size = int(content["image_size"])
+        encoder.fold()  # what predicts learns no more
     except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
         reason = first_line(error)
         raise DataError(f"{path} is not a model ({reason}). Run: dvc repro -f {stage}") from None

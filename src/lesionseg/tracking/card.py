@@ -22,15 +22,38 @@ MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
 DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
 _SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
+_CC_0 = "of the images: CC-0"
+_THEIRS = "of the images: their owner's"
+# What is known of each `download.source`, and the terms of its images.
 _SOURCES = {
     "isic2016": (
         "ISIC 2016 challenge, Part 1 (Gutman et al. 2016, arXiv:1605.01397): dermoscopic images "
         "with masks by experts, published under CC-0.",
-        "of the images: CC-0",
+        _CC_0,
+    ),
+    "isic2017": (
+        "ISIC 2017 challenge, Part 1 (Codella et al. 2018, arXiv:1710.05006): dermoscopic images "
+        "with masks by experts, published under CC-0.",
+        _CC_0,
+    ),
+    "isic2018": (
+        "ISIC 2018 challenge, Task 1 (Codella et al. 2019, arXiv:1902.03368): dermoscopic images "
+        "with masks by experts and by tools.",
+        "of the images: that of the ISIC archive",
+    ),
+    "ph2": (
+        "PH2 (Mendonca et al. 2013, doi:10.1109/EMBC.2013.6610779): dermoscopic images of one "
+        "hospital, for research.",
+        _THEIRS,
+    ),
+    "ham10000": (
+        "HAM10000 (Tschandl et al. 2018, doi:10.1038/sdata.2018.161): dermoscopic images of two "
+        "clinics, several of a lesion among them.",
+        "of the images: CC BY-NC 4.0",
     ),
     "folder": (
         "Images and masks of a folder, `{folder}`; where they come from, its owner knows.",
-        "of the images: their owner's",
+        _THEIRS,
     ),
     "phantom": (
         "**Synthetic phantoms, no photographs**: for trying the program out. On real skin its "
@@ -88,15 +111,19 @@ def read_facts(results: Results) -> Facts:
     files = results.training(run)
     require(files.model, stage=run)
     record = TrainingRecord.read(files, run=run)
-    source = record.param("download.source")
-    if source not in _SOURCES:
+    if unknown := [source for source in _sources(record) if source not in _SOURCES]:
         raise DataError(
-            f"{files.record}: params: download.source is {source!r}, which this version of the "
-            "program does not know. Register with the version that trained it"
+            f"{files.record}: params: download.source is {unknown[0]!r}, which this version of "
+            "the program does not know. Register with the version that trained it"
         )
     comparison = _read_comparison(results.evaluation, record)
     strata = _read_strata(results.evaluation, run, comparison) if comparison else None
     return Facts(record=record, best=best[run], comparison=comparison, strata=strata)
+
+
+def _sources(record: TrainingRecord) -> list[str]:
+    """Where the training's images come from; the first one gave test."""
+    return str(record.param("download.source")).split(", ")
 
 
 def _read_best(files: TrainingFiles, run: str) -> BestEpoch:
@@ -141,7 +168,8 @@ def _read_strata(files: EvaluationFiles, run: str, comparison: Comparison) -> pd
 def write_card(facts: Facts) -> str:
     """The card as Markdown, at most `MAX_CHARACTERS` long."""
     record = facts.record
-    data, licence = _SOURCES[str(record.param("download.source"))]
+    told = [_SOURCES[source] for source in _sources(record)]
+    data = "\n".join(text.format(folder=record.param("download.folder")) for text, _ in told)
     weights = str(record.param("download.weights"))
     card = _load_template().render(
         record=record,
@@ -149,8 +177,8 @@ def write_card(facts: Facts) -> str:
         threshold=_say_threshold(facts),
         is_frozen=record.param("encoder_lr") == 0,
         size=record.param("preprocess.image_size"),
-        data=data.format(folder=record.param("download.folder")),
-        licence=licence,
+        data=data,
+        licence="; ".join(dict.fromkeys(licence for _, licence in told)),
         terms=_TERMS.get(weights, _TERMS_OF_A_FILE),
         commit=_say_commit(record.commit),
         loss=_list_values(record.section("loss")),
