@@ -38,7 +38,7 @@ OTHERS = {
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # What CONTRIBUTING.md's recipes add; tests/test_contributing.py applies them.
-OF_RECIPES = {"loss.log_cosh_dice": "loss.dice", "additive": "pyramid"}
+OF_RECIPES = {"loss.log_cosh_dice": "loss.dice", "additive": "pyramid", "beside": "folder"}
 
 
 def check_make(words):
