@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock doctor demo sweep ablation bench test check format repro ui clean
+.PHONY: help setup lock docs doctor demo sweep ablation bench test check format repro ui clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
@@ -35,7 +35,8 @@ help:
 	@echo "make ui        the MLflow UI on this project's runs, it prints where"
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
-	@echo "make clean     remove .venv, the demo and the small sweep; data, results and runs stay"
+	@echo "make docs      these pages as a site, links checked"
+	@echo "make clean     remove .venv, the demo, the small sweep and the site; data, results and runs stay"
 
 setup: .venv/ready
 
@@ -93,9 +94,14 @@ check: setup
 test: check
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+docs: .venv/constraints.txt
+	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('material'))" || $(EXTRA) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --site-dir site
+	@echo "Open the pages: $(CURDIR)/site/index.html"
+
 format: setup
 	ruff check --fix .
 	ruff format .
 
 clean:
-	rm -rf .venv .demo .sweep
+	rm -rf .venv .demo .sweep site

@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RECIPES = dict(
     re.findall(
-        r"## Add an? (\w+)\n.*?```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S
+        r"## Add an? (\w+)[^\n]*\n.*?```diff\n(.*?)```",
+        (ROOT / "CONTRIBUTING.md").read_text(),
+        re.S,
     )
 )
 # What a user of each recipe would see, run in the changed copy.
@@ -34,15 +36,30 @@ logits = torch.zeros_like(masks)  # dice loss by hand: 1 - (2 * 0.5 + 1) / (1 + 
 value = weighted_sum(logits, masks, weights=dataclasses.asdict(config.loss))
 assert abs(value.item() - math.log(math.cosh(1 / 3))) < 1e-6
 """,
+    "source": """
+for number in range(5):
+    level = 40 * number
+    Image.new("L", (8, 8), level).convert("RGB").save(f"given/{number}.jpg")
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (2, 2, 6, 6))
+    mask.save(f"given/{number}_mask.png")
+given = {"source": "beside", "folder": "given", "weights": "none"}
+change({f"download.{key}": value for key, value in given.items()}).replace("params.yaml")
+stages.download.main([])
+rows = list(csv.DictReader(open("data/raw/manifest.csv")))
+assert sorted(row["split"] for row in rows) == ["test", *4 * ["train"]]
+""",
 }
 PREAMBLE = """
-import dataclasses, math
+import csv, dataclasses, math
 from pathlib import Path
 import torch
 from lesionseg.config import load_config, override, read_yaml
 from lesionseg.losses import weighted_sum
 from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.segmenter import build_segmenter
+from PIL import Image
+import stages.download
 
 def change(values):
     path = Path("changed.yaml")
@@ -62,6 +79,7 @@ def changed(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for name in ("params.yaml", "dvc.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    (folder / "given").mkdir()
     for recipe in RECIPES.values():
         command = ["git", "apply", "--whitespace=error-all"]
         done = subprocess.run(command, cwd=folder, input=recipe, text=True, capture_output=True)
