@@ -201,7 +201,7 @@ def test_any_damaged_file_is_named_with_the_stage_to_run(project, no_server, mon
             bring(project)
         message = str(caught.value)
         assert path.name in message, name
-        assert re.search(rf"Run: dvc repro -f {stage}$", message), message
+        assert re.search(rf"Run: dvc repro -s?f {stage}( && dvc repro)?$", message), message
         assert len(message.splitlines()) == 1
         path.write_bytes(whole)
     with pytest.raises(LesionsegError, match="not all is in MLflow"):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from lesionseg.errors import ConfigError, DataError
+from lesionseg.errors import ConfigError, DataError, rerun
 from lesionseg.files import require
 
 SPLITS = ("train", "val", "test")
@@ -174,4 +174,4 @@ def _read_ids(path: Path) -> tuple[str, ...]:
 
 
 def _unfit(path: Path, problem: str) -> DataError:
-    return DataError(f"{path} {problem}. Run: dvc repro -f preprocess")
+    return DataError(f"{path} {problem}", remedy=f"Run: {rerun('preprocess')}")

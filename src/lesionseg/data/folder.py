@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lesionseg.data.images import read_image
 from lesionseg.data.masks import understand_mask
-from lesionseg.errors import DataError, MissingFileError
+from lesionseg.errors import DataError, MissingFileError, rerun
 from lesionseg.files import NAME_BYTES, check_free_space, write_bytes
 
 SPLITS = ("train", "test")
@@ -25,7 +25,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 NUM_NAMED = 3  # ids that a message names before it says how many more there are
 NUM_LOOKED_AT = 5  # images of a split that tell whether its two folders were exchanged
 LONGEST_ENDING = "_segmentation.png"  # of the files that later stages call after an image
-REMEDY = "then run: dvc repro -f download"
+REMEDY = f"then run: {rerun('download')}"
 
 logger = logging.getLogger(__name__)
 

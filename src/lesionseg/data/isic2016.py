@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lesionseg.data.fetch import fetch
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 from lesionseg.files import check_free_space
 
 BASE_URLS = (
@@ -152,4 +152,4 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 
 def _unfit(path: Path, problem: str) -> DataError:
-    return DataError(f"{path} {problem}. Delete it and run: dvc repro -f download")
+    return DataError(f"{path} {problem}", remedy=f"Delete it and run: {rerun('download')}")

@@ -28,7 +28,7 @@ from lesionseg.data.leaks import (
 from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.data.masks import read_mask
 from lesionseg.data.summary import SplitSummary, summarise
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 from lesionseg.files import check_free_space, is_full, replacing
 
 logger = logging.getLogger(__name__)
@@ -172,7 +172,8 @@ def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
     if mask.shape != (row.height, row.width):
         raise DataError(
             f"{raw_dir / row.mask_path} must be {row.height} x {row.width} pixels as its image is "
-            f"(height x width), got {mask.shape[0]} x {mask.shape[1]}. Run: dvc repro -f download"
+            f"(height x width), got {mask.shape[0]} x {mask.shape[1]}",
+            remedy=f"Run: {rerun('download')}",
         )
     return mask
 

@@ -25,7 +25,7 @@ from dvc.api import DVCFileSystem
 from lesionseg import children
 from lesionseg.children import Process
 from lesionseg.config import RUNS
-from lesionseg.errors import DataError, LesionsegError
+from lesionseg.errors import DataError, LesionsegError, rerun
 from lesionseg.files import read_json
 from lesionseg.results.tables import read_table
 from lesionseg.sweep.space import Value
@@ -291,7 +291,7 @@ def read_scores(folder: Path, run: str) -> list[float]:
         path = folder / "metrics.json"
         scores = [jaccard_in(read_json(path, stage=run))]
     if not scores or not all(map(math.isfinite, scores)):
-        raise DataError(f"{path} has no val jaccard. Run: dvc repro -f {run}")
+        raise DataError(f"{path} has no val jaccard", remedy=f"Run: {rerun(run)}")
     return scores
 
 
