@@ -218,7 +218,11 @@ def report(outcome: Outcome) -> None:
     fine, frozen = (score_text(outcome.scores[name]) for name in (FINETUNED, FROZEN))
     _log.info(
         "%s: val jaccard %s fine-tuned, %s frozen; %.0f s (%s)",
-        *(trial.name, fine, frozen, outcome.seconds, words(trial.settings)),
+        trial.name,
+        fine,
+        frozen,
+        outcome.seconds,
+        words(trial.settings),
     )
 
 

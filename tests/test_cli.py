@@ -67,10 +67,17 @@ def test_a_folder_gives_a_mask_for_each_image_and_a_summary(folder, predict):
     status, out, err = predict("photos")
     assert (status, err) == (0, "")
     assert files_below(folder / "predictions") == [
-        *("a_segmentation.png", "b_segmentation.png", "deep/a_segmentation.png", "summary.csv")
+        "a_segmentation.png",
+        "b_segmentation.png",
+        "deep/a_segmentation.png",
+        "summary.csv",
     ]
     assert [line.split()[0] for line in out.splitlines()] == [
-        *("file", "a.png", "b.jpg", "deep/a.jpg", "3")
+        "file",
+        "a.png",
+        "b.jpg",
+        "deep/a.jpg",
+        "3",
     ]
     assert out.endswith(" are in predictions\n")
 

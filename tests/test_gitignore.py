@@ -22,11 +22,22 @@ WRITTEN = (
     r"lesionseg predict (\S+)/",
 )
 MADE = (
-    *(".venv", ".demo/dvc.yaml", ".sweep/dvc.yaml", ".checkpoints/train_frozen-0/run_id"),
-    *("mlruns/mlflow.db", "mlruns/downloads/lesionseg-1/model.pt", "dvc_plots/index.html"),
-    *(".dvc/tmp/sweep/logs/a.log", ".dvc/cache/files/md5/00", ".dvc/config.local"),
-    *("data/archives/a.zip", "src/lesionseg.egg-info/PKG-INFO", "src/lesionseg/__pycache__/a.pyc"),
-    *(".pytest_cache/a", ".mypy_cache/a", ".ruff_cache/a"),
+    ".venv",
+    ".demo/dvc.yaml",
+    ".sweep/dvc.yaml",
+    ".checkpoints/train_frozen-0/run_id",
+    "mlruns/mlflow.db",
+    "mlruns/downloads/lesionseg-1/model.pt",
+    "dvc_plots/index.html",
+    ".dvc/tmp/sweep/logs/a.log",
+    ".dvc/cache/files/md5/00",
+    ".dvc/config.local",
+    "data/archives/a.zip",
+    "src/lesionseg.egg-info/PKG-INFO",
+    "src/lesionseg/__pycache__/a.pyc",
+    ".pytest_cache/a",
+    ".mypy_cache/a",
+    ".ruff_cache/a",
 )
 KEPT = ("results/ablation.csv", "dvc.lock", "params.yaml", "data/.gitkeep", "docs/demo.png")
 

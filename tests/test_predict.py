@@ -100,8 +100,10 @@ def save_all_kinds(folder):
     return {
         **dict.fromkeys(["grey.png", "deep.png", "deep.tif", "clear.png"], (90, 150)),
         **dict.fromkeys(["upside_down.jpg", "cmyk.jpg", "palette.png", "web.webp"], (90, 150)),
-        **{"small.png": (20, 30), "large.jpg": (700, 500)},
-        **{"turned.jpg": (600, 400), "turned.png": (150, 90)},
+        "small.png": (20, 30),
+        "large.jpg": (700, 500),
+        "turned.jpg": (600, 400),
+        "turned.png": (150, 90),
     }
 
 

@@ -282,7 +282,8 @@ def _report_same_names(rows: Sequence[ManifestRow], members: Mapping[str, Sequen
         logger.info(
             "%d images of train and val have the same name as one of test, such as %s. They are "
             "different pictures: all are used",
-            *(len(same), min(same)),
+            len(same),
+            min(same),
         )
 
 

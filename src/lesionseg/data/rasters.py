@@ -22,8 +22,14 @@ from lesionseg.errors import DataError, first_line, rerun
 
 # What Pillow raises for a damaged file, by its place of damage.
 DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError),
-    *(struct.error, Image.DecompressionBombError),
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
 )
 # How a viewer turns an image, by its EXIF orientation.
 _TURNS = {
