@@ -200,7 +200,8 @@ def ablated(tmp_path_factory):
 def test_every_configuration_is_an_experiment_whose_seeds_are_in_the_csv(ablated):
     folder, _, _ = ablated
     assert sorted(name[:-9] for name in experiments(folder)) == [
-        *("ablation-default", "ablation-more"),
+        "ablation-default",
+        "ablation-more",
     ]
     table = pd.read_csv(folder / "results/three.csv")
     keys = [(name, run, seed) for name in ("default", "more") for run in RUNS for seed in (0, 1)]

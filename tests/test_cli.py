@@ -72,10 +72,17 @@ def test_a_folder_gives_a_mask_for_each_image_and_a_summary(folder, predict):
     status, out, err = predict("photos")
     assert (status, err) == (0, "")
     assert files_below(folder / "predictions") == [
-        *("a_segmentation.png", "b_segmentation.png", "deep/a_segmentation.png", "summary.csv")
+        "a_segmentation.png",
+        "b_segmentation.png",
+        "deep/a_segmentation.png",
+        "summary.csv",
     ]
     assert [line.split()[0] for line in out.splitlines()] == [
-        *("file", "a.png", "b.jpg", "deep/a.jpg", "3")
+        "file",
+        "a.png",
+        "b.jpg",
+        "deep/a.jpg",
+        "3",
     ]
     assert out.endswith(" are in predictions\n")
 
@@ -285,8 +292,14 @@ def test_a_model_that_no_stage_makes_is_answered_without_one(folder, predict, ca
 def test_a_broken_model_of_the_project_is_made_anew_by_its_stage(project, predict):
     (project / "results/train_frozen").mkdir(parents=True)
     (project / "results/train_frozen/model.pt").touch()
-    message = r".*/model\.pt is not a model .* Run: dvc repro -f train_frozen, or name another .*"
-    assert_is_one_line(*predict("photos", model="results/train_frozen/model.pt"), message=message)
+    path = "results/train_frozen/model.pt"
+    remedy = "Run: dvc repro -sf train_frozen && dvc repro, or name another with --model"
+    message = rf"{path} is not a model \(.*\)\. {remedy}"
+    assert_is_one_line(*predict("photos", model=path), message=message)
+    assert_is_one_line(*predict("photos", "--model", path), message=message)  # the second of two
+    (project / "mine.pt").touch()
+    message = r"mine\.pt is not a model \(.*\)\. Name another with --model"
+    assert_is_one_line(*predict("photos", "--model", "mine.pt"), message=message)
     assert not (project / "predictions").exists()
 
 

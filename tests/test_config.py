@@ -429,8 +429,23 @@ no Yes on off y true null ~ 017 0o17 0x1F 0b1 1_000 1e5 1e-4 1.e5 .5e-4 .inf .na
 """
 TEXTS = [
     *WORDS.split(),
-    *("", " ", " a ", "a: b", "a #b", "ä", "\N{MICROSCOPE}", "a\nb", "\t", "\x85", "- a"),
-    *("%YAML 1.1", "x" * 200, "long words " * 30, "\\n", "\x07", "\ufeffa"),
+    "",
+    " ",
+    " a ",
+    "a: b",
+    "a #b",
+    "ä",
+    "\N{MICROSCOPE}",
+    "a\nb",
+    "\t",
+    "\x85",
+    "- a",
+    "%YAML 1.1",
+    "x" * 200,
+    "long words " * 30,
+    "\\n",
+    "\x07",
+    "\ufeffa",
 ]
 
 

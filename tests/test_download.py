@@ -249,14 +249,18 @@ def test_images_without_masks_are_counted_and_named(project: Path) -> None:
         DataError,
         "source/train has 7 images and 2 masks; no mask for x0, x1, x2 and 2 more",
         "Add masks/x0.png",
-        "dvc repro -f download",
+        "dvc repro -sf download && dvc repro",
     ):
         download()
 
 
 def test_a_mask_without_image_is_named(project: Path) -> None:
     (project / "source/train/images/ISIC_0000001.jpg").unlink()
-    with refused(DataError, "no image for ISIC_0000001_Segmentation.png", "dvc repro -f download"):
+    with refused(
+        DataError,
+        "no image for ISIC_0000001_Segmentation.png",
+        "dvc repro -sf download && dvc repro",
+    ):
         download()
 
 
@@ -492,7 +496,7 @@ def test_a_mask_of_another_size_is_refused(project: Path) -> None:
         DataError,
         "mask of ISIC_0000001 must be 8 x 12 pixels",
         "got 8 x 11",
-        "dvc repro -f download",
+        "dvc repro -sf download && dvc repro",
     ):
         download()
 
@@ -512,7 +516,7 @@ def test_an_unreadable_image_is_named(project: Path) -> None:
     with refused(
         DataError,
         "train/images/ISIC_0000001.jpg is not a readable JPEG or PNG",
-        "dvc repro -f download",
+        "dvc repro -sf download && dvc repro",
     ):
         download()
 
@@ -525,7 +529,7 @@ def test_an_image_of_too_many_pixels_is_named_with_their_number(
     with refused(
         DataError,
         "train/images/ISIC_0000001.jpg is too large: 6.0 megapixels, more than",
-        "dvc repro -f download",
+        "dvc repro -sf download && dvc repro",
     ):
         download()
 
@@ -558,7 +562,9 @@ def test_a_missing_manifest_says_which_stage_makes_it(tmp_path: Path) -> None:
 )
 def test_a_manifest_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.csv").write_text(text, encoding="latin-1")
-    with pytest.raises(DataError, match=r"manifest\.csv .*Run: dvc repro -f download$"):
+    with pytest.raises(
+        DataError, match=r"manifest\.csv .*Run: dvc repro -sf download && dvc repro$"
+    ):
         read_manifest(tmp_path)
 
 

@@ -95,7 +95,12 @@ def test_what_is_exempt_is_there_and_imported_by_a_stage():
 
 def test_the_stages_are_those_of_the_design_in_its_order():
     assert list(STAGES) == [
-        *("download", "preprocess", "train_frozen", "train_finetuned", "evaluate", "report")
+        "download",
+        "preprocess",
+        "train_frozen",
+        "train_finetuned",
+        "evaluate",
+        "report",
     ]
 
 

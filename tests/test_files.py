@@ -1,16 +1,25 @@
 """Files are whole or not there, and what cannot be read is said in one line."""
 
+import copy
 import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lesionseg.errors import DataError, DiskSpaceError, MissingFileError, exit_status
+from lesionseg.errors import (
+    DataError,
+    DiskSpaceError,
+    MissingFileError,
+    TrackingError,
+    exit_status,
+    rerun,
+)
 from lesionseg.files import (
     NAME_BYTES,
     check_free_space,
@@ -163,7 +172,7 @@ def test_what_is_no_json_object_is_said_in_one_line(tmp_path, content):
         read_json(path, stage="evaluate")
     message = str(caught.value)
     assert message.startswith(f"{path} ")
-    assert message.endswith(". Run: dvc repro -f evaluate")
+    assert message.endswith(". Run: dvc repro -sf evaluate && dvc repro")
     assert len(message.splitlines()) == 1
 
 
@@ -237,11 +246,29 @@ def test_another_error_of_the_system_keeps_its_own_file(tmp_path, capsys):
 
 def test_what_is_damaged_is_named_with_its_stage():
     with pytest.raises(DataError) as caught, made_by("evaluate"):
-        raise DataError("a.png cannot be read (truncated). Replace the file; or: dvc repro -f x")
-    assert str(caught.value) == "a.png cannot be read (truncated). Run: dvc repro -f evaluate"
+        raise DataError("a.png cannot be read (truncated)", remedy="Replace the file")
+    assert str(caught.value) == f"a.png cannot be read (truncated). Run: {rerun('evaluate')}"
+
+
+def test_a_stage_is_made_anew_alone_and_only_then_what_depends_on_it():
+    """-f alone would run all stages before it again, the trainings among them."""
+    assert rerun("evaluate") == "dvc repro -sf evaluate && dvc repro"
+
+
+@pytest.mark.parametrize("kind", [DataError, MissingFileError, TrackingError])
+def test_an_error_has_its_problem_and_its_remedy_apart_also_from_another_process(kind):
+    error = kind("a.png is damaged", "Mend it, then")
+    for known in (error, pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert str(known) == f"{known.problem}. {known.remedy}"
+        assert known.problem == "a.png is damaged"
+        assert known.remedy.startswith("Mend it, then")
+    assert str(kind("a.png is damaged")) == "a.png is damaged"
+    assert not kind("a.png is damaged").remedy
 
 
 def test_json_nested_without_end_is_damaged(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
-    with pytest.raises(DataError, match=r"a\.json is not JSON .*Run: dvc repro -f train_frozen$"):
+    with pytest.raises(
+        DataError, match=r"a\.json is not JSON .*Run: dvc repro -sf train_frozen && dvc repro$"
+    ):
         read_json(tmp_path / "a.json", stage="train_frozen")

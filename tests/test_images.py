@@ -119,12 +119,14 @@ def test_a_truncated_file_is_named_in_one_line_with_the_next_step(tmp_path, name
         read(path)
     message = str(error.value)
     assert message.count(str(path)) == 1
-    assert "dvc repro -f download" in message
+    assert "dvc repro -sf download && dvc repro" in message
     assert "\n" not in message
 
 
 def test_a_missing_file_is_named_with_the_next_step(tmp_path):
-    with pytest.raises(DataError, match=r"absent\.png.*file not found.*dvc repro -f download"):
+    with pytest.raises(
+        DataError, match=r"absent\.png.*file not found.*dvc repro -sf download && dvc repro"
+    ):
         read_image(tmp_path / "absent.png")
 
 

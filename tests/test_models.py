@@ -384,7 +384,7 @@ def assert_is_no_model(path, message=""):
         load_model(path, stage="train_frozen")
     text = str(caught.value)
     assert text.startswith(f"{path} is not a model (")
-    assert text.endswith("). Run: dvc repro -f train_frozen")
+    assert text.endswith("). Run: dvc repro -sf train_frozen && dvc repro")
     assert len(text.splitlines()) == 1
     assert message in text
 
@@ -475,7 +475,7 @@ def test_damaged_encoder_weights_are_answered_in_one_line(tmp_path, encoder_stat
     with pytest.raises(DataError) as caught:
         load_encoder_state(path)
     assert str(caught.value).startswith(f"{path} ")
-    assert str(caught.value).endswith("Run: dvc repro -f download")
+    assert str(caught.value).endswith("Run: dvc repro -sf download && dvc repro")
     assert len(str(caught.value).splitlines()) == 1
 
 

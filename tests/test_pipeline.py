@@ -320,9 +320,18 @@ def start_server(folder: Path, uri: str) -> subprocess.Popen:
     with log_path.open("w") as log:
         server = subprocess.Popen(
             [
-                *("mlflow", "server", "--host", "127.0.0.1", "--port", uri.rpartition(":")[2]),
-                *("--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"),
-                *("--artifacts-destination", str(folder / "artifacts")),
+                "mlflow",
+                "server",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                uri.rpartition(":")[2],
+                "--backend-store-uri",
+                f"sqlite:///{folder}/server.db",
+                "--workers",
+                "1",
+                "--artifacts-destination",
+                str(folder / "artifacts"),
             ],
             env={**ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=log,
@@ -538,8 +547,17 @@ def served(project: Path) -> Iterator[str]:
     with log_path.open("w") as log:
         server = subprocess.Popen(
             [
-                *("mlflow", "models", "serve", "-m", "models:/lesionseg@champion"),
-                *("--env-manager", "local", "--port", str(port), "--workers", "1"),
+                "mlflow",
+                "models",
+                "serve",
+                "-m",
+                "models:/lesionseg@champion",
+                "--env-manager",
+                "local",
+                "--port",
+                str(port),
+                "--workers",
+                "1",
             ],
             cwd=project,
             env={**ENVIRONMENT, "MLFLOW_TRACKING_URI": uri},

@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from scipy import ndimage
@@ -99,8 +100,10 @@ def save_all_kinds(folder):
     return {
         **dict.fromkeys(["grey.png", "deep.png", "deep.tif", "clear.png"], (90, 150)),
         **dict.fromkeys(["upside_down.jpg", "cmyk.jpg", "palette.png", "web.webp"], (90, 150)),
-        **{"small.png": (20, 30), "large.jpg": (700, 500)},
-        **{"turned.jpg": (600, 400), "turned.png": (150, 90)},
+        "small.png": (20, 30),
+        "large.jpg": (700, 500),
+        "turned.jpg": (600, 400),
+        "turned.png": (150, 90),
     }
 
 
@@ -257,6 +260,13 @@ def test_content_that_is_no_image_is_answered_in_one_line(predictor):
     with pytest.raises(DataError, match=r"^this cannot be read as an image \(unknown") as caught:
         predictor.predict_encoded([b"<html>404</html>"])
     assert "\n" not in str(caught.value)
+
+
+def test_a_stream_goes_by_its_name(predictor):
+    stream = io.BytesIO(b"<html>404</html>")
+    stream.name = "the upload"
+    with pytest.raises(DataError, match=r"^the upload cannot be read as an image \(unknown"):
+        predictor.predict_encoded([stream])
 
 
 @pytest.mark.parametrize(
@@ -522,10 +532,19 @@ def test_unreadable_files_keep_their_place_and_the_others_are_done(tmp_path, pre
         assert results[number].source.name == f"{number}.jpg"
         assert results[number].reason.startswith(f"{tmp_path}/{number}.jpg cannot be read")
         assert reason in results[number].reason
+        assert results[number].reason.endswith(").")
         assert "dvc" not in results[number].reason  # the next step of the pipeline's own images
     assert set(written_in(tmp_path / "out")) == {
         f"{number}_segmentation.png" for number in (0, 2, 3)
     }
+
+
+def test_what_to_do_about_a_user_s_own_file_is_said(tmp_path, predictor):
+    levels = np.full((8, 8), 65535, np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", levels, photometric="miniswhite")
+    (skipped,) = run(tmp_path, predictor, Outputs(out_dir=tmp_path / "out"))
+    expected = "a.tif has deep levels with 0 as white. Save it again with 8 bits"
+    assert skipped.reason == f"{tmp_path}/{expected}"
 
 
 def test_only_unreadable_files_are_no_error_of_the_network(tmp_path, predictor):

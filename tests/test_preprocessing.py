@@ -476,7 +476,7 @@ def test_a_damaged_array_is_refused_in_one_line(val_dir, file, damage):
         load_split(val_dir.parent, "val")
     message = str(caught.value)
     assert message.startswith(f"{val_dir / file} is no NumPy array (")
-    assert message.endswith(". Run: dvc repro -f preprocess")
+    assert message.endswith(". Run: dvc repro -sf preprocess && dvc repro")
     assert len(message.splitlines()) == 1
 
 
@@ -511,7 +511,7 @@ def test_an_array_of_another_kind_is_refused_in_one_line(val_dir, file, array):
         load_split(val_dir.parent, "val")
     message = str(caught.value)
     assert message.startswith(str(val_dir))
-    assert message.endswith(". Run: dvc repro -f preprocess")
+    assert message.endswith(". Run: dvc repro -sf preprocess && dvc repro")
     assert len(message.splitlines()) == 1
 
 
@@ -536,7 +536,7 @@ def test_a_damaged_index_is_refused_in_one_line(val_dir, content, problem):
     message = str(caught.value)
     assert message.startswith(str(val_dir))
     assert problem in message
-    assert message.endswith(". Run: dvc repro -f preprocess")
+    assert message.endswith(". Run: dvc repro -sf preprocess && dvc repro")
     assert len(message.splitlines()) == 1
 
 
@@ -544,7 +544,7 @@ def test_a_split_without_a_single_image_is_refused(val_dir):
     np.save(val_dir / "images.npy", np.zeros((0, 32, 32, 3), np.uint8))
     np.save(val_dir / "masks.npy", np.zeros((0, 32, 32), np.uint8))
     (val_dir / "index.csv").write_text("id\n")
-    with pytest.raises(DataError, match="Run: dvc repro -f preprocess"):
+    with pytest.raises(DataError, match="Run: dvc repro -sf preprocess && dvc repro"):
         load_split(val_dir.parent, "val")
 
 

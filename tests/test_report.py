@@ -83,8 +83,16 @@ def edit_json(path: Path, *keys: str, value: object) -> None:
 
 
 FIGURES = {
-    *("differences", "scatter", "samples", "strata", "reliability", "thresholds", "seeds"),
-    *("curves_loss", "curves_jaccard", "curves_dice"),
+    "differences",
+    "scatter",
+    "samples",
+    "strata",
+    "reliability",
+    "thresholds",
+    "seeds",
+    "curves_loss",
+    "curves_jaccard",
+    "curves_dice",
 }
 
 
@@ -501,8 +509,12 @@ def test_a_missing_or_broken_input_names_file_and_stage(fresh, name, stage):
     ("name", "stage"),
     [
         ("train_frozen/history.csv", "train_frozen"),
-        *((f"evaluate/{name}.csv", "evaluate") for name in ("seeds", "thresholds", "variants")),
-        *((f"evaluate/{name}.csv", "evaluate") for name in ("per_image", "strata", "calibration")),
+        ("evaluate/seeds.csv", "evaluate"),
+        ("evaluate/thresholds.csv", "evaluate"),
+        ("evaluate/variants.csv", "evaluate"),
+        ("evaluate/per_image.csv", "evaluate"),
+        ("evaluate/strata.csv", "evaluate"),
+        ("evaluate/calibration.csv", "evaluate"),
     ],
 )
 def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, stage):
@@ -520,7 +532,9 @@ def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, s
         ("evaluate/comparison.json", ["seeds"], None, "it compares 1 seeds, seeds.csv has 3"),
         ("evaluate/train_frozen.json", ["test", "dice"], 0.5, "test dice of train_frozen is"),
         (
-            *("evaluate/train_frozen.json", ["test", "failure_rate"], 0.9),
+            "evaluate/train_frozen.json",
+            ["test", "failure_rate"],
+            0.9,
             "test failure_rate of train_frozen is 0.9000",
         ),
         ("evaluate/train_finetuned.json", ["test"], {}, "has no test.jaccard"),
@@ -529,7 +543,9 @@ def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, s
             "test.nsd.interval.1 must be a number, got None",
         ),
         (
-            *("evaluate/train_frozen.json", ["test", "ece"], "small"),
+            "evaluate/train_frozen.json",
+            ["test", "ece"],
+            "small",
             "test.ece must be a number, got 'small'",
         ),
         ("train_frozen/run.json", ["data_sha256"], "cd", "trained on different data"),

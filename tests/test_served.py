@@ -132,10 +132,22 @@ def url(project, tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "mlflow", "models", "serve", "-m", model),
-                *("--env-manager", "local", "--port", str(port)),
+                sys.executable,
+                "-m",
+                "mlflow",
+                "models",
+                "serve",
+                "-m",
+                model,
+                "--env-manager",
+                "local",
+                "--port",
+                str(port),
             ],
-            **{"cwd": folder, "env": env, "stdout": log, "stderr": log},
+            cwd=folder,
+            env=env,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
     try:

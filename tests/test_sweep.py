@@ -232,10 +232,12 @@ def test_a_grid_is_every_combination_and_a_range_has_its_ends():
     assert [axis.values for axis in axes] == [(0.0001, 0.001, 0.01), (8, 16)]
     assert len(list(grid(axes))) == 6
     assert parse_axis("model.decoder = bilinear, transposed")[0].values == (
-        *("bilinear", "transposed"),
+        "bilinear",
+        "transposed",
     )
     assert [value is True for value in parse_axis("train.cross_validate=true,false")[0].values] == [
-        *(True, False),
+        True,
+        False,
     ]
 
 
@@ -366,7 +368,11 @@ def test_an_experiment_without_a_score_is_not_finished(monkeypatch, metrics):
 
 def test_values_reach_dvc_as_they_are_meant(tmp_path):
     assert [dvc_value(value) for value in (1e-05, 3, True, "cuda:1", "it's")] == [
-        *("1e-05", "3", "True", "'cuda:1'", r"'it\'s'"),
+        "1e-05",
+        "3",
+        "True",
+        "'cuda:1'",
+        r"'it\'s'",
     ]
     assert load_config(PARAMS)  # the file that the others of these tests start from
 

@@ -150,7 +150,8 @@ def score_fakes(*, num_seeds, num_views):
         (1, 8, {"single": (1, 1, 0.1), "tta": (1, 8, 0.15)}),
         (3, 1, {"single": (1, 1, 0.1), "ensemble": (3, 1, 0.2)}),
         (
-            *(3, 4),
+            3,
+            4,
             {
                 "single": (1, 1, 0.1),
                 "tta": (1, 4, 0.15),

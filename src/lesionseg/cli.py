@@ -19,10 +19,10 @@ from lesionseg.errors import (
     MISUSED,
     OK,
     ConfigError,
-    DataError,
     MissingFileError,
     exit_status,
     printable,
+    rerun,
 )
 from lesionseg.files import find_project
 
@@ -582,14 +582,15 @@ def _find_model(text: str) -> Path:
     path = Path(text)
     if not os.path.isfile(path):  # noqa: PTH113  (Path.is_file raises for a name that is too long)
         problem = "is no file" if os.path.lexists(path) else "is missing"
-        raise MissingFileError(f"{path} {problem}. {_remedy(path, command='dvc repro')}")
+        raise MissingFileError(f"{path} {problem}", remedy=_remedy(path, is_there=False))
     return path
 
 
-def _remedy(path: Path, *, command: str) -> str:
+def _remedy(path: Path, *, is_there: bool = True) -> str:
     """What to do about a model's file: only the project's own comes from a stage."""
     if stage := _stage_of(path):
-        return f"Run: {command} {stage}, or name another with --model"
+        command = rerun(stage) if is_there else f"dvc repro {stage}"
+        return f"Run: {command}, or name another with --model"
     if find_project():
         return "Name another with --model"
     return "Name another with --model, or run from the project's root"
@@ -645,15 +646,14 @@ def _load_predictor(model_paths: Sequence[Path], *, device: str, num_views: int 
     from lesionseg.inference.predictor import Predictor
 
     try:
-        return Predictor.load(*model_paths, device=device, num_views=num_views)
+        return Predictor.load(
+            *model_paths,
+            device=device,
+            num_views=num_views,
+            remedy_of=_remedy,
+        )
     except ConfigError:
         raise ConfigError(f"--device {device} is not there. Write auto or cpu") from None
-    except DataError as error:
-        problem, _, has_stage = str(error).partition(" Run: dvc repro")
-        if not has_stage:
-            raise
-        broken = next((path for path in model_paths if str(path) in problem), model_paths[0])
-        raise DataError(f"{problem} {_remedy(broken, command='dvc repro -f')}") from error
 
 
 def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:

@@ -10,7 +10,8 @@
     ├── TrainingError      (RuntimeError)       the loss is not finite any more
     └── ExportError        (RuntimeError)       a model cannot be exported, or gives other masks
 
-A message says where, expected, got, and the next step.
+A message says where, expected, got, and the next step. Who catches an error and knows a better next
+step takes its `problem` alone: a message's text is never cut apart.
 """
 
 import errno
@@ -25,7 +26,17 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LesionsegError(Exception):
-    """The base of all errors that are the user's to mend."""
+    """The base of all errors that are the user's to mend.
+
+    Attributes:
+        problem: Where, what was expected and what was got, without a full stop.
+        remedy: The next step; "" if there is none, or if the problem says it already.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}. {remedy}" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
 
 
 class ConfigError(LesionsegError, ValueError):
@@ -49,7 +60,16 @@ class DiskSpaceError(LesionsegError, RuntimeError):
 
 
 class TrackingError(LesionsegError, RuntimeError):
-    """MLflow's store cannot be used."""
+    """MLflow's store cannot be used.
+
+    Attributes:
+        mend: The remedy up to its last words, the command: what to do about the store, and `then`.
+            Which command it is depends on who wanted the store.
+    """
+
+    def __init__(self, problem: str, mend: str = "") -> None:
+        super().__init__(problem, f"{mend} run: lesionseg replay" if mend else "")
+        self.mend = mend
 
 
 class TrainingError(LesionsegError, RuntimeError):

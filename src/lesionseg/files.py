@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, MissingFileError, first_line
+from lesionseg.errors import (
+    DISK_FULL,
+    DataError,
+    DiskSpaceError,
+    MissingFileError,
+    first_line,
+    rerun,
+)
 
 NAME_BYTES = 255  # the longest name of a file on common file systems
 
@@ -141,10 +148,10 @@ def read_json(path: Path, *, stage: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is not JSON ({first_line(error)}). Run: dvc repro -f {stage}"
+            f"{path} is not JSON ({first_line(error)})", remedy=f"Run: {rerun(stage)}"
         ) from None
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object. Run: dvc repro -f {stage}")
+        raise DataError(f"{path} holds no JSON object", remedy=f"Run: {rerun(stage)}")
     return content
 
 
@@ -158,8 +165,7 @@ def made_by(stage: str) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        problem = str(error).partition(" Replace the file")[0].rstrip(".")
-        raise DataError(f"{problem}. Run: dvc repro -f {stage}") from error
+        raise DataError(error.problem, remedy=f"Run: {rerun(stage)}") from error
 
 
 def require(path: Path, *, stage: str) -> Path:
@@ -169,7 +175,7 @@ def require(path: Path, *, stage: str) -> Path:
         MissingFileError: It is not there.
     """
     if not path.exists():
-        raise MissingFileError(f"{path} is missing. Run: dvc repro {stage}")
+        raise MissingFileError(f"{path} is missing", remedy=f"Run: dvc repro {stage}")
     return path
 
 

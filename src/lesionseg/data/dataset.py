@@ -10,7 +10,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from lesionseg.data.groups import gather, in_order
-from lesionseg.errors import ConfigError, DataError
+from lesionseg.errors import ConfigError, DataError, rerun
 from lesionseg.files import require
 
 SPLITS = ("train", "val", "test")
@@ -206,4 +206,4 @@ def _read_index(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _unfit(path: Path, problem: str) -> DataError:
-    return DataError(f"{path} {problem}. Run: dvc repro -f preprocess")
+    return DataError(f"{path} {problem}", remedy=f"Run: {rerun('preprocess')}")

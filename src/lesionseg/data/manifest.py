@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lesionseg.data.masks import read_mask
 from lesionseg.data.rasters import DAMAGE, describe, upright_size
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 from lesionseg.files import require, sha256, write_csv
 
 NAME = "manifest.csv"
@@ -108,10 +108,11 @@ def read_manifest(raw_dir: Path) -> list[ManifestRow]:
             rows = [_parse(values) for values in reader]
     except (csv.Error, ValueError) as error:
         raise DataError(
-            f"{path} must be a table of {', '.join(COLUMNS)} ({error}). Run: dvc repro -f download"
+            f"{path} must be a table of {', '.join(COLUMNS)} ({error})",
+            remedy=f"Run: {rerun('download')}",
         ) from error
     if not rows:
-        raise DataError(f"{path} has no rows. Run: dvc repro -f download")
+        raise DataError(f"{path} has no rows", remedy=f"Run: {rerun('download')}")
     return rows
 
 

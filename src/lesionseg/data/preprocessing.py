@@ -29,7 +29,7 @@ from lesionseg.data.leaks import (
 from lesionseg.data.manifest import ManifestRow, read_manifest, used_columns
 from lesionseg.data.masks import read_mask
 from lesionseg.data.summary import SplitSummary, summarise
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 from lesionseg.files import check_free_space, is_full, replacing
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,8 @@ def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
     if mask.shape != (row.height, row.width):
         raise DataError(
             f"{raw_dir / row.mask_path} must be {row.height} x {row.width} pixels as its image is "
-            f"(height x width), got {mask.shape[0]} x {mask.shape[1]}. Run: dvc repro -f download"
+            f"(height x width), got {mask.shape[0]} x {mask.shape[1]}",
+            remedy=f"Run: {rerun('download')}",
         )
     return mask
 
@@ -347,7 +348,8 @@ def _report_same_names(rows: Sequence[ManifestRow], members: Mapping[str, Sequen
         logger.info(
             "%d images of train and val have the same name as one of test, such as %s. They are "
             "different pictures: all are used",
-            *(len(same), min(same)),
+            len(same),
+            min(same),
         )
 
 

@@ -19,12 +19,18 @@ from PIL.TiffImagePlugin import (
 )
 
 from lesionseg.data.levels import MAX_PIXELS, is_deep, read_tiff
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, first_line, rerun
 
 # What Pillow raises for a damaged file, by its place of damage.
 DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError),
-    *(struct.error, Image.DecompressionBombError),
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    Image.DecompressionBombError,
 )
 # How a viewer turns an image, by its EXIF orientation.
 _TURNS = {
@@ -48,7 +54,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     """An open image; any damage found in the block is a `DataError`.
 
     Args:
-        source: A file of any format that Pillow, tifffile or pillow-heif reads; or its bytes.
+        source: A file of any format that Pillow, tifffile or pillow-heif reads; or a stream.
 
     Raises:
         DataError: The file is missing, too large, damaged or no image.
@@ -61,8 +67,9 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     except DAMAGE as error:
         reason = describe(error).replace(f": '{source}'", "")  # Pillow's own way to say the path
         raise DataError(
-            f"{name_of(source)} cannot be read as an image ({reason}). "
-            "Replace the file; what belongs to data/raw comes back with: dvc repro -f download"
+            f"{name_of(source)} cannot be read as an image ({reason})",
+            remedy="Replace the file; what belongs to data/raw comes back with: "
+            + rerun("download"),
         ) from error
 
 
@@ -75,10 +82,8 @@ class NamedBytes(BytesIO):
 
 
 def name_of(source: Path | BinaryIO) -> str:
-    """What a message calls a file; bytes have no name but their own."""
-    if isinstance(source, NamedBytes):
-        return source.name
-    return str(source) if isinstance(source, Path) else "this"
+    """What a message calls a file; a stream may have a `name`, as open files do."""
+    return str(source) if isinstance(source, Path) else getattr(source, "name", "this")
 
 
 def describe(error: Exception) -> str:
@@ -91,7 +96,7 @@ def describe(error: Exception) -> str:
         found = re.search(r"(\d+) pixels", str(error))
         size = f"{int(found[1]) / 1e6:.1f} megapixels, " if found else ""
         return f"too large: {size}more than the {MAX_PIXELS / 1e6:.1f} that can be read"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def upright(image: Image.Image) -> Image.Image:

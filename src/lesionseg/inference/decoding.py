@@ -3,11 +3,13 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.data.images import read_image_and_size, resize_image
+from lesionseg.data.rasters import describe, name_of
 from lesionseg.errors import DataError
 
 
@@ -24,26 +26,30 @@ class Decoded:
     size: tuple[int, int]
 
 
-def decode(source: Path | bytes, *, image_size: int) -> Decoded:
+def decode(source: Path | bytes | BinaryIO, *, image_size: int) -> Decoded:
     """An image, prepared just as `preprocess` does it for training and evaluation.
 
     Args:
-        source: A file, or a file's content.
+        source: A file, or its content, which a stream may give a `name` for messages.
         image_size: Height and width in pixels of what the network sees.
 
     Raises:
         DataError: The file is missing, damaged, no image, or so large that Pillow takes it for a
             decompression bomb.
     """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        stream = source if isinstance(source, Path) else io.BytesIO(source)
-        image, size = read_image_and_size(stream, at_least=image_size)
+        image, size = read_image_and_size(file, at_least=image_size)
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        name = source if isinstance(source, Path) else "this"
         raise DataError(
-            f"{name} cannot be read as an image ({reason}). Replace the file"
+            f"{name_of(file)} cannot be read as an image ({describe(error)})",
+            remedy="Replace the file",
         ) from error
     return Decoded(pixels=resize_image(image, size=image_size), size=size)
+
+
+def problem_of(error: DataError) -> str:
+    """Why an image cannot be read, without the remedy, which is for the pipeline's own files."""
+    return f"{error.problem}." if error.remedy else error.problem

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, first_line
-from lesionseg.inference.decoding import Decoded, decode
+from lesionseg.inference.decoding import Decoded, decode, problem_of
 from lesionseg.inference.outputs import Outputs, Summary
 from lesionseg.inference.prediction import resize_probabilities
 from lesionseg.inference.predictor import BATCH_SIZE, Predictor
@@ -75,7 +75,7 @@ def predict_files(
         try:
             decoded = decode(source.path, image_size=predictor.image_size)
         except DataError as error:
-            return Skipped(source=source, reason=_reason(error))
+            return Skipped(source=source, reason=problem_of(error))
         return _Read(source=source, decoded=decoded)
 
     def write(item: _Prediction | Skipped) -> Summary | Skipped:
@@ -85,7 +85,7 @@ def predict_files(
             probability = resize_probabilities(item.probability, item.size)
             return outputs.write(item.source, probability)
         except DataError as error:  # its overlay needs the file once more
-            return Skipped(source=item.source, reason=_reason(error))
+            return Skipped(source=item.source, reason=problem_of(error))
         except DiskSpaceError:
             raise  # no other output could be written either
         except Exception as error:
@@ -101,11 +101,6 @@ def predict_files(
         yield from _map_ahead(pool, write, predictions, ahead=batch_size)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _reason(error: DataError) -> str:
-    """An error of `read_image` without its next step, which is for the pipeline's own files."""
-    return str(error).partition(" Replace the file")[0]
 
 
 def _why(error: Exception) -> str:

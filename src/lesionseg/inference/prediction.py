@@ -16,8 +16,14 @@ from lesionseg.models.segmenter import Segmenter
 # The symmetries of the square, as a left-right flip or none and quarter turns after it. The first
 # one is the image itself, the first 2 are the flip's, the first 4 those of both flips.
 _VIEWS = (
-    *((False, 0), (True, 0), (False, 2), (True, 2)),
-    *((False, 1), (True, 1), (False, 3), (True, 3)),
+    (False, 0),
+    (True, 0),
+    (False, 2),
+    (True, 2),
+    (False, 1),
+    (True, 1),
+    (False, 3),
+    (True, 3),
 )
 NUM_VIEWS = (1, 2, 4, 8)
 

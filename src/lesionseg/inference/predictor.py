@@ -3,8 +3,9 @@
 It knows no command line and no server; both are built on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class Predictor:
         device: str = "auto",
         stage: str = "train_finetuned",
         num_views: int = 1,
+        remedy_of: Callable[[Path], str] | None = None,
     ) -> "Predictor":
         """The models in one or several `model.pt`.
 
@@ -60,6 +62,7 @@ class Predictor:
             device: `auto` takes CUDA where there is one; or cpu, cuda, cuda:1.
             stage: The stage that makes the files, named in errors.
             num_views: Views of each image, whose mean probability is taken, as in `predict_batch`.
+            remedy_of: What to do about a file that is no model, if not to run the stage again.
 
         Raises:
             MissingFileError: A file is not there.
@@ -67,7 +70,8 @@ class Predictor:
             ConfigError: The device is not there.
         """
         chosen = choose_device(device)
-        models, sizes = zip(*(load_model(path, stage=stage) for path in paths), strict=True)
+        loaded = [_load(path, stage=stage, remedy_of=remedy_of) for path in paths]
+        models, sizes = zip(*loaded, strict=True)
         if len(set(sizes)) > 1:
             listed = ", ".join(f"{path}: {size}" for path, size in zip(paths, sizes, strict=True))
             raise DataError(
@@ -101,12 +105,16 @@ class Predictor:
         return self._predict(decoded, batch_size)
 
     def predict_encoded(
-        self, images: Sequence[Path | bytes], *, batch_size: int = BATCH_SIZE
+        self, images: Sequence[Path | bytes | BinaryIO], *, batch_size: int = BATCH_SIZE
     ) -> list[NDArray[np.float32]]:
         """Like `predict`, of image files or their contents, prepared as in the stage `evaluate`.
 
         A large JPEG is decoded at reduced scale, which is faster, and not quite what `predict`
         makes of all its pixels.
+
+        Args:
+            images: As `decode` takes them.
+            batch_size: Images in a forward pass.
 
         Raises:
             DataError: One of them cannot be read.
@@ -143,3 +151,14 @@ class Predictor:
             ) from None
         probabilities: NDArray[np.float32] = predicted.cpu().numpy()
         return probabilities
+
+
+def _load(
+    path: Path, *, stage: str, remedy_of: Callable[[Path], str] | None
+) -> tuple[Segmenter, int]:
+    try:
+        return load_model(path, stage=stage)
+    except DataError as error:
+        if remedy_of is None:
+            raise
+        raise DataError(error.problem, remedy=remedy_of(path)) from error

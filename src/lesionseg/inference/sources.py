@@ -13,14 +13,31 @@ from lesionseg.errors import DataError, MissingFileError
 # What counts as an image in a folder. Pillow reads HEIC only with a plugin; such a file is a
 # photograph nevertheless, and is named as unreadable rather than passed over.
 SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg", ".png"),
-    *(".tif", ".tiff", ".webp"),
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jp2",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
 )
 SUMMARY = "summary.csv"
 # Its first line, by which a folder of outputs is known.
 SUMMARY_COLUMNS = (
-    *("file", "height", "width", "lesion_pixels", "lesion_fraction", "num_regions"),
-    *("mean_probability", "touches_border"),
+    "file",
+    "height",
+    "width",
+    "lesion_pixels",
+    "lesion_fraction",
+    "num_regions",
+    "mean_probability",
+    "touches_border",
 )
 # What an output's name ends in, by the name of the output.
 ENDINGS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lesionseg.errors import DataError, first_line
+from lesionseg.errors import DataError, first_line, rerun
 from lesionseg.files import require, write_bytes
 from lesionseg.models.decoders import DECODERS
 from lesionseg.models.encoder import Encoder
@@ -75,8 +75,8 @@ def load_encoder_state(path: Path) -> dict[str, Tensor]:
             Encoder(state=state, frozen=True)
     except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
         raise DataError(
-            f"{path} holds no weights of the encoder ({first_line(error)}). "
-            "Run: dvc repro -f download"
+            f"{path} holds no weights of the encoder ({first_line(error)})",
+            remedy=f"Run: {rerun('download')}",
         ) from None
     return state
 
@@ -128,6 +128,7 @@ def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
         image_size = int(content["image_size"])
         encoder.fold()  # what predicts learns no more
     except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
-        reason = first_line(error)
-        raise DataError(f"{path} is not a model ({reason}). Run: dvc repro -f {stage}") from None
+        raise DataError(
+            f"{path} is not a model ({first_line(error)})", remedy=f"Run: {rerun(stage)}"
+        ) from None
     return model.eval(), image_size

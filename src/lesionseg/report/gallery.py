@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lesionseg import files
 from lesionseg.data.images import read_image
 from lesionseg.data.masks import read_mask
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 from lesionseg.outlines import Points, find_outlines
 from lesionseg.report.inputs import Inputs, scores_by_run
 from lesionseg.results.layout import RUNS
@@ -120,15 +120,13 @@ def read_prediction(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
         DataError: It is damaged or of another size.
     """
     files.require(path, stage="evaluate")
-    try:
+    with files.made_by("evaluate"):
         mask = read_mask(path)
-    except DataError as error:
-        reason = str(error).removeprefix(str(path)).split(". Replace", maxsplit=1)[0]
-        raise DataError(f"{path}{reason}. Run: dvc repro -f evaluate") from None
     if mask.shape != size:
         raise DataError(
             f"{path} must be {size[0]} x {size[1]} pixels as its image is (height x width), got "
-            f"{mask.shape[0]} x {mask.shape[1]}. Run: dvc repro -f evaluate"
+            f"{mask.shape[0]} x {mask.shape[1]}",
+            remedy=f"Run: {rerun('evaluate')}",
         )
     return mask
 

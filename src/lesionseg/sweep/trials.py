@@ -18,8 +18,14 @@ from lesionseg.sweep.space import Axis, Settings
 
 # What a trial's score can depend on. The others are about the test split and the page.
 SECTIONS = (
-    *("download", "preprocess", "train", "model", "loss", "augment"),
-    *("train_frozen", "train_finetuned"),
+    "download",
+    "preprocess",
+    "train",
+    "model",
+    "loss",
+    "augment",
+    "train_frozen",
+    "train_finetuned",
 )
 SEED = "train.seed"
 

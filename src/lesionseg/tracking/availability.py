@@ -20,45 +20,47 @@ _ALL_SECONDS, _SHARE = 60.0, 0.1  # of all calls, and this much of the process's
 _RETRY_SECONDS = 600.0  # a store that has failed is not asked again before
 # MLflow's codes for what is wrong with one run; all others mean the store.
 _OF_ONE_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-_REPLAY = "run: lesionseg replay"
-# What MLflow's many errors say, what they mean, and what helps.
+# What MLflow's many errors say, what they mean, and what helps before the command that comes last.
 _CAUSES = (
     (
         r"error code 401\b|UNAUTHENTICATED",
-        "{store} does not know this user and password. Set MLFLOW_TRACKING_USERNAME and "
-        f"MLFLOW_TRACKING_PASSWORD, then {_REPLAY}",
+        "{store} does not know this user and password",
+        "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, then",
     ),
     (
         r"Invalid Host header",
-        "{store} does not accept this address (Invalid Host header). Who runs it adds it to "
-        f"MLFLOW_SERVER_ALLOWED_HOSTS (docs/team.md); then {_REPLAY}",
+        "{store} does not accept this address (Invalid Host header)",
+        "Who runs it adds it to MLFLOW_SERVER_ALLOWED_HOSTS (docs/team.md); then",
     ),
     (
         r"error code 403\b|PERMISSION_DENIED",
-        "{store} does not permit this user to do that ({reason}). Ask who runs it for the "
-        f"permission EDIT (docs/team.md), then {_REPLAY}",
+        "{store} does not permit this user to do that ({reason})",
+        "Ask who runs it for the permission EDIT (docs/team.md), then",
     ),
     (
         r"error code 404\b|not in a valid JSON",
-        "{store} is no MLflow server ({reason}). Correct MLFLOW_TRACKING_URI, or unset it, then "
-        + _REPLAY,
+        "{store} is no MLflow server ({reason})",
+        "Correct MLFLOW_TRACKING_URI, or unset it, then",
     ),
     (
         r"database is locked",
-        "{store} is being written by another process for too long. Find and end it (fuser shows "
-        f"which), then {_REPLAY}",
+        "{store} is being written by another process for too long",
+        "Find and end it (fuser shows which), then",
     ),
     (
         r"is malformed|not a database",
-        f"{{store}} is damaged ({{reason}}). Move it away, then {_REPLAY}",
+        "{store} is damaged ({reason})",
+        "Move it away, then",
     ),
     (
         r"disk is full|No space left|Disk quota",
-        f"no room for {{store}} ({{reason}}). Make room, then {_REPLAY}",
+        "no room for {store} ({reason})",
+        "Make room, then",
     ),
     (
         r"failed with (timeout )?exception",
-        f"{{store}} does not answer ({{reason}}). When it is there again {_REPLAY}",
+        "{store} does not answer ({reason})",
+        "When it is there again",
     ),
 )
 # The part that a user can read of an error of urllib3's.
@@ -85,7 +87,7 @@ class Store:
         self.is_patient = False
         self._began = time.monotonic()
         self._spent = 0.0
-        self._failure = ""
+        self._failure = TrackingError("")
         self._failed_at = -math.inf
         self._said: set[str] = set()
 
@@ -101,15 +103,15 @@ class Store:
         """
         start = time.monotonic()
         if start - self._failed_at < _RETRY_SECONDS:
-            raise TrackingError(self._failure)
+            raise TrackingError(self._failure.problem, self._failure.mend)
         seconds = CALL_SECONDS if self.is_patient else min(CALL_SECONDS, self._left())
         try:
             return within(seconds + extra_seconds, function)
         except Exception as error:
-            line = self._explain(error)
+            failure = self._explain(error)
             if getattr(error, "error_code", None) not in _OF_ONE_RUN:
-                self._failure, self._failed_at = line, time.monotonic()
-            raise TrackingError(line) from error
+                self._failure, self._failed_at = failure, time.monotonic()
+            raise TrackingError(failure.problem, failure.mend) from error
         finally:
             self._spent += max(0.0, time.monotonic() - start - extra_seconds)
 
@@ -124,20 +126,20 @@ class Store:
         """Seconds that calls may still take; one that is quick always ends in time."""
         return max(1.0, _ALL_SECONDS + _SHARE * (time.monotonic() - self._began) - self._spent)
 
-    def _explain(self, error: Exception) -> str:
+    def _explain(self, error: Exception) -> TrackingError:
         """One line that says what is wrong and what to do."""
         if isinstance(error, TrackingError):
-            return str(error)
+            return error
         if isinstance(error, TimeoutError):
-            return f"{self.name} is too slow ({error}). When it answers again {_REPLAY}"
+            return TrackingError(f"{self.name} is too slow ({error})", "When it answers again")
         text = str(error)
         readable = re.search(_READABLE, text)
         lines = [line for line in text.splitlines() if not line.startswith("(raised as a result")]
         reason = readable[0] if readable else (lines or [type(error).__name__])[0][:200]
-        for pattern, line in _CAUSES:
+        for pattern, problem, mend in _CAUSES:
             if re.search(pattern, text):
-                return line.format(store=self.name, reason=reason)
-        return f"{self.name} cannot be used ({reason}). When that is mended {_REPLAY}"
+                return TrackingError(problem.format(store=self.name, reason=reason), mend)
+        return TrackingError(f"{self.name} cannot be used ({reason})", "When that is mended")
 
 
 def within(seconds: float, function: Callable[[], _Result]) -> _Result:

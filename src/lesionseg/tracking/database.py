@@ -21,7 +21,6 @@ from lesionseg.errors import TrackingError
 from lesionseg.files import replacing
 
 _LOCK_SECONDS = 16
-_REPLAY = "then run: lesionseg replay"
 # All columns of MLflow 3.17 that hold where artefacts lie.
 _LOCATIONS = (
     ("experiments", "artifact_location"),
@@ -47,8 +46,8 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise TrackingError(
-            f"{lock.lock_file} is held by another process for more than {_LOCK_SECONDS} s. Find "
-            f"and end it (fuser {lock.lock_file}), {_REPLAY}"
+            f"{lock.lock_file} is held by another process for more than {_LOCK_SECONDS} s",
+            f"Find and end it (fuser {lock.lock_file}), then",
         ) from None
     try:
         yield
@@ -66,8 +65,8 @@ def require_access(folder: Path) -> None:
         mode = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
         if path.exists() and not os.access(path, mode):
             raise TrackingError(
-                f"{path} cannot be read and written by this user, it belongs to {_owner(path)}. "
-                f"Run: sudo chown -R $(id -u) {shlex.quote(str(folder))}, {_REPLAY}"
+                f"{path} cannot be read and written by this user, it belongs to {_owner(path)}",
+                f"Run: sudo chown -R $(id -u) {shlex.quote(str(folder))}, then",
             )
 
 
@@ -106,24 +105,24 @@ def check(path: Path, *, address: str, newest: str, known: Callable[[], set[str]
         TrackingError: It is not.
     """
     name = shlex.quote(str(path))
-    moved = f"Move it away (mv {name} {name}.broken), {_REPLAY}"
+    move = f"Move it away (mv {name} {name}.broken), then"
     try:
         with closing(_connect(path)) as connection:
             version, num_runs = _read_version(connection)
     except sqlite3.Error as error:
-        raise TrackingError(_explain(path, error, moved=moved)) from error
+        raise _explain(path, error, move=move) from error
     if version == newest:
         return
     if version is None or (version in known() and not num_runs):
-        raise TrackingError(f"{path} is no database of MLflow's, or half of one. {moved}")
+        raise TrackingError(f"{path} is no database of MLflow's, or half of one", move)
     if version in known():
         raise TrackingError(
-            f"{path} is of an older MLflow (tables {version}, expected {newest}). Keep a copy, "
-            f"run: mlflow db upgrade {shlex.quote(address)}, {_REPLAY}"
+            f"{path} is of an older MLflow (tables {version}, expected {newest})",
+            f"Keep a copy, run: mlflow db upgrade {shlex.quote(address)}, then",
         )
     raise TrackingError(
-        f"{path} is of a newer MLflow (tables {version}, expected {newest}). Install that one, or "
-        f"move the file away (mv {name} {name}.newer), {_REPLAY}"
+        f"{path} is of a newer MLflow (tables {version}, expected {newest})",
+        f"Install that one, or move the file away (mv {name} {name}.newer), then",
     )
 
 
@@ -145,16 +144,16 @@ def _read_version(connection: sqlite3.Connection) -> tuple[str | None, int]:
     return version, num_runs
 
 
-def _explain(path: Path, error: sqlite3.Error, *, moved: str) -> str:
+def _explain(path: Path, error: sqlite3.Error, *, move: str) -> TrackingError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what narrows it down
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return (
-            f"{path} is being written by another process for more than {_LOCK_SECONDS} s. Find "
-            f"and end it (fuser {path}), {_REPLAY}"
+        return TrackingError(
+            f"{path} is being written by another process for more than {_LOCK_SECONDS} s",
+            f"Find and end it (fuser {path}), then",
         )
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-        return f"{path} is no SQLite database, or a damaged one ({error}). {moved}"
-    return f"{path} cannot be used ({error}). {moved}"
+        return TrackingError(f"{path} is no SQLite database, or a damaged one ({error})", move)
+    return TrackingError(f"{path} cannot be used ({error})", move)
 
 
 def follow_project(path: Path, *, experiment: str) -> None:

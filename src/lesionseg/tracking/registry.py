@@ -191,8 +191,10 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
             yield store.connect()
     except TrackingError as error:
         name = store.current().name
-        reason = str(error).replace("run: lesionseg replay", "run the same command again")
-        raise DownloadError(f"the model registry at {name} cannot be used: {reason}") from error
+        raise DownloadError(
+            f"the model registry at {name} cannot be used: {error.problem}",
+            remedy=error.mend and f"{error.mend} run the same command again",
+        ) from error
     except LesionsegError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:

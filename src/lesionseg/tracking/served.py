@@ -17,8 +17,9 @@ from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, first_line
 from lesionseg.hardware import make_deterministic
+from lesionseg.inference.decoding import problem_of
 from lesionseg.inference.predictor import Predictor
 
 Pixels = NDArray[np.uint8]
@@ -57,15 +58,15 @@ class ServedModel:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
     def _answer(self, image: bytes | Pixels, number: int) -> Answer:
-        try:
-            if isinstance(image, bytes):
-                (probability,) = self._predictor.predict_encoded([image])
-            else:
-                (probability,) = self._predictor.predict([image])
-        except DataError as error:
-            # Without the next step, which is for the pipeline's own files.
-            reason = str(error).partition(" Replace the file")[0].removeprefix("this ")
-            raise DataError(f"row {number}: {reason}") from None
+        if isinstance(image, bytes):
+            stream = io.BytesIO(image)
+            stream.name = f"row {number}:"  # with which messages begin
+            try:
+                (probability,) = self._predictor.predict_encoded([stream])
+            except DataError as error:
+                raise DataError(problem_of(error)) from None
+        else:
+            (probability,) = self._predictor.predict([image])
         return answer(probability, threshold=self._threshold)
 
 
@@ -179,8 +180,9 @@ def _count_pixels(image: bytes | Pixels, number: int) -> int:
     except UnidentifiedImageError:
         raise DataError(f"row {number}: image is neither a JPEG nor a PNG file") from None
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"row {number}: cannot be read as an image ({reason})") from error
+        raise DataError(
+            f"row {number}: cannot be read as an image ({first_line(error)})"
+        ) from error
 
 
 def _to_png(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:

@@ -242,14 +242,15 @@ def _open_experiment(artifacts: str | None) -> "tuple[MlflowClient, str]":
             if experiment is None:
                 raise
     if experiment.lifecycle_stage == "deleted":
-        raise TrackingError(_how_to_restore(experiment.experiment_id))
+        raise _deleted(experiment.experiment_id)
     return client, str(experiment.experiment_id)
 
 
-def _how_to_restore(experiment_id: str) -> str:
+def _deleted(experiment_id: str) -> TrackingError:
     is_set = bool(os.environ.get("MLFLOW_TRACKING_URI"))
     setting = "" if is_set else f"MLFLOW_TRACKING_URI={shlex.quote(uri())} "
-    return (
-        f"the experiment {EXPERIMENT} was deleted in {current().name}. Restore it with: {setting}"
-        f"mlflow experiments restore --experiment-id {experiment_id}; then run: lesionseg replay"
+    restore = f"{setting}mlflow experiments restore --experiment-id {experiment_id}"
+    return TrackingError(
+        f"the experiment {EXPERIMENT} was deleted in {current().name}",
+        f"Restore it with: {restore}; then",
     )
