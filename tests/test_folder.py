@@ -360,7 +360,7 @@ def test_a_table_that_contradicts_itself_is_refused_in_one_line(
     message = refusal_of(tmp_path)
     assert message.startswith(f"{tmp_path / 'images.csv'}")
     assert problem in message
-    assert message.endswith("then run: dvc repro -f download")
+    assert message.endswith("then run: dvc repro -sf download && dvc repro")
 
 
 def test_files_that_are_not_there_are_listed(write: Callable[[str], None], tmp_path: Path) -> None:

@@ -393,14 +393,17 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = commands.add_parser(
-        "export", help="a model as one file for others", description=EXPORT
+        "export",
+        help="a model as one file for others",
+        description=EXPORT,
+        epilog="Example: lesionseg export onnx",
     )
     kinds = parser.add_subparsers(title="kinds", metavar="KIND", required=True)
     onnx = kinds.add_parser(
         "onnx",
         help="an ONNX file, for any program that runs such files",
-        description="Uint8 or float images of any batch in, probabilities out. docs/export.md "
-        "has the lines of Python that make masks with it. " + EXPORT,
+        description="Uint8 or float images of any batch in, probabilities out. " + EXPORT,
+        epilog="Example: lesionseg export onnx --out lesion.onnx",
     )
     onnx.add_argument(
         "--input",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 
 File = Path | zipfile.Path
 # What macOS adds when it makes an archive.
@@ -98,5 +98,5 @@ def _damage_is_an_error(archive: Path) -> Iterator[None]:
     except _DAMAGE as error:
         raise DataError(
             f"{archive} is damaged ({error}). Delete it or put a good one in its place, then run: "
-            "dvc repro -f download"
+            f"{rerun('download')}"
         ) from error

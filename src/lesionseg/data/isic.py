@@ -25,7 +25,7 @@ from lesionseg.data.archives import File, members
 from lesionseg.data.fetch import fetch
 from lesionseg.data.isic2016_test import IDS as ISIC2016_TEST
 from lesionseg.data.pairs import Pair
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 
 HOSTS = (
     "https://isic-archive.s3.amazonaws.com/challenges/",
@@ -265,10 +265,10 @@ def _match(
         missing = "mask" if lonely[0] in images else "image"
         raise DataError(
             f"{split} has {len(images)} images and {len(masks)} masks; {lonely[0]} has no "
-            f"{missing}. Delete the archives of {split} and run: dvc repro -f download"
+            f"{missing}. Delete the archives of {split} and run: {rerun('download')}"
         )
     return ((id_, images[id_], masks[id_]) for id_ in sorted(images))
 
 
 def _unfit(path: Path, problem: str) -> DataError:
-    return DataError(f"{path} {problem}. Delete it and run: dvc repro -f download")
+    return DataError(f"{path} {problem}. Delete it and run: {rerun('download')}")

@@ -20,7 +20,7 @@ from lesionseg.files import require, sha256, write_csv
 NAME = "manifest.csv"
 SPLITS = ("train", "val", "test")
 FOLDERS = ("train", "test")  # of the raw data; images of val lie in train
-REMEDY = "Mend the source of the data and run: dvc repro -f download"
+REMEDY = f"Mend the source of the data and run: {rerun('download')}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,14 @@ from lesionseg.data.images import read_image
 from lesionseg.data.manifest import Known
 from lesionseg.data.masks import understand_mask
 from lesionseg.data.rasters import NamedBytes
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, rerun
 from lesionseg.files import NAME_BYTES, check_free_space, write_bytes
 
 COPIED = (".jpg", ".jpeg", ".png")  # byte for byte; other images become PNG
 SUFFIXES = (*COPIED, ".bmp", ".tif", ".tiff", ".webp")
 NUM_NAMED = 3  # names in a message before it says how many more there are
 LONGEST_ENDING = "_segmentation.png"  # of the files that later stages call after an image
-REMEDY = "then run: dvc repro -f download"
+REMEDY = f"then run: {rerun('download')}"
 
 logger = logging.getLogger(__name__)
 
