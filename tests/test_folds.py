@@ -82,6 +82,14 @@ def test_a_last_chunk_counts_from_half_the_size_of_val(num_train, sizes):
     assert all(len(rest.ids) + len(held_out.ids) == num_train + 4 for rest, held_out in folds)
 
 
+def test_images_without_groups_are_cut_as_one_shuffled_row():
+    train, val = make_splits(11, 4)
+    shuffled = np.random.default_rng(5).permutation(11)
+    for number, (_, held_out) in enumerate(make_folds(train, val, num_folds=4, seed=5)[1:]):
+        rows = sorted(shuffled[4 * number : 4 * number + 4])
+        assert held_out.ids == tuple(train.ids[row] for row in rows)
+
+
 def test_too_many_folds_are_refused_before_the_first():
     train, val = make_splits(9, 4)
     with pytest.raises(ConfigError) as caught:

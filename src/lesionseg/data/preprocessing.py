@@ -111,13 +111,9 @@ def preprocess(
             raw_dir, part_dir / "all", rows, image_size=image_size, num_threads=num_threads
         )
         check = _LeakCheck(decoded, sources=sources, distance=near_duplicate_distance)
-        leaks = []
-        if len(sources) > 1:  # first of all, so that val is a share of what is left
-            train = [i for i, row in enumerate(rows) if row.split == "train"]
-            leaks = check.between_sources(train)
-            shared = {leak.id for leak in leaks}
-            dropped = {i for i in train if rows[i].id in shared}
-            members = _assign(rows, val_fraction=val_fraction, seed=seed, dropped=dropped)
+        leaks, shared = check.between_sources()
+        if shared:  # val is a share of what is left
+            members = _assign(rows, val_fraction=val_fraction, seed=seed, dropped=shared)
         leaks += check.between_splits(members)
         for name in SPLITS:
             _write_split(part_dir / name, decoded, members[name])
@@ -214,18 +210,23 @@ class _LeakCheck:
         self._sources = sources
         self._distance = distance
 
-    def between_sources(self, train: Sequence[int]) -> list[Leak]:
-        """What each source shares with those before it, of the images at these positions."""
-        rows = self._decoded.rows
+    def between_sources(self) -> tuple[list[Leak], set[int]]:
+        """What each source's train shares with those before it, and its positions to drop."""
         leaks: list[Leak] = []
-        kept = [i for i in train if rows[i].source == self._sources[0]]
-        for name in self._sources[1:]:
-            own = [i for i in train if rows[i].source == name]
+        kept: list[int] = []
+        shared: set[int] = set()
+        for name in self._sources if len(self._sources) > 1 else ():
+            own = [
+                i
+                for i, row in enumerate(self._decoded.rows)
+                if row.source == name and row.split == "train"
+            ]
             found = self._find("train", own, "train", kept)
             copies = {leak.id for leak in found}
-            kept += [i for i in own if rows[i].id not in copies]
+            shared |= {i for i in own if self._decoded.rows[i].id in copies}
+            kept += [i for i in own if i not in shared]
             leaks += found
-        return leaks
+        return leaks, shared
 
     def between_splits(self, members: dict[str, list[int]]) -> list[Leak]:
         """What each split shares with those before which it has to give way."""
