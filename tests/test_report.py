@@ -425,7 +425,27 @@ def test_examples_are_ranked_by_the_finetuned_jaccard(root, html):
 
 def test_no_leaks_are_reported_as_none_found(html):
     assert "<b>None found.</b>" in html
-    assert "No patient ids exist for ISIC 2016" in html
+
+
+UNKNOWN_PATIENTS = "Nothing says which images are of one patient"
+KNOWN_GROUPS = "none of these groups is in two splits"
+
+
+@pytest.mark.parametrize(
+    ("source", "has_groups", "expected"),
+    [
+        ("isic2016", False, [UNKNOWN_PATIENTS]),
+        ("folder", True, [KNOWN_GROUPS]),
+        ("phantom", False, []),
+    ],
+)
+def test_the_page_says_of_patients_what_the_data_say(fresh, source, has_groups, expected):
+    for run in RUNS:
+        edit_json(fresh / f"results/{run}/run.json", "params", value={"download.source": source})
+    for path in (fresh / "data/processed").glob("*/index.csv") if has_groups else ():
+        pd.read_csv(path).assign(group="a").to_csv(path, index=False)
+    text = " ".join(words_of(fresh).split())
+    assert [words for words in (UNKNOWN_PATIENTS, KNOWN_GROUPS) if words in text] == expected
 
 
 def test_leaks_are_listed(tmp_path):

@@ -202,6 +202,8 @@ def render_page(
         image_size=inputs.splits["test"].images.shape[1:3],
         leaks=inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
         num_leaks=len(inputs.leaks),
+        has_groups=any("group" in split.index for split in inputs.splits.values()),
+        is_of_patients=inputs.records[FINETUNED].params.get("download.source") != "phantom",
         parameters=_parameter_rows(inputs.records),
         provenance=_provenance_rows(inputs.records),
         experiment=inputs.records[FINETUNED].dvc_experiment,
