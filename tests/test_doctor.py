@@ -207,6 +207,16 @@ def test_what_is_to_be_downloaded_needs_a_server_that_answers(project, monkeypat
     assert {found("data").level, found("encoder").level} == {"ok"}
 
 
+def test_each_of_several_sources_is_looked_at(project):
+    archives_dir = project() / "data/archives"
+    project(download__source="ph2")
+    assert found("data").text == f"ph2: will be read from {archives_dir}"
+    project(download__source=["isic2016", "ph2"])
+    assert found("data").text.startswith("isic2016, ph2: 0 of 4 archives are there")
+    project(download__source="ham10000", download__folder="absent")
+    assert found("data").level == "error"
+
+
 def test_what_is_there_already_needs_no_server(project, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError

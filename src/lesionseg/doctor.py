@@ -23,8 +23,10 @@ from lesionseg.files import project_root
 LOCKS = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
 NEWEST_TRIED = (3, 13)
 SHOWN = ("torch", "torchvision", "dvc", "mlflow")
-# Free bytes: what a run of the pipeline needs to end, and with ISIC 2016, unpacked and packed too.
-LEAST_FREE, WITH_ISIC2016 = 0.3e9, 2.5e9
+# Free bytes: what a run of the pipeline needs, and beside it what the archives of a source take,
+# packed and unpacked, as far as their sizes are known.
+LEAST_FREE = 0.3e9
+UNPACKED = {"isic2016": 2.2e9, "isic2018": 21e9}
 NUM_NAMED = 3
 SECONDS = 10.0  # for a server's answer
 
@@ -198,7 +200,7 @@ def _disk(config: DownloadConfig) -> Finding:
         remedy = "Work in a copy of your own: git clone"
         return Finding("error", f"{project_root()} cannot be written", remedy)
     is_there = Path("data/raw/manifest.csv").exists()
-    needed = WITH_ISIC2016 if config.source == "isic2016" and not is_there else LEAST_FREE
+    needed = LEAST_FREE + (0 if is_there else sum(UNPACKED.get(name, 0) for name in config.sources))
     if free < needed:
         return Finding(
             "error", f"{text}, {needed / 1e9:.1f} GB are needed", "Make room on that disk"
@@ -208,36 +210,42 @@ def _disk(config: DownloadConfig) -> Finding:
 
 def _data(config: DownloadConfig) -> Finding:
     """Where the images come from, and whether they can be had."""
+    sources = ", ".join(config.sources)
     manifest = Path("data/raw/manifest.csv")
     if manifest.exists():
         num_images = len(manifest.read_bytes().splitlines()) - 1
-        return Finding("ok", f"{num_images} images are in data/raw; source: {config.source}")
-    if "folder" in config.sources:
-        folder = project_root() / config.folder
-        if folder.is_dir():
-            return Finding("ok", f"will be read from {folder}")
+        return Finding("ok", f"{num_images} images are in data/raw; source: {sources}")
+    folder = project_root() / config.folder
+    if config.folder and not folder.exists():
         remedy = "Correct folder in params.yaml, section download"
         return Finding("error", f"{folder} is missing", remedy)
-    from lesionseg.data.isic import CHALLENGES
-
     archives_dir = project_root() / config.archives
-    wanted = [CHALLENGES[name] for name in config.sources if name in CHALLENGES]
-    missing = [
-        (challenge, archive)
-        for challenge in wanted
-        for archive in challenge.archives
-        if not (archives_dir / archive.name).exists()
-    ]
-    if wanted:
-        num_archives = sum(len(challenge.archives) for challenge in wanted)
-        urls = [url + missing[0][1].name for url in missing[0][0].urls] if missing else []
+    archives = _archives(config)
+    missing = {name: urls for name, urls in archives.items() if not (archives_dir / name).exists()}
+    if archives:
+        num_there = len(archives) - len(missing)
         return _to_fetch(
-            f"{', '.join(config.sources)}: {num_archives - len(missing)} of {num_archives} "
-            "archives are there",
-            urls,
+            f"{sources}: {num_there} of {len(archives)} archives are there",
+            next(iter(missing.values()), []),
             remedy=f"Bring the archives into {archives_dir}, or write source: phantom",
         )
-    return Finding("ok", f"will be made (source: {config.source})")
+    if config.sources == ("phantom",):
+        return Finding("ok", "will be made (source: phantom)")
+    return Finding(
+        "ok", f"{sources}: will be read from {folder if config.folder else archives_dir}"
+    )
+
+
+def _archives(config: DownloadConfig) -> dict[str, list[str]]:
+    """The addresses of each archive that the sources are downloaded as, by its name."""
+    from lesionseg.data.isic import CHALLENGES
+
+    wanted = [CHALLENGES[name] for name in config.sources if name in CHALLENGES]
+    return {
+        archive.name: [url + archive.name for url in challenge.urls]
+        for challenge in wanted
+        for archive in challenge.archives
+    }
 
 
 def _encoder(config: DownloadConfig) -> Finding:
