@@ -441,7 +441,9 @@ def test_the_help_of_each_command_has_an_example_that_is_understood(name):
     "name",
     [
         *(f"stages.{name}" for name in ("download", "preprocess", "train", "evaluate", "report")),
-        *("experiments.demo", "experiments.sweep_demo", "benchmarks.__main__"),
+        "experiments.demo",
+        "experiments.sweep_demo",
+        "benchmarks.__main__",
     ],
 )
 def test_the_help_of_each_module_that_is_run_has_an_example(name, capsys):

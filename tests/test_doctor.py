@@ -61,8 +61,17 @@ def test_where_all_is_well_nothing_is_to_be_done(machine, monkeypatch, capsys):
     out = capsys.readouterr().out
     names = [line.split()[1] for line in out.splitlines()]
     assert names == [
-        *("python", "packages", "git", "dvc", "params.yaml", "device", "disk"),
-        *("data", "encoder", "mlflow", "errors"),
+        "python",
+        "packages",
+        "git",
+        "dvc",
+        "params.yaml",
+        "device",
+        "disk",
+        "data",
+        "encoder",
+        "mlflow",
+        "errors",
     ]
     assert "6 stages" in out
     assert out.endswith("\nno errors\n")

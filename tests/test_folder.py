@@ -59,8 +59,15 @@ def refusal_of(folder: Path, error: type[LesionsegError] = DataError) -> str:
 @pytest.mark.parametrize(
     "mask",
     [
-        *("a.png", "a.bmp", "a.tif", "a_mask.png", "a_MASK.png"),
-        *("a_segmentation.png", "a_Segmentation.PNG", "mask_a.tiff", "Mask_a.png"),
+        "a.png",
+        "a.bmp",
+        "a.tif",
+        "a_mask.png",
+        "a_MASK.png",
+        "a_segmentation.png",
+        "a_Segmentation.PNG",
+        "mask_a.tiff",
+        "Mask_a.png",
     ],
 )
 @pytest.mark.parametrize("image", ["a.jpg", "a.PNG", "a.bmp", "a.tif", "a.webp"])
@@ -274,7 +281,10 @@ def test_the_table_says_where_everything_belongs(
     )
     found = [
         (
-            *(pair.split, pair.id, pair.group, pair.fold),
+            pair.split,
+            pair.id,
+            pair.group,
+            pair.fold,
             *(path.relative_to(tmp_path).as_posix() for path in (pair.image, pair.mask)),
         )
         for pair in list_folder(tmp_path)

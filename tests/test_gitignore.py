@@ -22,17 +22,23 @@ WRITTEN = (
     r"lesionseg predict (\S+)/",
 )
 MADE = (
-    *(
-        ".venv",
-        "site/index.html",
-        ".demo/dvc.yaml",
-        ".sweep/dvc.yaml",
-        ".checkpoints/train_frozen-0/run_id",
-    ),
-    *("mlruns/mlflow.db", "mlruns/downloads/lesionseg-1/model.pt", "dvc_plots/index.html"),
-    *(".dvc/tmp/sweep/logs/a.log", ".dvc/cache/files/md5/00", ".dvc/config.local"),
-    *("data/archives/a.zip", "src/lesionseg.egg-info/PKG-INFO", "src/lesionseg/__pycache__/a.pyc"),
-    *(".pytest_cache/a", ".mypy_cache/a", ".ruff_cache/a"),
+    ".venv",
+    "site/index.html",
+    ".demo/dvc.yaml",
+    ".sweep/dvc.yaml",
+    ".checkpoints/train_frozen-0/run_id",
+    "mlruns/mlflow.db",
+    "mlruns/downloads/lesionseg-1/model.pt",
+    "dvc_plots/index.html",
+    ".dvc/tmp/sweep/logs/a.log",
+    ".dvc/cache/files/md5/00",
+    ".dvc/config.local",
+    "data/archives/a.zip",
+    "src/lesionseg.egg-info/PKG-INFO",
+    "src/lesionseg/__pycache__/a.pyc",
+    ".pytest_cache/a",
+    ".mypy_cache/a",
+    ".ruff_cache/a",
 )
 KEPT = ("results/ablation.csv", "dvc.lock", "params.yaml", "data/.gitkeep", "docs/demo.png")
 

@@ -42,7 +42,8 @@ def process(source_dir: Path, work_dir: Path, rows: list[str], *, seed: int = 0)
     write_pairs(work_dir / "raw", pairs)
     write_manifest(work_dir / "raw", to_know(pairs))
     preprocess(
-        *(work_dir / "raw", work_dir / "processed"),
+        work_dir / "raw",
+        work_dir / "processed",
         source="folder",
         image_size=32,
         val_fraction=0.3,

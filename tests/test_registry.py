@@ -102,7 +102,11 @@ def test_a_version_has_all_that_serving_takes(project, train):
     model = Model.load(str(folder))
     assert model.signature.inputs.optional_input_names() == ["image", "array"]
     assert model.signature.outputs.input_names() == [
-        *("mask", "probability", "height", "width", "lesion_fraction")
+        "mask",
+        "probability",
+        "height",
+        "width",
+        "lesion_fraction",
     ]
     assert json.loads((folder / "serving_input_example.json").read_text())["dataframe_split"]
     assert (folder / "code/lesionseg/tracking/served.py").is_file()

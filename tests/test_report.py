@@ -559,7 +559,9 @@ def test_a_table_that_ends_below_its_heading_names_file_and_stage(fresh, name, s
         ),
         ("evaluate/train_finetuned.json", ["test"], {}, "has no test.jaccard"),
         (
-            *("evaluate/comparison.json", ["test", "nsd", "interval"], [0.1, None]),
+            "evaluate/comparison.json",
+            ["test", "nsd", "interval"],
+            [0.1, None],
             "test.nsd.interval.1 must be a number, got None",
         ),
         (

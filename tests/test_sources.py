@@ -565,7 +565,11 @@ def test_leaks_between_joined_sources_are_found_by_id_file_and_looks(
     ids = {name: load_split(Path("data/processed"), name).ids for name in SPLITS}
     assert ids["test"] == ("ISIC_0000003",)
     assert sorted([*ids["train"], *ids["val"]]) == [
-        *("ISIC_0000000", "ISIC_0000001", "ISIC_0001769", "ISIC_0012090", "ISIC_0012095")
+        "ISIC_0000000",
+        "ISIC_0000001",
+        "ISIC_0001769",
+        "ISIC_0012090",
+        "ISIC_0012095",
     ]
     assert "Dropped 1 from train: a source that stands before theirs has the same" in caplog.text
     assert "from train: the same images are in another split" in caplog.text
@@ -585,7 +589,11 @@ def test_groups_of_joined_sources_are_kept_apart_and_the_first_s_val_is_val(
     rows = [row for row in read_manifest(Path("data/raw")) if row.source != "isic2018"]
     assert {(row.split, row.fold) for row in rows} == {("train", "")}
     assert {row.group for row in rows} == {
-        *("folder: P1", "folder: P2", "ham10000: P1", "ham10000: HAM_2", "ham10000: HAM_3")
+        "folder: P1",
+        "folder: P2",
+        "ham10000: P1",
+        "ham10000: HAM_2",
+        "ham10000: HAM_3",
     }
     assert ("val", "ISIC_0001769") in placed()
 

@@ -69,7 +69,12 @@ def list_ham10000(roots: Sequence[Path]) -> list[Pair]:
         if missing:
             logger.warning(
                 "WARNING: %s: %d of the %d images in %s have no %s and are left out: %s",
-                *(root, len(missing), len(lesions), tables[0].name, what, listed(sorted(missing))),
+                root,
+                len(missing),
+                len(lesions),
+                tables[0].name,
+                what,
+                listed(sorted(missing)),
             )
     return [
         Pair(id=id_, image=images[id_], mask=masks[id_], split="train", group=lesions[id_])

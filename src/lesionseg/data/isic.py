@@ -233,7 +233,8 @@ def list_challenge(name: str, *, archives_dir: Path) -> list[Pair]:
     kept = [pair for pair in pairs if pair.split == "test" or pair.id not in ISIC2016_TEST]
     logger.info(
         "%s: %d images to learn from are in ISIC 2016's test, and left out",
-        *(name, len(pairs) - len(kept)),
+        name,
+        len(pairs) - len(kept),
     )
     return kept
 

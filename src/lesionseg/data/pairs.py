@@ -132,7 +132,10 @@ def draw_test(pairs: Sequence[Pair], *, fraction: float, seed: int) -> list[Pair
         )
     logger.info(
         "No images are named as test: %d of %d became test, drawn by download.seed (%g of %s)",
-        *(len(drawn), len(train), fraction, "the groups" if any(groups) else "them"),
+        len(drawn),
+        len(train),
+        fraction,
+        "the groups" if any(groups) else "them",
     )
     return [replace(pair, split="test") if pair.id in drawn else pair for pair in pairs]
 

@@ -331,7 +331,8 @@ def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
     if shared := {leak.id for leak in leaks if leak.split == leak.other_split}:
         logger.warning(
             "Dropped %d from train: a source that stands before theirs has the same images. See %s",
-            *(len(shared), where),
+            len(shared),
+            where,
         )
     dropped = Counter(
         leak.split for leak in {k.id: k for k in leaks if k.split != k.other_split}.values()

@@ -94,7 +94,10 @@ def read_sources(
         ]
         logger.info(
             "%s: %d images join those of %s for training; its %d test images are left out",
-            *(name, len(own), names[0], len(found) - len(own)),
+            name,
+            len(own),
+            names[0],
+            len(found) - len(own),
         )
         taken = {pair.id for pair in joined if pair.folder == "train"}
         joined += [replace(p, id=f"{name}_{p.id}") if p.id in taken else p for p in own]
