@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from lesionseg.report import figures, style
-from lesionseg.results.evaluation import Compared
+from tests.trained_results import compare_one
 
 RUNS = ("train_frozen", "train_finetuned")
 EMPTY_BIN = 7
@@ -62,19 +62,7 @@ def make_seeds(num_seeds: int = 3) -> pd.DataFrame:
 
 
 def make_comparison(*metrics: str) -> dict:
-    result = Compared(
-        train_frozen=0.8,
-        train_frozen_interval=(0.79, 0.81),
-        train_finetuned=0.82,
-        train_finetuned_interval=(0.81, 0.83),
-        difference=0.02,
-        interval=(0.01, 0.03),
-        wilcoxon_p=0.01,
-        rank_biserial=0.5,
-        wins=3,
-        ties=0,
-        losses=1,
-    )
+    result = compare_one(difference=0.02, interval=(0.01, 0.03))
     return {scope: dict.fromkeys(metrics, result) for scope in ("test", "test_own_size")}
 
 

@@ -1,14 +1,13 @@
 """Results on disk become MLflow runs: whole, once, and again after a server was away."""
 
 import json
-import re
 import shutil
 import socket
 
 import pandas as pd
 import pytest
 
-from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError
+from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError, rerun
 from lesionseg.files import sha256
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import runs, store
@@ -205,7 +204,7 @@ def test_any_damaged_file_is_named_with_the_stage_to_run(project, no_server, mon
             bring(project)
         message = str(caught.value)
         assert path.name in message, name
-        assert re.search(rf"Run: dvc repro -s?f {stage}", message), message
+        assert message.endswith(f"Run: {rerun(stage)}"), message
         assert len(message.splitlines()) == 1
         path.write_bytes(whole)
     with pytest.raises(LesionsegError, match="not all is in MLflow"):

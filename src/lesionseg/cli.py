@@ -453,21 +453,15 @@ def _add_export_arguments(parser: _Parser, *, out: str, precision: str) -> None:
 
 def _export_onnx(arguments: argparse.Namespace) -> int:
     """Write an ONNX file; the exit status."""
-    _prepare_export()
+    from lesionseg.export.extra import require_packages
+
+    require_packages()  # before anything that takes seconds
     from lesionseg.export.command import show, write_onnx
 
     exported, material = _export(arguments)
     write_onnx(exported, arguments.out)
     sys.stdout.write(show(exported, material, arguments.out))
     return OK
-
-
-def _prepare_export() -> None:
-    """Find out what is not installed, before anything that takes seconds."""
-    from lesionseg.export.extra import require_packages
-
-    require_packages()
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def _export(arguments: argparse.Namespace) -> "tuple[Exported, Material]":

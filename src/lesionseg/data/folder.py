@@ -2,7 +2,6 @@
 
 import logging
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from lesionseg.data.pairs import (
     check_file,
     check_name,
     listed,
+    nfc,
     to_read,
 )
 from lesionseg.errors import DataError, MissingFileError
@@ -107,7 +107,7 @@ def _divide(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     named = {path for path in paths if _MASK_NAME.fullmatch(path.stem)}
     same: dict[str, list[Path]] = {}
     for path in paths:
-        same.setdefault(_nfc(path.stem), []).append(path)
+        same.setdefault(nfc(path.stem), []).append(path)
     for group in same.values():
         others = [path for path in group if path.suffix.lower() not in (".jpg", ".jpeg")]
         if len(group) == 2 and len(others) == 1:
@@ -137,23 +137,19 @@ def _by_id(paths: Sequence[Path], *, image_ids: Collection[str] | None = None) -
     """Id -> file of images, or of masks where the images' ids are given."""
     found: dict[str, Path] = {}
     for path in paths:
-        name = _nfc(path.stem)
+        name = nfc(path.stem)
         match = _MASK_NAME.fullmatch(name)
         if image_ids is not None and name not in image_ids and match:
             name = match[1] or match[2]
         if name in found:
             names = (found[name].name, path.name)
-            if len({_nfc(text) for text in names}) == 1:
+            if len({nfc(text) for text in names}) == 1:
                 names = (ascii(names[0]), ascii(names[1]))  # they look the same
             raise DataError(
                 f"{path.parent} has two files for {name}: {names[0]} and {names[1]}. Keep one"
             )
         found[name] = path
     return found
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _visible(folder: Path) -> list[Path]:

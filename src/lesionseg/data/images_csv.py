@@ -3,7 +3,6 @@
 import csv
 import difflib
 import logging
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from functools import cached_property
 from io import StringIO
 from pathlib import Path, PurePosixPath
 
-from lesionseg.data.pairs import REMEDY, SUFFIXES, Pair, check_file, listed
+from lesionseg.data.pairs import REMEDY, SUFFIXES, Pair, check_file, listed, nfc
 from lesionseg.errors import DataError, MissingFileError
 
 NAME = "images.csv"
@@ -167,7 +166,7 @@ def _check_each_once(path: Path, lines: Sequence[_Line]) -> None:
 
 def _make_ids(path: Path, lines: Sequence[_Line]) -> list[str]:
     """File names without endings, after their folders' names where they are not unique so."""
-    short = [(line.folder, _nfc(line.image.stem)) for line in lines]
+    short = [(line.folder, nfc(line.image.stem)) for line in lines]
     num = Counter(short)
     ids = [
         (folder, id_ if num[folder, id_] == 1 else _long_id(line.image))
@@ -185,7 +184,7 @@ def _make_ids(path: Path, lines: Sequence[_Line]) -> list[str]:
 
 
 def _long_id(file: PurePosixPath) -> str:
-    return _nfc("_".join(part for part in file.with_suffix("").parts if part not in ("/", "..")))
+    return nfc("_".join(part for part in file.with_suffix("").parts if part not in ("/", "..")))
 
 
 def _check_groups(path: Path, pairs: Sequence[Pair]) -> None:
@@ -217,14 +216,10 @@ class _Found:
             return path
         if path.parent not in self._names:
             there = path.parent.iterdir() if path.parent.is_dir() else ()
-            self._names[path.parent] = {_nfc(one.name): one for one in there}
-        return self._names[path.parent].get(_nfc(path.name), path)
+            self._names[path.parent] = {nfc(one.name): one for one in there}
+        return self._names[path.parent].get(nfc(path.name), path)
 
     def has(self, file: PurePosixPath) -> bool:
         """Whether it is there, be it a broken link."""
         path = self.path(file)
         return path.exists() or path.is_symlink()
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

@@ -99,6 +99,11 @@ def check_name(path: Path) -> None:
         )
 
 
+def nfc(name: str) -> str:
+    """A name in Unicode's form NFC: macOS may write an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
 def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - NUM_NAMED

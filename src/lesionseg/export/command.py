@@ -87,8 +87,8 @@ def read_material(paths: Sequence[Path], *, image_size: int, processed_dir: Path
     """
     if paths:
         found = find_images(paths, out_dir=Path("predictions"))
-        for reason in found.unusable:
-            raise DataError(reason)
+        if found.unusable:
+            raise DataError(found.unusable[0])
         images = [decode(source.path, image_size=image_size).pixels for source in found.sources]
         pixels = np.stack(images)
         return Material(

@@ -9,14 +9,13 @@ from pathlib import Path
 from lesionseg.errors import DataError, first_line
 from lesionseg.export.graph import INPUTS
 from lesionseg.files import sha256
-from lesionseg.results.evaluation import Comparison
+from lesionseg.results.evaluation import DEFAULT_THRESHOLD, Comparison
 from lesionseg.results.layout import Results, TrainingFiles
 from lesionseg.results.training import TrainingRecord
 
 CLASSES = ("background", "lesion")
 USE = "Research use, not for diagnosis."
 LICENCE = "MIT (program and file); the training images may have terms of their own"
-DEFAULT_THRESHOLD = 0.5
 UNKNOWN = "unknown"
 _PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime")
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Self
 import pandas as pd
 from pydantic import FiniteFloat
 
-from lesionseg.results.layout import RUNS, EvaluationFiles
+from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, EvaluationFiles
 from lesionseg.results.records import FORMAT, read_record, unreadable, write_record
 from lesionseg.results.tables import Table
 from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES, STRATA
@@ -16,6 +16,7 @@ from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES, STRATA
 Interval = tuple[FiniteFloat, FiniteFloat]
 Scores = dict[str, FiniteFloat]
 _STAGE = "evaluate"
+DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +89,14 @@ class Compared:
 
     def mean(self, run: str) -> float:
         """The mean of one of `RUNS`."""
-        return dict(zip(RUNS, (self.train_frozen, self.train_finetuned), strict=True))[run]
+        return {FROZEN: self.train_frozen, FINETUNED: self.train_finetuned}[run]
 
     def mean_interval(self, run: str) -> Interval:
         """The interval of that mean."""
-        both = (self.train_frozen_interval, self.train_finetuned_interval)
-        return dict(zip(RUNS, both, strict=True))[run]
+        return {
+            FROZEN: self.train_frozen_interval,
+            FINETUNED: self.train_finetuned_interval,
+        }[run]
 
 
 @dataclass(frozen=True, kw_only=True)

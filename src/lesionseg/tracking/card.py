@@ -13,13 +13,12 @@ import pandas as pd
 
 from lesionseg.errors import DataError
 from lesionseg.files import require
-from lesionseg.results.evaluation import TABLES, Comparison
+from lesionseg.results.evaluation import DEFAULT_THRESHOLD, TABLES, Comparison
 from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results, TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, Value, history_table
 from lesionseg.results.vocabulary import FAILURE_BELOW, FEW_IMAGES
 
 MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
-DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
 _SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
 # What is known of each `download.source`, and the terms of its images.
