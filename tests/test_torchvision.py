@@ -41,6 +41,18 @@ def test_torch_s_compiler_is_loaded_only_where_it_is_used() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_predict_starts_without_what_only_few_calls_need() -> None:
+    result = run_python(
+        "import sys, lesionseg.inference.outputs, lesionseg.inference.pipeline\n"
+        "from lesionseg.hardware import make_deterministic\n"
+        "import torch\n"
+        "make_deterministic()\n"
+        "assert torch.are_deterministic_algorithms_enabled()\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'scipy.signal'} & sys.modules.keys()\n"
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
 def run_again() -> dict[str, Any]:
     """What our module would hold if it were imported now."""
     assert ours.__file__ is not None

@@ -46,7 +46,8 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
 
 def make_deterministic() -> None:
     """The same numbers every time from the same inputs, at the price of some CUDA kernels."""
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # As `use_deterministic_algorithms`, which also loads torch's compiler and so takes a second.
+    torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     # Filling fresh memory with NaN finds bugs, and costs time in every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -16,7 +16,6 @@ from PIL import Image
 from lesionseg.errors import DataError
 from lesionseg.files import write_bytes
 from lesionseg.inference.contours import to_csv, to_geojson
-from lesionseg.inference.overlay import draw_regions
 from lesionseg.inference.sources import (
     ENDINGS,
     SUMMARY,
@@ -151,6 +150,8 @@ class Outputs:
         if self.overlay or self.contours:
             regions = find_regions(mask)
         if self.overlay:
+            from lesionseg.inference.overlay import draw_regions  # half a second, if it is wanted
+
             _save(draw_regions(source.path, regions, size=size), paths["overlay"], quality=90)
         if self.contours == "geojson":
             _write(paths["contours"], to_geojson(regions, name=source.name, size=size))
