@@ -49,10 +49,10 @@ from lesionseg.files import replacing, require, sha256
 from lesionseg.hardware import choose_device
 from lesionseg.inference.prediction import predict_split
 from lesionseg.models.segmenter import load_model
-from lesionseg.results.evaluation import TABLES, Compared, Comparison, ModelScores
-from lesionseg.results.layout import RUNS, EvaluationFiles, Results
+from lesionseg.results.evaluation import TABLES, Compared, Comparison, Headline, ModelScores
+from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results
 from lesionseg.results.tables import Row
-from lesionseg.results.training import TrainingRecord
+from lesionseg.results.training import TrainingRecord, seed_scores_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,9 @@ def _test_files(test: Split, raw_dir: Path) -> list[ManifestRow]:
 
 
 def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[str, ModelScores]:
-    """Score and compare both models, and write all files of `EvaluationFiles`; the scores by run.
+    """Score and compare both models; the scores by run.
+
+    Writes all files of `EvaluationFiles`, and metrics.json.
 
     Raises:
         MissingFileError: A model is not there.
@@ -155,12 +157,15 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
         seed=options.seed,
     )
     files = results.evaluation
-    for run, model in models.items():  # a file each, the same keys: side by side in `dvc metrics`
-        model.scores.write(files, run)
+    scores = {run: model.scores for run, model in models.items()}
+    for run, own in scores.items():
+        own.write(files, run)
+    val = seed_scores_table(FINETUNED).read(results.seed_scores(FINETUNED))["val_jaccard"]
+    Headline.of(scores, val=float(val.iloc[0])).write(results)
     _write_tables(models, data, files, interval=interval)
     hashes = {run: sha256(results.training(run).model) for run in RUNS}
     _compare(models, data, options, hashes=hashes, interval=interval).write(files)
-    return {run: model.scores for run, model in models.items()}
+    return scores
 
 
 def _score_model(
