@@ -52,7 +52,7 @@ from lesionseg.models.segmenter import load_model
 from lesionseg.results.evaluation import TABLES, Compared, Comparison, Headline, ModelScores
 from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results
 from lesionseg.results.tables import Row
-from lesionseg.results.training import TrainingRecord, seed_scores_table
+from lesionseg.results.training import TrainingRecord, history_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +160,8 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
     scores = {run: model.scores for run, model in models.items()}
     for run, own in scores.items():
         own.write(files, run)
-    val = seed_scores_table(FINETUNED).read(results.seed_scores(FINETUNED))["val_jaccard"]
-    Headline.of(scores, val=float(val.iloc[0])).write(results)
+    epochs = history_table(FINETUNED).read(results.training(FINETUNED).history)
+    Headline.of(scores, val=float(epochs["val_jaccard"].max())).write(results)
     _write_tables(models, data, files, interval=interval)
     hashes = {run: sha256(results.training(run).model) for run in RUNS}
     _compare(models, data, options, hashes=hashes, interval=interval).write(files)
