@@ -226,7 +226,7 @@ def answer() -> str:
     if seeds:
         difference = seeds["jaccard"]["difference"]
         again = (
-            f" Over {seeds['num_seeds']} trainings with other random numbers the difference is "
+            f" Over {seeds['num_seeds']} trainings of each with different random numbers it is "
             f"{spread(difference['mean'], difference['sd'], sign='+')}."
         )
     verb = "raises" if low > 0 else "lowers" if high < 0 else "does not clearly change"
@@ -335,7 +335,8 @@ def decoders(names: str) -> str:
         for run in RUNS:
             own = entry[run]
             scores = [spread(*own[key]) for key in ("test_jaccard", "test_dice", "val_jaccard")]
-            what = f"`{name}`: {entry['what']}" if run == FROZEN else ""
+            changed = "" if entry["what"] == "nothing" else f": {entry['what']}"
+            what = f"`{name}`{changed}" if run == FROZEN else ""
             rows.append([what, LABELS[run], *scores, f"{own['seconds']} s"])
         differences = [
             spread(*entry["difference"][metric], sign="+")
