@@ -28,6 +28,7 @@ PARAMS = {
     "download.phantom_num_train": 240,
     "download.phantom_num_test": 60,
     "download.phantom_size": 192,
+    "external": [{"name": "another-clinic", "source": "phantom", "folder": ""}],
     "train.epochs": 8,
     "train.batch_size": 8,
     "train_finetuned.encoder_lr": 0.002,

@@ -97,6 +97,7 @@ def test_the_stages_are_those_of_the_design_in_its_order():
     assert list(STAGES) == [
         "download",
         "preprocess",
+        "external",
         "train_frozen",
         "train_finetuned",
         "evaluate",

@@ -49,8 +49,7 @@ def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int 
     """The page as the stage writes it, every figure drawn: for tests of figures and files."""
     path = write_report(
         Results(root / "results"),
-        processed_dir=root / "data/processed",
-        raw_dir=root / "data/raw",
+        root / "data",
         report_dir=report_dir or root / "results/report",
         title="Which is better?",
         num_examples=num_examples,
@@ -61,8 +60,7 @@ def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int 
 def read(root: Path) -> Inputs:
     return read_inputs(
         Results(root / "results"),
-        processed_dir=root / "data/processed",
-        raw_dir=root / "data/raw",
+        root / "data",
     )
 
 

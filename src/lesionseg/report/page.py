@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from lesionseg import files
 from lesionseg.report import figures, style
+from lesionseg.report.external import answer_elsewhere, in_plain_words
 from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
 from lesionseg.report.inputs import IndexedSplit, Inputs, read_inputs
 from lesionseg.report.overlays import draw_overlay, draw_samples
@@ -38,9 +39,8 @@ _PAGE_COLORS = {
 
 def write_report(
     results: Results,
+    data_dir: Path,
     *,
-    processed_dir: Path,
-    raw_dir: Path,
     report_dir: Path,
     title: str,
     num_examples: int,
@@ -49,8 +49,7 @@ def write_report(
 
     Args:
         results: Holds both trainings and their evaluation.
-        processed_dir: Holds `train/`, `val/`, `test/` and `leaks.csv`.
-        raw_dir: Holds `manifest.csv` and the test images that it lists.
+        data_dir: Holds `raw/`, `processed/` and `external/`, as the stages left them.
         report_dir: Replaced as a whole, or left as it was.
         title: The page's first line.
         num_examples: Images in each row of examples.
@@ -59,7 +58,7 @@ def write_report(
         MissingFileError: An input is not there; the message names the stage to run.
         DataError: An input is broken, or was made from other files than the rest.
     """
-    inputs = read_inputs(results, processed_dir=processed_dir, raw_dir=raw_dir)
+    inputs = read_inputs(results, data_dir)
     cases = read_cases(inputs)
     drawn = draw_figures(inputs, cases, num_examples=num_examples)
     svgs = {name: figures.render_svg(figure) for name, figure in drawn.items()}
@@ -124,6 +123,9 @@ def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) ->
             inputs.thresholds, chosen=inputs.comparison.threshold
         ),
     }
+    if inputs.external:
+        others = {one.facts.name: one.comparison for one in inputs.external}
+        drawn["sets"] = figures.draw_sets({"test": inputs.comparison, **others})
     if inputs.comparison.seeds:
         drawn["seeds"] = figures.draw_seeds(inputs.seeds)
     for quantity in ("loss", "jaccard", "dice"):
@@ -180,6 +182,9 @@ def render_page(
         # The answer and the comparison.
         answer=answer(comparison),
         answer_of_seeds=answer_of_seeds(comparison),
+        answer_elsewhere=answer_elsewhere(comparison, inputs.external),
+        in_plain_words=in_plain_words(inputs.scores, comparison.num_images),
+        external=inputs.external,
         comparison=comparison,
         scores=inputs.scores,
         confidence=f"{100 * comparison.confidence:g} %",
