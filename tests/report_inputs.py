@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lesionseg.config import load_config
 from lesionseg.data.external_sets import ExternalSet, write_sets
 from lesionseg.results.evaluation import (
     TABLES,
@@ -33,6 +34,7 @@ GROUPS = {
     "hair": ("little", "some"),
     "skin_tone": ("light", "unknown"),
 }
+CONFIG = load_config(Path(__file__).parents[1] / "params.yaml")
 MODELS = {"train_frozen": "12" * 32, "train_finetuned": "34" * 32}
 LEAK_COLUMNS = ("id", "split", "other_id", "other_split", "kind", "distance", "action")
 
@@ -195,7 +197,7 @@ def _write_training(files: TrainingFiles, run: str) -> None:
         num_parameters=3_128_001,
         num_trained_parameters=904_129 if run == "train_frozen" else 3_128_001,
         versions={"python": "3.11.13", "torch": "2.13.0", "torchvision": "0.28.0"},
-        params={"train.lr": 0.002, "model.decoder": "transposed", "encoder_lr": encoder_lr},
+        params=CONFIG.training_params(run, seed=0) | {"encoder_lr": encoder_lr},
     ).write(files)
 
 

@@ -214,7 +214,7 @@ def test_an_unknown_section_is_answered_with_the_close_one(tmp_path, content):
 
 def test_an_unknown_section_far_from_all_is_answered_with_all(tmp_path, content):
     message = message_of(tmp_path, {**content, "zzz": {}})
-    assert message.startswith("params.yaml: unknown section 'zzz'; known: download, external, preprocess, ")
+    assert message.startswith("params.yaml: unknown section 'zzz'; known: download, external, ")
 
 
 def test_an_unknown_key_is_answered_with_the_close_one(tmp_path, content):

@@ -20,6 +20,7 @@ from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.data.groups import draw, gather, in_order
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
+    SOURCES_WITH_UNIQUE_IDS,
     THUMBNAIL_VALUES,
     Fingerprints,
     Leak,
@@ -39,8 +40,6 @@ LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
 # Of the copies between two splits, the one in the first is dropped: test stays whole.
 PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
 CHUNK = 64  # images copied at once
-# ISIC's archive gave each image its id.
-SOURCES_WITH_UNIQUE_IDS = ("isic2016", "isic2017", "isic2018", "ham10000")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,7 +238,7 @@ TABLES = {
         numbers=_by_run("jaccard"),
         blank=tuple(stratum.measure for stratum in STRATA.values()),
     ),
-    # Scores in each group of images; no interval for a single image.
+    # Scores in each group of images; no interval of fewer than `FEW_IMAGES`.
     "strata": Table(
         stage=_STAGE,
         text=("stratum", "group"),
