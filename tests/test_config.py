@@ -590,6 +590,16 @@ def test_a_cross_validation_needs_more_than_one_seed(tmp_path, content):
     assert load(tmp_path, content).train.cross_validate is True
 
 
+def test_folds_are_not_of_a_part_of_the_images(tmp_path, content):
+    content["train"] |= {"cross_validate": True, "num_seeds": 2, "num_images": 40}
+    assert message_of(tmp_path, content) == (
+        "params.yaml: train: num_images is 40, and cross_validate is true. "
+        "Write num_images 0, or cross_validate false: folds are of all images"
+    )
+    content["train"]["cross_validate"] = False
+    assert load(tmp_path, content).train.num_images == 40
+
+
 def test_flat_holds_just_the_sections_asked_for(content):
     flat = load_config(PARAMS).flat("loss", "model")
     expected = {f"{s}.{k}": v for s in ("loss", "model") for k, v in content[s].items()}

@@ -130,6 +130,7 @@ class TrainConfig:
     """What both trainings share."""
 
     epochs: int = _number(at_least=1, at_most=MOST_EPOCHS)
+    num_images: int = _number(at_least=0, at_most=MOST_IMAGES)
     batch_size: int = _number(at_least=1, at_most=MOST_IN_BATCH)
     lr: float = _number(above=0)
     weight_decay: float = _number(at_least=0)
@@ -146,6 +147,11 @@ class TrainConfig:
             raise ConfigError(
                 "params.yaml: train: cross_validate is true, and num_seeds is 1. "
                 "Write num_seeds above 1: each further seed validates on other images"
+            )
+        if self.cross_validate and self.num_images:
+            raise ConfigError(
+                f"params.yaml: train: num_images is {self.num_images}, and cross_validate is true. "
+                "Write num_images 0, or cross_validate false: folds are of all images"
             )
 
 
