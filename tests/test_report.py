@@ -481,7 +481,13 @@ def test_external_test_sets_are_in_a_table_a_figure_and_the_first_sentence(tmp_p
         assert f"{name} <small>7 images, source: folder; 2 more were left out" in page
     answer = page.partition('class="answer">')[2].partition("</p>")[0]
     assert "That is also so on ph2 (" in answer
-    assert "our-clinic (7 images)" in (tmp_path / "results/report/figures/sets.svg").read_text()
+    assert "our-clinic" in (tmp_path / "results/report/figures/sets.svg").read_text()
+
+
+def test_all_but_the_heading_is_in_one_main_landmark(html):
+    before, main = html.split("<main>")
+    assert before.rstrip().endswith("</header>")
+    assert main.partition("</main>")[2].lstrip().startswith("<script>")
 
 
 def test_without_external_test_sets_nothing_speaks_of_them(html):
