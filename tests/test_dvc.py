@@ -15,6 +15,7 @@ EXEMPT = {
     "errors.py": "words at the terminal",
     "memory.py": "speed",
     "processes.py": "who may run, and until when",
+    "project.py": "words at the terminal",
     "tracking/availability.py": "MLflow, which reads results and writes none",
     "tracking/database.py": "MLflow",
     "tracking/store.py": "MLflow",

@@ -22,9 +22,10 @@ from lesionseg.errors import (
     MissingFileError,
     exit_status,
     printable,
+    repro,
     rerun,
 )
-from lesionseg.files import find_project
+from lesionseg.project import find_project
 
 if TYPE_CHECKING:
     from lesionseg.export.command import Exported, Material
@@ -586,7 +587,7 @@ def _find_model(text: str) -> Path:
 def _remedy(path: Path, *, is_there: bool = True) -> str:
     """What to do about a model's file: only the project's own comes from a stage."""
     if stage := _stage_of(path):
-        command = rerun(stage) if is_there else f"dvc repro {stage}"
+        command = rerun(stage) if is_there else repro(stage)
         return f"Run: {command}, or name another with --model"
     if find_project():
         return "Name another with --model"

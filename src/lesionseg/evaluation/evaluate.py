@@ -19,7 +19,7 @@ from lesionseg.data.dataset import Split, load_split
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.data.masks import read_mask
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, repro
 from lesionseg.evaluation.calibration import (
     Sums,
     expected_calibration_error,
@@ -130,7 +130,7 @@ def _test_files(test: Split, raw_dir: Path) -> list[ManifestRow]:
     if lost := sorted(set(test.ids) - rows.keys()):
         raise DataError(
             f"{raw_dir / 'manifest.csv'} has no test image {lost[0]}, which the test split has. "
-            "Run: dvc repro preprocess"
+            f"Run: {repro('preprocess')}"
         )
     return [rows[image_id] for image_id in test.ids]
 
@@ -213,7 +213,7 @@ def _predict(
     if split.image_size != image_size:
         raise DataError(
             f"{path} was trained at {image_size} px, and data/processed is at "
-            f"{split.image_size} px. Run: dvc repro {label}"
+            f"{split.image_size} px. Run: {repro(label)}"
         )
     return list(
         predict_split(
