@@ -9,6 +9,7 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,6 +70,10 @@ EXPORT = """Write a trained model as one file that runs without this program. It
 on the test images, or those given, and not written where the masks differ by more than a stated
 bound."""
 
+NEW = """Write a project into a folder: params.yaml, dvc.yaml, the stages' scripts, and what DVC and
+git need. Its code is the installed package's. The folder becomes a git repository if it lies in
+none; what is there already stays."""
+
 COMPLETION = """Print a script that lets a shell complete commands, options and paths.
 
   lesionseg completion bash > ~/.local/share/bash-completion/completions/lesionseg
@@ -120,9 +125,38 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_register(commands)
     _add_champion(commands)
+    _add_new(commands)
     _add_doctor(commands)
     _add_completion(commands)
     return parser
+
+
+def _add_new(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "new",
+        help="write a project: the pipeline without the repository",
+        description=NEW,
+        epilog="Example: lesionseg new moles --synthetic",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new, or without such files")
+    parser.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="synthetic lesions: minutes, and nothing is downloaded (default: ISIC 2016, 840 MB)",
+    )
+    parser.set_defaults(run=_new)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from lesionseg.new.create import SYNTHETIC, create
+
+    create(arguments.folder, values=SYNTHETIC if arguments.synthetic else {})
+    enter = f"cd {shlex.quote(str(arguments.folder))} && "
+    sys.stdout.write(
+        f"{printable(str(arguments.folder))} is a project; its README.md says what is what. "
+        f"Run: {'' if arguments.folder == Path() else enter}dvc repro\n"
+    )
+    return OK
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -131,7 +165,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="say whether machine and project are ready, and what to do where not",
         description="Look at Python, packages, git, DVC, params.yaml, device, disk, data, the "
         "encoder's weights and MLflow's store: a line for each, with its remedy. Exit status: 0; 1 "
-        "if something would stop make demo or dvc repro.",
+        "if something would stop dvc repro.",
         epilog="Example: lesionseg doctor",
     )
     parser.set_defaults(run=_doctor)
