@@ -35,6 +35,8 @@ MADE = (
     ".dvc/config.local",
     "data/archives/a.zip",
     "src/lesionseg.egg-info/PKG-INFO",
+    "build/lib/lesionseg/new/project.zip",
+    "dist/lesionseg.whl",
     "src/lesionseg/__pycache__/a.pyc",
     ".pytest_cache/a",
     ".mypy_cache/a",

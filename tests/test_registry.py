@@ -22,6 +22,7 @@ from lesionseg.results.evaluation import TABLES
 from lesionseg.results.layout import EvaluationFiles, Results
 from lesionseg.tracking import packaging, registry, runs
 from lesionseg.tracking.card import MAX_CHARACTERS, read_facts, write_card
+from tests.raw_data import begin_project
 from tests.test_dvc import import_closure, imported_names
 from tests.trained_results import ROOT, write_evaluation, write_json, write_run
 
@@ -39,6 +40,7 @@ def project(tmp_path, empty_store, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
+    begin_project(tmp_path)
     (tmp_path / "mlruns").mkdir()
     shutil.copy(empty_store, tmp_path / "mlruns")
     return tmp_path
@@ -432,7 +434,7 @@ def test_the_card_is_about_the_data_of_the_training_not_of_params_yaml(
     project, train, source, text
 ):
     train(val=0.85)
-    assert not (project / "params.yaml").exists()  # nothing of it is asked
+    assert not (project / "params.yaml").read_text()  # nothing of it is asked
     params = {"download.source": source, "download.folder": "mine", "download.weights": "none"}
     card = write_card_with(project, params)
     assert text in card

@@ -22,7 +22,7 @@ from lesionseg.data.external_sets import read_sets
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import read_manifest
 from lesionseg.data.masks import read_mask
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, repro
 from lesionseg.evaluation.calibration import (
     Sums,
     expected_calibration_error,
@@ -149,7 +149,7 @@ def _load_test_set(processed_dir: Path, raw_dir: Path) -> EvaluationSet:
     if lost := sorted(set(split.ids) - rows.keys()):
         raise DataError(
             f"{raw_dir / 'manifest.csv'} has no test image {lost[0]}, which the test split has",
-            remedy="Run: dvc repro preprocess",
+            remedy=f"Run: {repro('preprocess')}",
         )
     return EvaluationSet(
         split=split,
@@ -259,7 +259,7 @@ def _predict(
     if split.image_size != image_size:
         raise DataError(
             f"{path} was trained at {image_size} px, and data/processed is at "
-            f"{split.image_size} px. Run: dvc repro {stage}"
+            f"{split.image_size} px. Run: {repro(stage)}"
         )
     return list(
         predict_split(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.data.manifest import ManifestRow, read_manifest
-from lesionseg.errors import DataError
+from lesionseg.errors import DataError, repro
 from lesionseg.report.external import ExternalScores, read_external
 from lesionseg.results.evaluation import TABLES, Comparison, ModelScores, rows_of
 from lesionseg.results.layout import RUNS, EvaluationFiles, Results
@@ -150,7 +150,7 @@ def _check_training(inputs: Inputs, results: Results) -> None:
     if len(set(hashes)) > 1:
         raise DataError(
             f"{results.root}/*/run.json: the models were trained on different data, data_sha256 is "
-            f"{hashes[0]} and {hashes[1]}. Run: dvc repro {' '.join(RUNS)}"
+            f"{hashes[0]} and {hashes[1]}. Run: {repro(*RUNS)}"
         )
 
 
@@ -162,7 +162,7 @@ def _check_models(inputs: Inputs) -> None:
             raise DataError(
                 f"{inputs.evaluation.comparison} is stale: it is about the model of {run} with "
                 f"SHA-256 {evaluated:.12}..., the one trained last has {trained:.12}.... "
-                "Run: dvc repro evaluate"
+                f"Run: {repro('evaluate')}"
             )
 
 
@@ -191,7 +191,7 @@ def _check_images(inputs: Inputs) -> None:
     if lost := [name for name in ids if name not in inputs.test_rows]:
         raise DataError(
             f"{inputs.raw_dir / 'manifest.csv'} has no test image {lost[0]}, which the test split "
-            "has. Run: dvc repro preprocess"
+            f"has. Run: {repro('preprocess')}"
         )
 
 
