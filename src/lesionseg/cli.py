@@ -116,6 +116,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_sweep(commands)
     _add_ablation(commands)
+    _add_curve(commands)
     _add_replay(commands)
     _add_register(commands)
     _add_champion(commands)
@@ -237,6 +238,21 @@ def _ablation(arguments: argparse.Namespace) -> int:
     from lesionseg.sweep import ablation
 
     return _run_trials(lambda: ablation.run(arguments))
+
+
+def _add_curve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_curve
+
+    parser = commands.add_parser("curve", help="say how scores grow with the number of labels")
+    add_curve(parser)
+    parser.set_defaults(run=_curve)
+
+
+def _curve(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.curve import experiment
+
+    return _run_trials(lambda: experiment.run(arguments))
 
 
 def _run_trials(run: Callable[[], None]) -> int:
