@@ -36,6 +36,8 @@ MADE = (
     "data/archives/a.zip",
     "results/curve/curve.html",
     "src/lesionseg.egg-info/PKG-INFO",
+    "build/lib/lesionseg/new/project.zip",
+    "dist/lesionseg.whl",
     "src/lesionseg/__pycache__/a.pyc",
     ".pytest_cache/a",
     ".mypy_cache/a",
