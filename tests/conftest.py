@@ -16,6 +16,7 @@ LONG_FILES = (
     "test_team.py",
     "test_registry.py",
     "test_sweep.py",
+    "test_curve.py",
     "test_real_data.py",
     "test_wheel.py",
     "test_report_browser.py",

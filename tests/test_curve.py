@@ -416,7 +416,10 @@ def test_the_record_says_how_the_models_were_trained(measured):
     assert curve.commit == call(folder, "git", "rev-parse", "HEAD").strip()
     assert [point.num_images for point in curve.sets[1].points] == [25, 100]
     assert curve.sets[0].points[0].difference.values == pytest.approx([-1 / 25, -1 / 25])
-    assert output.startswith(curve_text(curve))
+    page = Path("results/curve/curve.html")
+    assert output == f"{curve_text(curve)}\nOpen the page: {page}\n"
+    assert (folder / page).is_file()
+    assert (folder / page.with_suffix(".svg")).is_file()
 
 
 def test_what_is_done_is_not_done_again_and_what_is_new_is(measured, tmp_path):

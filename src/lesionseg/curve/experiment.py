@@ -11,6 +11,7 @@ import pandas as pd
 
 from lesionseg.config import Config, load_config, read_yaml
 from lesionseg.curve.estimates import estimate_sets
+from lesionseg.curve.page import write_page
 from lesionseg.curve.record import Curve, write_curve
 from lesionseg.curve.scores import Measured, read_measured
 from lesionseg.curve.sizes import choose_sizes, count_images
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     if found:
         del fixed[SEEDS]
         curve = write_results(found, commit=repository.commit, changed=fixed, folder=FOLDER)
-        sys.stdout.write(curve_text(curve))
+        sys.stdout.write(f"{curve_text(curve)}\nOpen the page: {FOLDER / 'curve.html'}\n")
     if failed:
         sys.stdout.write("\n".join(["", *failures(failed), ""]))
         raise LesionsegError(
@@ -99,7 +100,7 @@ def plan(
 def write_results(
     found: Sequence[Measured], *, commit: str, changed: Mapping[str, Any], folder: Path
 ) -> Curve:
-    """Write curve.csv and curve.json; the curve.
+    """Write curve.csv, curve.json and the page with its figure; the curve.
 
     Args:
         found: What each size has measured, the fewest images first.
@@ -119,4 +120,5 @@ def write_results(
     )
     write_csv(folder / "curve.csv", rows)
     write_curve(folder / "curve.json", curve)
+    write_page(folder, curve)
     return curve

@@ -6,7 +6,13 @@ from lesionseg.curve.record import FEWEST_SIZES, Curve, Guess, Interval, Point, 
 from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.results.vocabulary import RUN_LABELS
 
-HEADINGS = ("training images", "frozen", "fine-tuned", "fine-tuned minus frozen", "better in")
+HEADINGS = (
+    "training images",
+    "frozen",
+    "fine-tuned",
+    "fine-tuned minus frozen",
+    "fine-tuned better in",
+)
 
 
 def curve_text(curve: Curve) -> str:
