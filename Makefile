@@ -22,8 +22,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock docs doctor demo sweep ablation curve bench test check format repro experiments \
-	ui clean
+.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \\
+	experiments ui clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
@@ -38,7 +38,7 @@ help:
 	@echo "make ui        the MLflow UI on this project's runs, it prints where"
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
-	@echo "make docs      these pages as a site, links checked"
+	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew"
 	@echo "make clean     remove .venv, the demo, the small sweep and the site; data, results and runs stay"
 
 setup: .venv/ready
@@ -111,6 +111,10 @@ docs: .venv/constraints.txt
 	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('material'))" || $(EXTRA) -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --site-dir site
 	@echo "Open the pages: $(CURDIR)/site/index.html"
+
+# From the files in docs/results/; another run takes their place with: docs/fill_numbers.py results FOLDER ...
+docs-numbers:
+	@$(PYTHON) docs/fill_numbers.py
 
 format: setup
 	ruff check --fix .
