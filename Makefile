@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \\
+.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \
 	experiments ui clean
 
 help:
