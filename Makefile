@@ -22,12 +22,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation bench test check format repro experiments ui clean
+.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \
+	experiments ui clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
 	@echo "make sweep     four experiments on synthetic lesions, compared by val (minutes)"
 	@echo "make ablation  every configuration of experiments/ablation.yaml, on what params.yaml says (hours)"
+	@echo "make curve     how both models gain from more labels, on what params.yaml says (hours)"
 	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
 	@echo "make doctor    is this machine ready, and what to do where it is not"
@@ -69,6 +71,10 @@ sweep: setup
 
 ablation: setup
 	@lesionseg ablation
+
+curve: setup
+	@dvc repro preprocess
+	@lesionseg curve
 
 # Without the peer's package the benchmarks say so, and measure the rest.
 bench: .venv/constraints.txt

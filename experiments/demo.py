@@ -14,9 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lesionseg.config import override, read_yaml
+from lesionseg.config import read_yaml
 from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.files import write_bytes
+from lesionseg.new.create import SYNTHETIC, with_values
 from lesionseg.processes import child_environment, run_to_end, stopped_like_ctrl_c
 from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import FINETUNED, Results
@@ -28,24 +29,13 @@ COPIED = ("dvc.yaml", ".dvcignore", "stages", "src")
 SHARES = {
     "download": 6,
     "preprocess": 2,
+    "external": 3,
     "train_frozen": 22,
     "train_finetuned": 40,
     "evaluate": 11,
     "report": 7,
 }
 SHARE = 5
-# A small budget, and an encoder from scratch: no network.
-PARAMS = {
-    "download.source": "phantom",
-    "download.weights": "none",
-    "download.phantom_num_train": 240,
-    "download.phantom_num_test": 60,
-    "download.phantom_size": 192,
-    "train.epochs": 8,
-    "train.batch_size": 8,
-    "train_finetuned.encoder_lr": 0.002,
-    "report.title": "Demo: synthetic lesions, encoders from scratch",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +128,7 @@ def copy_pipeline(demo_dir: Path) -> None:
             )
         else:
             shutil.copyfile(source, target)
-    params = override(read_yaml(ROOT / "params.yaml"), PARAMS)
+    params = with_values((ROOT / "params.yaml").read_text(encoding="utf-8"), SYNTHETIC)
     write_bytes(demo_dir / "params.yaml", params.encode())
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write results/report/ from results/, data/processed/ and the test images in data/raw/."""
+    """Write results/report/ from results/ and data/."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.report", description=__doc__, epilog="Example: dvc repro report"
     )
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results()
     path = write_report(
         results,
-        processed_dir=Path("data/processed"),
-        raw_dir=Path("data/raw"),
+        Path("data"),
         report_dir=Path("results/report"),
         title=config.title,
         num_examples=config.num_examples,

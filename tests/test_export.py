@@ -14,7 +14,9 @@ from lesionseg.data.phantom import draw_phantom
 from lesionseg.export import extra, gate, graph, latency, precision
 from lesionseg.export.origin import find_threshold
 from lesionseg.files import sha256
+from lesionseg.inference import predictor
 from lesionseg.inference.predictor import Predictor
+from lesionseg.models import segmenter
 from lesionseg.models.segmenter import load_model
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import registry
@@ -254,6 +256,19 @@ def test_a_registered_model_comes_with_the_commit_that_the_registry_has(
     assert export("--model", "models:/lesionseg@champion", "--out", out)[0] == 0
     facts = {item.key: item.value for item in onnx.load(out).metadata_props}
     assert (facts["commit"], facts["data_sha256"]) == ("c0ffee", "feed" * 16)
+
+
+@needs_extra
+def test_the_model_is_read_once(export, monkeypatch, tmp_path):
+    paths = []
+
+    def load_model(path, **options):
+        paths.append(path)
+        return segmenter.load_model(path, **options)
+
+    monkeypatch.setattr(predictor, "load_model", load_model)
+    assert export("--out", tmp_path / "model.onnx")[0] == 0
+    assert len(paths) == 1
 
 
 @needs_extra

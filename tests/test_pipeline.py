@@ -36,8 +36,8 @@ from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
 from lesionseg.processes import child_environment
-from lesionseg.results.evaluation import Comparison
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.evaluation import Comparison, ModelScores
+from lesionseg.results.layout import RUNS, EvaluationFiles, Results
 from lesionseg.tracking import store
 from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
@@ -121,7 +121,7 @@ def project(tmp_path_factory) -> Path:
     copy_pipeline(project)
     set_params(project, PARAMS)
     dvc(project, "init", "--no-scm", "--quiet")
-    stages = ["download", "preprocess", *RUNS, "evaluate", "report"]
+    stages = ["download", "preprocess", "external", *RUNS, "evaluate", "report"]
     output = dvc(project, "repro")
     assert stages_run(output) == stages
     (project.parent / "output").write_text(output)
@@ -251,6 +251,23 @@ def test_repro_ends_with_the_comparison_as_a_table(project):
 def test_only_the_report_runs_again_when_only_its_parameters_change(copy):
     set_params(copy, {"report.title": "Another title"})
     assert stages_run(dvc(copy, "repro", "--dry")) == ["report"]
+
+
+def test_another_external_test_set_trains_nothing_and_leaves_the_scores_on_test(copy):
+    known = (copy / "results/evaluate/comparison.json").read_bytes()
+    another = {"name": "third_clinic", "source": "phantom", "folder": ""}
+    set_params(copy, {"external": [*read_yaml(copy / "params.yaml")["external"], another]})
+    assert stages_run(dvc(copy, "repro")) == ["external", "evaluate", "report"]
+    assert (copy / "results/evaluate/comparison.json").read_bytes() == known
+    folders = (copy / "results/evaluate/external").iterdir()
+    assert sorted(folder.name for folder in folders) == ["another-clinic", "third_clinic"]
+    run = next(run for run in runs_of(copy) if run.info.run_name == "train_finetuned")
+    for name in ("another-clinic", "third_clinic"):
+        files = EvaluationFiles(copy / "results/evaluate/external" / name)
+        score = ModelScores.read(files, "train_finetuned").test["jaccard"]
+        assert run.data.metrics[f"external/{name}/jaccard"] == pytest.approx(score)
+    page = (copy / "results/report/report.html").read_text()
+    assert "third_clinic <small>6 images, source: phantom" in page
 
 
 def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):

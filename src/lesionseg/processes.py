@@ -17,6 +17,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import LesionsegError
+from lesionseg.project import REQUIREMENTS, installed_version, named_version
 
 POLL_SECONDS = 1.0
 LOCK_SECONDS = 20.0  # more than the grace
@@ -251,6 +252,21 @@ def _is_alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def require_named_version() -> None:
+    """Return when the installed package is the one that the project's results are made with.
+
+    Raises:
+        LesionsegError: It is another version.
+    """
+    named = named_version()
+    if named and named != (installed := installed_version()):
+        raise LesionsegError(
+            f"{REQUIREMENTS} names lesionseg {named}, and {installed} is installed",
+            f"Run: pip install -r {REQUIREMENTS}; or write lesionseg=={installed} there, which "
+            "makes everything anew",
+        )
 
 
 @contextmanager

@@ -21,7 +21,9 @@ DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg p
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores:
-    """The file `<run>.json`: means over the test images.
+    """The file `<run>.json`: means over a test set's images.
+
+    Of an external test set the keys are the same: `test` is the size, not the split.
 
     Attributes:
         test: At the network's size: each of `METRICS`, `failure_rate`, `pooled_<metric>` and
@@ -277,7 +279,7 @@ def _by_run(*names: str) -> tuple[str, ...]:
     return tuple(f"{run}_{name}" for name in names for run in RUNS)
 
 
-# By the names of their files.
+# By the names of their files. All but `thresholds` are there for external test sets too.
 TABLES = {
     # A row for each image, run and scope.
     "per_image": Table(stage=_STAGE, text=("id", "run", "scope"), numbers=(*METRICS,)),
@@ -288,7 +290,7 @@ TABLES = {
         numbers=_by_run("jaccard"),
         blank=tuple(stratum.measure for stratum in STRATA.values()),
     ),
-    # Scores in each group of images; no interval for a single image.
+    # Scores in each group of images; no interval of fewer than `FEW_IMAGES`.
     "strata": Table(
         stage=_STAGE,
         text=("stratum", "group"),
@@ -312,6 +314,9 @@ TABLES = {
         numbers=("num_models", "num_views", *METRICS),
     ),
 }
+
+
+EXTERNAL_TABLES = {name: table for name, table in TABLES.items() if name != "thresholds"}
 
 
 def rows_of(table: pd.DataFrame, run: str, scope: str) -> pd.DataFrame:

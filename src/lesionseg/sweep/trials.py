@@ -127,7 +127,8 @@ def make_trial(
         ConfigError: The values cannot be together.
     """
     config = check(content, settings)
-    text = json.dumps(config.flat(*sections), sort_keys=True)
+    values = dataclasses.asdict(config)
+    text = json.dumps({section: values[section] for section in sections}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Trial(name=f"{prefix}-{digest}", settings=settings, num_seeds=config.train.num_seeds)
 

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lesionseg.errors import LesionsegError
 from lesionseg.processes import (
@@ -37,9 +36,6 @@ from lesionseg.sweep.space import Value
 from lesionseg.sweep.tables import outcome_line
 from lesionseg.sweep.trials import Outcome, Trial
 from lesionseg.tracking import store
-
-if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
@@ -168,17 +164,6 @@ def _committed_jaccard(repository: Repository, name: str, run: str) -> float:
         return jaccard_in(json.loads(repository.git("show", f"{repository.ref(name)}:{path}")))
     except (LesionsegError, json.JSONDecodeError):
         return math.nan
-
-
-def open_experiment(repository: Repository, name: str) -> "DVCFileSystem | None":
-    """The files of a finished experiment of this commit, as git and DVC's cache have them.
-
-    None where there is no such experiment.
-    """
-    from dvc.api import DVCFileSystem  # it takes a while to load
-
-    revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(name))
-    return DVCFileSystem(repo=repository.root, rev=revision) if revision else None
 
 
 @dataclass

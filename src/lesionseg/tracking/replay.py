@@ -19,7 +19,7 @@ from lesionseg.files import made_by, require, sha256
 from lesionseg.report.figures import draw_curves
 from lesionseg.report.overlays import draw_overlay
 from lesionseg.results.evaluation import TABLES, Comparison, ModelScores, rows_of
-from lesionseg.results.layout import FINETUNED, RUNS, Results
+from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results
 from lesionseg.results.records import unreadable
 from lesionseg.results.training import TrainingRecord, history_table
 from lesionseg.results.vocabulary import METRICS, SCOPES
@@ -69,6 +69,8 @@ def complete_evaluation(
         scores = ModelScores.read(results.evaluation, name)
         run = _find(results.training(name).model, stage=name)
         run.log_summary(test_metrics(name, scores, comparison))
+        for external, files in results.evaluation.externals().items():
+            run.log_summary(external_metrics(name, external, files))
         if not run.is_lost and (redraw or not _has_figures(run)):
             _log_figures(run, name, results, test)
         runs.append(run)
@@ -112,6 +114,23 @@ def test_metrics(name: str, scores: ModelScores, comparison: Comparison) -> dict
             if name == FINETUNED:
                 label = f"difference/{label}"
                 logged |= _with_interval(label, result.difference, result.interval)
+    return logged
+
+
+def external_metrics(name: str, external: str, files: EvaluationFiles) -> dict[str, float]:
+    """A model's numbers on an external test set: `external/<set>/jaccard` and so on.
+
+    At the network's size; at own size the jaccard alone. All others are in the results' files.
+    """
+    scores, comparison = ModelScores.read(files, name), Comparison.read(files)
+    jaccard = comparison.test["jaccard"]
+    label = f"external/{external}"
+    logged = {f"{label}/{key}": scores.test[key] for key in (*METRICS, "failure_rate")}
+    logged[f"{label}/own_size/jaccard"] = scores.test_own_size["jaccard"]
+    logged |= _with_interval(f"{label}/jaccard", jaccard.mean(name), jaccard.mean_interval(name))
+    if name == FINETUNED:
+        label = f"difference/{label}/jaccard"
+        logged |= _with_interval(label, jaccard.difference, jaccard.interval)
     return logged
 
 
