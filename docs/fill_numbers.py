@@ -128,6 +128,11 @@ def take_results(arguments: argparse.Namespace) -> None:
                 for run in RUNS
             },
             "limits": comparison["limits"],
+            "external": {
+                path.parent.name: {"num_images": other["num_images"], **other["test"]["jaccard"]}
+                for path in sorted(folder.glob("external/*/comparison.json"))
+                for other in [json.loads(path.read_text())]
+            },
             "seeds": comparison["seeds"]
             and {
                 "num_seeds": comparison["seeds"]["num_seeds"],
@@ -300,6 +305,23 @@ def beside() -> str:
     )
 
 
+def external() -> str:
+    """The jaccard on each external test set."""
+    sets = read("answer").get("external")
+    if not sets:
+        return "This run had none."
+    rows = [
+        [
+            f"`{name}`",
+            f"{row['num_images']}",
+            *(f"{row[run]:.3f} ({between(row[f'{run}_interval'], 3)})" for run in RUNS),
+            f"{row['difference']:+.3f}{interval_of(row['interval'])}",
+        ]
+        for name, row in sets.items()
+    ]
+    return table_of(["jaccard on", "images", "frozen", "fine-tuned", "difference"], rows)
+
+
 def outline() -> str:
     """The difference in each group of true outlines."""
     rows = []
@@ -400,6 +422,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "minutes": minutes,
     "metrics": metrics,
     "beside": beside,
+    "external": external,
     "outline": outline,
     "variants": variants,
     "decoders": decoders,
