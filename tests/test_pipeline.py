@@ -26,18 +26,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dvc.api import DVCFileSystem
 from mlflow import MlflowClient
 from PIL import Image
 
 from experiments.demo import ROOT, copy_pipeline
 from lesionseg import cli
 from lesionseg.config import load_config, override, read_yaml
+from lesionseg.curve.scores import read_measured
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
 from lesionseg.processes import child_environment
-from lesionseg.results.evaluation import ModelScores
+from lesionseg.results.evaluation import Comparison, ModelScores
 from lesionseg.results.layout import RUNS, EvaluationFiles, Results
+from lesionseg.sweep.finished import Experiment
 from lesionseg.tracking import store
 from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
@@ -396,6 +399,26 @@ def test_dvc_shows_metrics_and_plots(project, tmp_path):
     dvc(project, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "val_jaccard" in page
+
+
+def test_the_learning_curve_reads_what_the_pipeline_wrote(project, tmp_path):
+    measured = read_measured(Experiment(DVCFileSystem(repo=project), tmp_path))
+    [external] = load_config(project / "params.yaml").external
+    assert list(measured.num_images) == ["test", external.name]
+    assert measured.num_images["test"] == 6
+    results = Results(project / "results")
+    files = {"test": results.evaluation, **results.evaluation.externals()}
+    assert [(row["set"], row["run"]) for row in measured.rows] == [
+        (name, run) for name in files for run in RUNS
+    ]
+    for row in measured.rows:
+        compared = Comparison.read(files[row["set"]])
+        assert row["jaccard"] == compared.test["jaccard"].mean(row["run"])
+        assert row["jaccard_own_size"] == compared.test_own_size["jaccard"].mean(row["run"])
+        assert (row["seed"], row["num_images"]) == (0, measured.setting.num_train)
+    assert (measured.setting.num_train, measured.setting.num_val) == (17, 3)
+    assert measured.setting.num_steps == 4 * 5  # epochs of 17 images in batches of 4
+    assert measured.setting.source == "phantom"
 
 
 def test_the_report_is_there_and_holds_the_measured_difference(project):
