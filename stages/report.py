@@ -1,4 +1,7 @@
-"""One HTML page that answers which model is better, from the files of the other stages."""
+"""One HTML page that answers which model is better, from the files of the other stages.
+
+It is the last stage, and so ends with the comparison as a table.
+"""
 
 import argparse
 import logging
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.report.page import write_report
+from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import Results
 from lesionseg.tracking.replay import attach_report
 from stages import run
@@ -30,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         num_examples=config.num_examples,
     )
     attach_report(results)
+    logger.info("\n%s\n", "\n".join(Comparison.read(results.evaluation).lines()))
     logger.info("wrote %s", path)
 
 

@@ -125,7 +125,9 @@ def project(tmp_path_factory) -> Path:
     set_params(project, PARAMS)
     dvc(project, "init", "--no-scm", "--quiet")
     stages = ["download", "preprocess", "external", *RUNS, "evaluate", "report"]
-    assert stages_run(dvc(project, "repro")) == stages
+    output = dvc(project, "repro")
+    assert stages_run(output) == stages
+    (project.parent / "output").write_text(output)
     return project
 
 
@@ -239,6 +241,14 @@ def test_the_official_scorer_reads_the_written_masks_and_agrees(project, tmp_pat
     theirs = score.to_dict()["macro_average"]
     assert len(theirs) == 6
     assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
+
+
+def test_repro_ends_with_the_comparison_as_a_table(project):
+    table = Comparison.read(Results(project / "results").evaluation).lines()
+    shown, _, rest = (project.parent / "output").read_text().partition("\n".join(table))
+    assert "Running stage 'report'" in shown
+    assert "results/report/report.html" in rest
+    assert "Running stage" not in rest
 
 
 def test_only_the_report_runs_again_when_only_its_parameters_change(copy):
@@ -391,11 +401,15 @@ def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it
 
 
 def test_dvc_shows_metrics_and_plots(project, tmp_path):
-    shown = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]
-    columns = [shown[f"results/evaluate/{name}.json"]["data"]["test"].keys() for name in RUNS]
-    assert "jaccard" in columns[0]
-    assert columns[0] == columns[1]
-    assert "jaccard" in shown["results/train_frozen/metrics.json"]["data"]["val"]
+    lines = dvc(project, "metrics", "show").splitlines()
+    assert max(map(len, lines)) <= 100
+    shown = dict(zip(*(line.split() for line in lines), strict=True))
+    for column, run in (("frozen", "train_frozen"), ("tuned", "train_finetuned")):
+        scores = json.loads((project / f"results/evaluate/{run}.json").read_text())["test"]
+        for metric in ("jaccard", "dice"):
+            assert float(shown[f"{column}.{metric}"]) == pytest.approx(scores[metric], abs=1e-5)
+    best = json.loads((project / "results/train_finetuned/metrics.json").read_text())
+    assert float(shown["tuned.val"]) == pytest.approx(best["val"]["jaccard"], abs=1e-5)
     dvc(project, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "val_jaccard" in page

@@ -52,10 +52,17 @@ from lesionseg.files import made_by, replacing, require, sha256
 from lesionseg.hardware import choose_device
 from lesionseg.inference.prediction import predict_split
 from lesionseg.models.segmenter import load_model
-from lesionseg.results.evaluation import EXTERNAL_TABLES, TABLES, Compared, Comparison, ModelScores
-from lesionseg.results.layout import RUNS, EvaluationFiles, Results
+from lesionseg.results.evaluation import (
+    EXTERNAL_TABLES,
+    TABLES,
+    Compared,
+    Comparison,
+    Headline,
+    ModelScores,
+)
+from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results
 from lesionseg.results.tables import Row
-from lesionseg.results.training import TrainingRecord
+from lesionseg.results.training import TrainingRecord, seed_scores_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +166,9 @@ def _load_test_set(processed_dir: Path, raw_dir: Path) -> EvaluationSet:
 
 
 def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[str, ModelScores]:
-    """Score and compare both models, and write all files of `EvaluationFiles`; the scores by run.
+    """Score and compare both models; the scores by run.
+
+    Writes all files of `EvaluationFiles`, and metrics.json.
 
     The scores that are returned are those of the test split.
 
@@ -179,6 +188,8 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
         files.table("thresholds"), side_by_side(thresholds, on=["threshold"])
     )
     scores = _evaluate_set(config, "test", data.test, files, results=results)
+    val = seed_scores_table(FINETUNED).read(results.seed_scores(FINETUNED))["val_jaccard"]
+    Headline.of(scores, val=float(val.iloc[0])).write(results)
     with replacing(files.external) as folder:
         folder.mkdir()
         for name, test_set in data.external.items():
@@ -202,7 +213,7 @@ def _evaluate_set(
         num_resamples=options.num_resamples,
         seed=options.seed,
     )
-    for run, model in models.items():  # a file each, the same keys: side by side in `dvc metrics`
+    for run, model in models.items():
         model.scores.write(files, run)
     _write_tables(models, data, files, interval=interval)
     hashes = {run: sha256(results.training(run).model) for run in RUNS}

@@ -121,6 +121,11 @@ class Results:
         return EvaluationFiles(self.root / "evaluate")
 
     @property
+    def metrics(self) -> Path:
+        """`evaluation.Headline`: what DVC prints."""
+        return self.root / "metrics.json"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.root / "report/report.html"

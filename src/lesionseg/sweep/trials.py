@@ -132,18 +132,18 @@ def make_trial(
     return Trial(name=f"{prefix}-{digest}", settings=settings, num_seeds=config.train.num_seeds)
 
 
-def confirm(outcome: Outcome, shown: Mapping[str, Mapping[str, Sequence[float]]]) -> Outcome:
-    """The outcome, or a failed one where DVC does not show its experiment with its score.
+def confirm(outcome: Outcome, kept: Mapping[str, Mapping[str, Sequence[float]]]) -> Outcome:
+    """The outcome, or a failed one where DVC does not have its experiment with its score.
 
     Args:
         outcome: Of a trial.
-        shown: Val jaccards by experiment and model, the first seed's first.
+        kept: Val jaccards by experiment and model, the first seed's first.
     """
-    there = shown.get(outcome.trial.name)
+    there = kept.get(outcome.trial.name)
     if outcome.scores and (
         there is None or any(there[run][0] != outcome.scores[run][0] for run in RUNS)
     ):
-        reason = "DVC does not show its experiment with its score"
+        reason = "DVC does not have its experiment with its score"
         return Outcome(trial=outcome.trial, error=reason, log=outcome.log)
     return outcome
 

@@ -147,20 +147,23 @@ def only_one(root: Path) -> Iterator[int]:
 
 
 def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]:
-    """Val jaccards by experiment of this commit, as `dvc exp show` has them."""
-    text = _output([*DVC, "exp", "show", "--json"], repository.root, repository.environment)
+    """Val jaccards by experiment of this commit; DVC keeps each as a commit, metrics.json in it."""
+    names = repository.git("for-each-ref", "--format=%(refname:lstrip=4)", repository.ref(""))
     scores = {}
-    for baseline in json.loads(text):
-        if baseline["rev"] != repository.commit:
-            continue
-        for experiment in baseline["experiments"] or []:
-            for revision in experiment["revs"] or []:
-                metrics = (revision["data"] or {}).get("metrics") or {}
-                found = {run: metrics.get(f"results/{run}/metrics.json", {}) for run in RUNS}
-                jaccards = {run: [jaccard_in(value.get("data"))] for run, value in found.items()}
-                if all(math.isfinite(score) for (score,) in jaccards.values()):
-                    scores[revision["name"]] = jaccards
+    for name in names.split():
+        jaccards = {run: [_committed_jaccard(repository, name, run)] for run in RUNS}
+        if all(math.isfinite(score) for (score,) in jaccards.values()):
+            scores[name] = jaccards
     return scores
+
+
+def _committed_jaccard(repository: Repository, name: str, run: str) -> float:
+    """The val jaccard of one model of an experiment, NaN where there is none."""
+    path = Results().training(run).metrics.as_posix()
+    try:
+        return jaccard_in(json.loads(repository.git("show", f"{repository.ref(name)}:{path}")))
+    except (LesionsegError, json.JSONDecodeError):
+        return math.nan
 
 
 @dataclass
