@@ -566,6 +566,25 @@ def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(copy, e
                 assert (answer == written).all()
 
 
+def test_the_notebook_runs_on_what_the_pipeline_wrote(project, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="make setup installs it")
+    pytest.importorskip("ipykernel", reason="make setup installs it")
+    import nbformat
+
+    monkeypatch.setenv("LESIONSEG_ROOT", str(project))
+    monkeypatch.setenv("PYTHONPATH", str(project / "src"))
+    notebook = nbformat.read(ROOT / "notebooks/answer.ipynb", as_version=4)
+    folder = {"metadata": {"path": str(ROOT / "notebooks")}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    assert "\n".join(Comparison.read(Results(project / "results").evaluation).lines()) in shown
+    drawn = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(drawn) == 4
+    tables = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert all(run in tables for run in RUNS)  # as MLflow has them
+
+
 def test_the_results_that_other_tests_make_up_hold_what_the_pipeline_writes(project, tmp_path):
     encoder = torch.load(project / "data/raw/encoder.pth", weights_only=True)
     write_run(tmp_path, "train_finetuned", val=0.8, encoder_state=encoder)
