@@ -184,7 +184,14 @@ def _write_training(files: TrainingFiles, run: str) -> None:
         num_parameters=3_128_001,
         num_trained_parameters=904_129 if run == "train_frozen" else 3_128_001,
         versions={"python": "3.11.13", "torch": "2.13.0", "torchvision": "0.28.0"},
-        params={"train.lr": 0.002, "model.decoder": "transposed", "encoder_lr": encoder_lr},
+        params={
+            "train.lr": 0.002,
+            "train.seed": 0,
+            "model.decoder": "transposed",
+            "download.source": "isic2016",
+            "download.weights": "imagenet",
+            "encoder_lr": encoder_lr,
+        },
     ).write(files)
 
 
