@@ -136,6 +136,11 @@ def take_results(arguments: argparse.Namespace) -> None:
                 for run in RUNS
             },
             "limits": comparison["limits"],
+            "external": {
+                path.parent.name: {"num_images": other["num_images"], **other["test"]["jaccard"]}
+                for path in sorted(folder.glob("external/*/comparison.json"))
+                for other in [json.loads(path.read_text())]
+            },
             "seeds": comparison["seeds"]
             and {
                 "num_seeds": comparison["seeds"]["num_seeds"],
@@ -254,7 +259,7 @@ def answer() -> str:
     if seeds:
         difference = seeds["jaccard"]["difference"]
         again = (
-            f" Over {seeds['num_seeds']} trainings with other random numbers the difference is "
+            f" Over {seeds['num_seeds']} trainings of each with different random numbers it is "
             f"{spread(difference['mean'], difference['sd'], sign='+')}."
         )
     verb = "raises" if low > 0 else "lowers" if high < 0 else "does not clearly change"
@@ -328,6 +333,23 @@ def beside() -> str:
     )
 
 
+def external() -> str:
+    """The jaccard on each external test set."""
+    sets = read("answer").get("external")
+    if not sets:
+        return "This run had none."
+    rows = [
+        [
+            f"`{name}`",
+            f"{row['num_images']}",
+            *(f"{row[run]:.3f} ({between(row[f'{run}_interval'], 3)})" for run in RUNS),
+            f"{row['difference']:+.3f}{interval_of(row['interval'])}",
+        ]
+        for name, row in sets.items()
+    ]
+    return table_of(["jaccard on", "images", "frozen", "fine-tuned", "difference"], rows)
+
+
 def outline() -> str:
     """The difference in each group of true outlines."""
     rows = []
@@ -363,7 +385,8 @@ def decoders(names: str) -> str:
         for run in RUNS:
             own = entry[run]
             scores = [spread(*own[key]) for key in ("test_jaccard", "test_dice", "val_jaccard")]
-            what = f"`{name}`: {entry['what']}" if run == FROZEN else ""
+            changed = "" if entry["what"] == "nothing" else f": {entry['what']}"
+            what = f"`{name}`{changed}" if run == FROZEN else ""
             rows.append([what, LABELS[run], *scores, f"{own['seconds']} s"])
         differences = [
             spread(*entry["difference"][metric], sign="+")
@@ -457,6 +480,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "minutes": minutes,
     "metrics": metrics,
     "beside": beside,
+    "external": external,
     "outline": outline,
     "variants": variants,
     "decoders": decoders,

@@ -56,6 +56,9 @@ def test_it_needs_nothing_but_python():
 def test_a_run_takes_the_place_of_the_numbers(store, tmp_path):
     write_report_inputs(tmp_path, num_seeds=3, num_views=2)
     results = Results(tmp_path / "results")
+    clinic = results.evaluation.folder / "external/clinic"
+    clinic.mkdir(parents=True)
+    shutil.copy(results.evaluation.comparison, clinic)
     fill_numbers.main(["results", str(results.root), "--data", "seven phantoms", *ABOUT])
     row = Comparison.read(results.evaluation).test["jaccard"]
     answer = fill_numbers.answer()
@@ -66,6 +69,7 @@ def test_a_run_takes_the_place_of_the_numbers(store, tmp_path):
     assert "2027-01-31 at commit `0123456789abcdef" in fill_numbers.about("answer")
     assert "seven phantoms; a machine, bfloat16" in fill_numbers.about("answer")
     assert "| `ensemble+tta` | 3 | 2 |" in fill_numbers.variants()
+    assert f"| `clinic` | 7 | {row.train_frozen:.3f} (" in fill_numbers.external()
     assert "| smooth | " in fill_numbers.outline()
     assert "of 7 frozen" in fill_numbers.beside()
     assert fill_numbers.read("ablation") == json.loads(

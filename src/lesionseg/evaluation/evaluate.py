@@ -62,7 +62,7 @@ from lesionseg.results.evaluation import (
 )
 from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results
 from lesionseg.results.tables import Row
-from lesionseg.results.training import TrainingRecord, seed_scores_table
+from lesionseg.results.training import TrainingRecord, history_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +188,8 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
         files.table("thresholds"), side_by_side(thresholds, on=["threshold"])
     )
     scores = _evaluate_set(config, "test", data.test, files, results=results)
-    val = seed_scores_table(FINETUNED).read(results.seed_scores(FINETUNED))["val_jaccard"]
-    Headline.of(scores, val=float(val.iloc[0])).write(results)
+    epochs = history_table(FINETUNED).read(results.training(FINETUNED).history)
+    Headline.of(scores, val=float(epochs["val_jaccard"].max())).write(results)
     with replacing(files.external) as folder:
         folder.mkdir()
         for name, test_set in data.external.items():

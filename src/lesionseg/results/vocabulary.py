@@ -60,7 +60,7 @@ METRICS = {
     "hd95": Metric(
         label="hd95",
         meaning="How far apart the two outlines are at their 95th percentile, in % of the image's "
-        "diagonal; 0 is perfect, lower is better (the only such metric here).",
+        "diagonal; 0 is perfect, lower is better.",
         lower_is_better=True,
         decimals=2,
     ),
