@@ -6,8 +6,10 @@ Nobody types there: this writes them, and a test compares. It needs nothing but 
     python docs/fill_numbers.py                          # write the pages anew
     python docs/fill_numbers.py results results --data "ISIC 2016" --machine "two cores of a ..."
     python docs/fill_numbers.py table speed.training measured.md --machine "two cores of a ..."
+    python docs/fill_numbers.py curve results/curve --data "ISIC 2016" --machine "two cores ..."
 
 `results` takes over a run: results/evaluate/ and, where there is one, results/ablation.csv.
+`curve` takes over what `lesionseg curve` has written.
 `table` takes over a table in Markdown, such as `python -m benchmarks` prints.
 """
 
@@ -15,6 +17,7 @@ import argparse
 import csv
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
@@ -54,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     table.add_argument("name", help="of one that is there, such as speed.training")
     table.add_argument("file", type=Path)
     table.add_argument("--commit", default="", help="of the code that was measured")
-    for command in (run, table):
+    curve = commands.add_parser("curve", help="take over a learning curve")
+    curve.add_argument("folder", type=Path, help="such as results/curve")
+    curve.add_argument("--data", required=True, help="what the images are, in words")
+    for command in (run, table, curve):
         command.add_argument("--machine", required=True, help="the processor, in words")
         command.add_argument("--date", default=date.today().isoformat())
     arguments = parser.parse_args(argv)
@@ -62,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         take_results(arguments)
     elif arguments.command == "table":
         take_table(arguments)
+    elif arguments.command == "curve":
+        take_curve(arguments)
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if (new := fill(text)) != text:
@@ -190,6 +198,26 @@ def take_table(arguments: argparse.Namespace) -> None:
         "rows": cells[2:],
     }
     write("tables", tables)
+
+
+def take_curve(arguments: argparse.Namespace) -> None:
+    """Copy a curve's figure, table and text, and its record with what it is about."""
+    names = ("curve.json", "curve.csv", "curve.md", "curve.svg")
+    for name in names:
+        if not (arguments.folder / name).is_file():
+            sys.exit(f"error: {arguments.folder} has no {name}. Run: lesionseg curve")
+    curve = json.loads((arguments.folder / names[0]).read_text())
+    setting = curve["setting"]
+    about = {
+        "date": arguments.date,
+        "commit": curve["commit"],
+        "data": arguments.data,
+        "machine": f"{arguments.machine}, {setting['precision']} on {setting['device']}",
+        "source": "lesionseg curve",
+    }
+    write("curve", {"about": about, **curve})
+    for name in names[1:]:
+        shutil.copyfile(arguments.folder / name, STORE / name)
 
 
 def rows_of(path: Path) -> list[Json]:
@@ -383,6 +411,36 @@ def ablation(run: str) -> str:
     return table_of([*heading, "test jaccard - base's", "training, s"], rows, texts=3)
 
 
+def curve() -> str:
+    """The learning curve: its figure, then its tables and sentences as `lesionseg curve` has them.
+
+    Until one is taken over, how to do that.
+    """
+    if not (STORE / "curve.json").exists():
+        return "*Not measured yet: see [Renew the numbers](#renew-the-numbers).*"
+    figure = "![Jaccard against the number of training images](results/curve.svg)"
+    text = (STORE / "curve.md").read_text(encoding="utf-8").rstrip()
+    files = ", ".join(f"[{name}](results/{name})" for name in ("curve.csv", "curve.json"))
+    return f"{figure}\n\n{text}\n\n{about('curve')} All of it: {files}."
+
+
+def curve_table() -> str:
+    """The learning curve in one table: both means and their difference on each set, by size."""
+    sets = read("curve")["sets"]
+    heading = ["training images"]
+    for one in sets:
+        heading += [f"{one['name']}: frozen, fine-tuned", "difference"]
+    rows = []
+    for points in zip(*(one["points"] for one in sets), strict=True):
+        row = [str(points[0]["num_images"])]
+        for point in points:
+            means = ", ".join(f"{point[run]['mean']:.3f}" for run in RUNS)
+            difference = point["difference"]
+            row += [means, f"{difference['mean']:+.3f}{interval_of(difference['interval'])}"]
+        rows.append(row)
+    return table_of(heading, rows)
+
+
 def table(name: str) -> str:
     """A table of tables.json as it is."""
     content = read("tables")[name]
@@ -427,6 +485,8 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "variants": variants,
     "decoders": decoders,
     "ablation": ablation,
+    "curve": curve,
+    "curve_table": curve_table,
     "table": table,
 }
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _log.info("evaluate on %s", describe(device, torch.float32))
     with only_writer(results.evaluation.folder):
         scores = evaluate(config, load_data(PROCESSED, RAW, EXTERNAL), results=results)
-        complete_evaluation(results, PROCESSED, redraw=True)
+        complete_evaluation(results, PROCESSED)
     for name, own in scores.items():
         _log.info(
             f"{name}: test jaccard {own.test['jaccard']:.3f}, dice {own.test['dice']:.3f}; at own "

@@ -25,6 +25,11 @@ stages:
     params: [preprocess]
     deps: [fake.py]
     outs: [data/processed]
+  external:
+    cmd: python fake.py external
+    params: [external]
+    deps: [fake.py, data/processed]
+    outs: [data/external]
   train_frozen:
     cmd: python fake.py train_frozen
     params: [train, model]
@@ -69,6 +74,9 @@ num_images = params["train"]["num_images"]
 if name == "preprocess":
     for split, num in (("train", 100), ("val", 20)):
         write(f"../data/processed/{split}/index.csv", "id", *map(str, range(num)))
+    sys.exit()
+if name == "external":
+    Path("data/external").mkdir()
     sys.exit()
 if name == "evaluate":
     costs = {"train_frozen": 1, "train_finetuned": 2}

@@ -387,8 +387,10 @@ def measured(tmp_path_factory):
     return folder, output
 
 
-def test_each_size_is_an_experiment(measured):
+def test_each_size_is_an_experiment_on_the_same_data(measured):
     folder, _ = measured
+    ran = [line.split()[0] for line in (folder.parent / "runs.txt").read_text().splitlines()]
+    assert [ran.count(stage) for stage in ("preprocess", "external", "evaluate")] == [1, 1, 2]
     assert sorted(name[:-9] for name in experiments(folder)) == ["curve-25", "curve-all"]
 
 

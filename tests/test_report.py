@@ -2,6 +2,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from dvc.utils.hydra import apply_overrides
 from PIL import Image
 
+from lesionseg.cli import _make_parser
 from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError, rerun
 from lesionseg.report import figures
@@ -228,10 +230,15 @@ def test_the_page_opens_with_title_and_answer(root, html):
     assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
 
 
-def test_the_page_links_to_nothing_outside_itself(html):
+def test_the_page_links_to_nothing_outside_itself_but_the_page_that_segments(html):
     links = Page(html).links
-    assert links
-    assert all(link.startswith(("#", "data:image/")) for link in links)
+    others = [link for link in links if not link.startswith(("#", "data:image/"))]
+    assert len(links) > len(others) == 1
+    target = os.path.normpath(Results().report.parent / others[0])
+    assert target == str(Results().segment_page)
+    assert "lesionseg export html\n" in html  # which makes it there, by default
+    default = _make_parser().parse_args(["export", "html"]).out
+    assert default == Results().segment_page
     assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org)", html)
 
 

@@ -12,12 +12,12 @@ import pandas as pd
 from lesionseg.config import Config, load_config, read_yaml
 from lesionseg.curve.estimates import estimate_sets
 from lesionseg.curve.page import write_page
-from lesionseg.curve.record import Curve, write_curve
+from lesionseg.curve.record import Curve, read_curve, write_curve
 from lesionseg.curve.scores import Measured, read_measured
 from lesionseg.curve.sizes import choose_sizes, count_images
 from lesionseg.curve.text import curve_text
 from lesionseg.errors import ConfigError, LesionsegError
-from lesionseg.files import write_csv
+from lesionseg.files import write_bytes, write_csv
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.sweep.finished import read_finished, run_missing
 from lesionseg.sweep.space import Settings, parse_settings
@@ -38,6 +38,9 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         LesionsegError: A size has failed.
     """
+    if arguments.file:
+        show(arguments.file.parent, read_curve(arguments.file))
+        return
     content, config = read_yaml(Path("params.yaml")), load_config(Path("params.yaml"))
     num_train = count_images(Path("data/processed"), "train")
     sizes = choose_sizes(arguments.sizes, num_train=num_train)
@@ -60,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     if found:
         del fixed[SEEDS]
         curve = write_results(found, commit=repository.commit, changed=fixed, folder=FOLDER)
-        sys.stdout.write(f"{curve_text(curve)}\nOpen the page: {FOLDER / 'curve.html'}\n")
+        show(FOLDER, curve)
     if failed:
         sys.stdout.write("\n".join(["", *failures(failed), ""]))
         raise LesionsegError(
@@ -100,7 +103,7 @@ def plan(
 def write_results(
     found: Sequence[Measured], *, commit: str, changed: Mapping[str, Any], folder: Path
 ) -> Curve:
-    """Write curve.csv, curve.json and the page with its figure; the curve.
+    """Write curve.csv and curve.json; the curve.
 
     Args:
         found: What each size has measured, the fewest images first.
@@ -120,5 +123,12 @@ def write_results(
     )
     write_csv(folder / "curve.csv", rows)
     write_curve(folder / "curve.json", curve)
-    write_page(folder, curve)
     return curve
+
+
+def show(folder: Path, curve: Curve) -> None:
+    """Write the page, its figure and its text, and print the text."""
+    text = curve_text(curve)
+    write_bytes(folder / "curve.md", text.encode())
+    write_page(folder, curve)
+    sys.stdout.write(f"{text}\nOpen the page: {folder / 'curve.html'}\n")

@@ -65,9 +65,8 @@ def sets_of(experiment: Experiment) -> dict[str, EvaluationFiles]:
         FileNotFoundError: The cache has lost what is in the folder of the external sets.
     """
     own = experiment.results.evaluation
-    external = own.folder / "external"
-    names = experiment.folders(external)
-    return {TEST: own, **{name: EvaluationFiles(external / name) for name in names}}
+    names = experiment.folders(own.external)
+    return {TEST: own, **{name: EvaluationFiles(own.external / name) for name in names}}
 
 
 def _read_record(experiment: Experiment, run: str) -> TrainingRecord:

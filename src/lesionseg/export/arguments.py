@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 
 from lesionseg.arguments import DEFAULT_MODEL, threshold
+from lesionseg.results.layout import Results
 
+PAGE = """A page that segments images in a browser, opened from disk and without a network: all that
+it needs is inside. The first call fetches onnxruntime-web by npm. """
 EXPORT = """Write a trained model as one file that runs without this program. It is run beside torch
 on the test images, or those given, and not written where the masks differ by more than a stated
 bound."""
@@ -28,10 +31,18 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help="what the graph takes: (N, S, S, 3) uint8 RGB, or (N, 3, S, S) float32 in [0, 1] "
         "(default: %(default)s)",
     )
-    _add_common(onnx, out="lesionseg.onnx", precision="float32")
+    _add_common(onnx, out=Path("lesionseg.onnx"), precision="float32")
+    html = kinds.add_parser(
+        "html",
+        help="a page for any browser, which segments images and sends them nowhere",
+        description=PAGE + EXPORT,
+        epilog="Example: lesionseg export html --out segment.html",
+    )
+    html.set_defaults(input="uint8")
+    _add_common(html, out=Results().segment_page, precision="float16")
 
 
-def _add_common(parser: argparse.ArgumentParser, *, out: str, precision: str) -> None:
+def _add_common(parser: argparse.ArgumentParser, *, out: Path, precision: str) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -39,7 +50,7 @@ def _add_common(parser: argparse.ArgumentParser, *, out: str, precision: str) ->
         help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path(out), metavar="FILE", help="(default: %(default)s)"
+        "--out", type=Path, default=out, metavar="FILE", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--precision",

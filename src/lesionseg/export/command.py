@@ -13,6 +13,8 @@ from lesionseg.data.dataset import load_split
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.export import gate, graph, latency, precision
 from lesionseg.export.origin import Origin, find_threshold, model_metadata
+from lesionseg.export.page import render_page
+from lesionseg.export.runtime import load_runtime
 from lesionseg.files import write_bytes
 from lesionseg.hardware import choose_device
 from lesionseg.inference.decoding import decode
@@ -36,11 +38,13 @@ class Settings:
         precision: In `PRECISIONS`.
         threshold: A pixel is lesion above this probability, in (0, 1).
         input_kind: A key of `INPUTS`.
+        is_timed: Whether to measure latencies.
     """
 
     precision: str
     threshold: float
     input_kind: str = "uint8"
+    is_timed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class Exported:
         onnx: The file's content.
         metadata: What it says about itself.
         agreement: Of its masks with torch's.
-        latencies: Of both.
+        latencies: Of both; none where nobody asked for them.
     """
 
     onnx: bytes
@@ -86,20 +90,25 @@ def run(arguments: argparse.Namespace, network: tuple[Segmenter, int], origin: O
         origin: Where it comes from.
 
     Raises:
-        ExportError: The masks differ by more than the precision's bound.
-        MissingFileError: There are no images to compare them on.
+        ExportError: The masks differ by more than the precision's bound, or what runs the model in
+            a page cannot be fetched.
+        MissingFileError: There are no images to compare the masks on.
         DataError: One cannot be read, or they have another size.
     """
+    is_page = arguments.kind == "html"
+    engine = load_runtime() if is_page else None
     settings = Settings(
         precision=arguments.precision,
         threshold=arguments.threshold
         or find_threshold(Results(), model_sha256=origin.model_sha256),
         input_kind=arguments.input,
+        is_timed=not is_page,
     )
     material = read_material(arguments.images, image_size=network[1])
     exported = export_model(network, origin, settings, material)
-    write_bytes(arguments.out, exported.onnx)
-    return show(exported, material, arguments.out)
+    content = render_page(exported.onnx, exported.metadata, engine) if engine else exported.onnx
+    write_bytes(arguments.out, content)
+    return show(exported, material, arguments.out, is_page=is_page)
 
 
 def read_material(paths: Sequence[Path], *, image_size: int) -> Material:
@@ -185,12 +194,14 @@ def export_model(
         threshold=settings.threshold,
     )
     gate.require_agreement(agreement, precision=settings.precision, names=material.names)
-    latencies = latency.measure(
-        by_torch=predictor.forward,
-        make_session=lambda num_threads: _runner(content, num_threads=num_threads),
-        images=(ours[: max(latency.BATCH_SIZES)], theirs[: max(latency.BATCH_SIZES)]),
-        seconds=latency.SECONDS,
-    )
+    latencies: Sequence[latency.Latency] = ()
+    if settings.is_timed:
+        latencies = latency.measure(
+            by_torch=predictor.forward,
+            make_session=lambda num_threads: _runner(content, num_threads=num_threads),
+            images=(ours[: max(latency.BATCH_SIZES)], theirs[: max(latency.BATCH_SIZES)]),
+            seconds=latency.SECONDS,
+        )
     return Exported(onnx=content, metadata=facts, agreement=agreement, latencies=latencies)
 
 
@@ -231,15 +242,16 @@ def _in_batches(engine: latency.Engine, images: NDArray[Any]) -> NDArray[np.floa
     return np.concatenate([np.asarray(engine(images[i : i + BATCH_SIZE])) for i in starts])
 
 
-def show(exported: Exported, material: Material, out: Path) -> str:
+def show(exported: Exported, material: Material, out: Path, *, is_page: bool) -> str:
     """What was made, and how it compares, for the terminal."""
     facts = exported.metadata
     size = out.stat().st_size / 1e6
-    return (
-        f"{out}: {size:.1f} MB, {facts['precision']}, threshold {facts['threshold']}, input "
-        f"{facts['input']}\n"
+    use = "open it in any browser" if is_page else f"input {facts['input']}"
+    lines = [
+        f"{out}: {size:.1f} MB, {facts['precision']}, threshold {facts['threshold']}; {use}",
         f"masks of {len(material.names)} images ({material.place}) beside torch's: "
-        f"{exported.agreement}\n"
-        f"(bound: {gate.state_bound(facts['precision'])})\n"
-        f"{latency.show(exported.latencies)}"
-    )
+        f"{exported.agreement}",
+        f"(bound: {gate.state_bound(facts['precision'])})",
+    ]
+    table = latency.show(exported.latencies) if exported.latencies else ""
+    return "\n".join(lines) + f"\n{table}"

@@ -216,6 +216,8 @@ def render_page(
         parameters=facts.parameter_rows(inputs.records),
         provenance=facts.provenance_rows(inputs.records),
         experiment=inputs.records[FINETUNED].dvc_experiment,
+        # From the report's folder; whether it is there is not known: the report would depend on it.
+        segment_page=f"../{Results().segment_page.name}",
         commit=inputs.records[FINETUNED].commit,
     )
 

@@ -129,3 +129,8 @@ class Results:
     def report(self) -> Path:
         """The page."""
         return self.root / "report/report.html"
+
+    @property
+    def segment_page(self) -> Path:
+        """What `lesionseg export html` writes; the report has a link to it."""
+        return self.root / "segment.html"

@@ -28,8 +28,9 @@ CURVE = """How good are both models with fewer labelled images, and what would m
 
 Each number of training images is a DVC experiment of the pipeline, with the same steps for both
 models and all numbers. Each seed draws its own images, the fewer ones among the more. Ends with a
-table for each test set; results/curve/ has them as curve.csv, curve.json, curve.svg and a page,
-curve.html. Interrupted, the same command goes on."""
+table for each test set; results/curve/ has a page of it, curve.html, its parts as curve.svg and
+curve.md, every seed's scores in curve.csv, and all numbers in curve.json. Interrupted, the same
+command goes on."""
 STATUS = "Exit status: 0; 1 if anything failed; 2 for wrong arguments; 130 after Ctrl-C."
 
 
@@ -105,6 +106,13 @@ def add_curve(parser: argparse.ArgumentParser) -> None:
         help="trainings of each model at each size (default: %(default)s)",
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all")
+    add(
+        "--from",
+        type=Path,
+        dest="file",
+        metavar="FILE",
+        help="only write page, figure and text again, beside this curve.json",
+    )
     _add_common(parser)
 
 

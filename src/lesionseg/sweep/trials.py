@@ -103,9 +103,8 @@ def check_axes(content: dict[str, Any], axes: Sequence[Axis], fixed: Settings) -
 
 
 def whole_numbers(config: Config) -> dict[str, bool]:
-    """Of each parameter, whether it is a whole number."""
-    names = [section.name for section in dataclasses.fields(config)]
-    return {name: isinstance(value, int) for name, value in config.flat(*names).items()}
+    """Of each parameter that a sweep varies, whether it is a whole number."""
+    return {name: isinstance(value, int) for name, value in config.flat(*SECTIONS).items()}
 
 
 def make_trial(

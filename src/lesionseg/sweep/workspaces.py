@@ -324,7 +324,7 @@ class Pool:
         # Paths in params.yaml start at the repository, not at its clone.
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
-            command = [*DVC, "repro", "preprocess"]
+            command = [*DVC, "repro", "external"]  # which needs the splits
             status = run_to_end(command, cwd=first.path, environment=environment, log=stream)
         if status:
             raise LesionsegError(
