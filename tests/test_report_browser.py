@@ -22,8 +22,7 @@ def root(tmp_path_factory) -> Path:
     write_report_inputs(root, ids=IDS)
     write_report(
         Results(root / "results"),
-        processed_dir=root / "data/processed",
-        raw_dir=root / "data/raw",
+        root / "data",
         report_dir=root / "results/report",
         title="Which is better?",
         num_examples=NUM_EXAMPLES,

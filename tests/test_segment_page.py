@@ -461,7 +461,7 @@ def test_the_keyboard_reaches_everything(open_page, photos):
     page = open_page()
     page.keyboard.press("Tab")
     with page.expect_file_chooser() as chooser:
-        page.wait_for_timeout(1000)  # the browser answers playwright's wish to be told a little late
+        page.wait_for_timeout(1000)  # playwright is told of choosers from a little later on
         page.keyboard.press("Enter")
     chooser.value.set_files(str(photos / "plain0.png"))
     wait_for(page, 1)

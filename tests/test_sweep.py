@@ -311,14 +311,14 @@ def test_the_best_is_model_2s_on_val_and_model_1_breaks_ties():
     assert [row.name for row in rows] == ["best", "tie", "low"]
 
 
-def test_a_trial_whose_experiment_dvc_does_not_show_has_failed():
+def test_a_trial_whose_experiment_dvc_does_not_have_has_failed():
     kept, lost, other = (outcome(name, frozen=0.6, finetuned=0.7) for name in "abc")
     scores = {"train_frozen": [0.6], "train_finetuned": [0.7]}
-    shown = {"a": scores, "c": {**scores, "train_finetuned": [0.8]}}
-    assert confirm(kept, shown) == kept
+    there = {"a": scores, "c": {**scores, "train_finetuned": [0.8]}}
+    assert confirm(kept, there) == kept
     for one in (lost, other):
-        assert not confirm(one, shown).scores
-        assert "DVC does not show" in confirm(one, shown).error
+        assert not confirm(one, there).scores
+        assert "DVC does not have" in confirm(one, there).error
 
 
 def test_trials_that_differ_in_their_seed_are_one_row_under_the_first_seeds_name():
@@ -354,13 +354,19 @@ def test_a_damaged_score_is_that_trials_failure_and_named(tmp_path, kind):
 
 @pytest.mark.parametrize("metrics", [{}, {"val": None}, {"val": {"jaccard": None}}, {"val": 1}, []])
 def test_an_experiment_without_a_score_is_not_finished(monkeypatch, metrics):
-    entry = {"results/train_frozen/metrics.json": {"data": metrics}}
-    entry["results/train_finetuned/metrics.json"] = {"data": {"val": {"jaccard": 0.5}}}
-    revision = {"name": "sweep-1", "data": {"metrics": entry}}
-    shown = [{"rev": "c0ffee", "experiments": [{"revs": [revision]}]}]
-    monkeypatch.setattr(workspaces, "_output", lambda *_: json.dumps(shown))
+    files = {"train_frozen": json.dumps(metrics), "train_finetuned": '{"val": {"jaccard": 0.5}}'}
+
+    def git(command, *_):
+        if command[1] == "for-each-ref":
+            return "sweep-1"
+        name = "refs/exps/c0/ffee/sweep-1:results"
+        return {f"{name}/{run}/metrics.json": text for run, text in files.items()}[command[2]]
+
+    monkeypatch.setattr(workspaces, "_output", git)
     assert finished_before(Repository(Path(), "c0ffee", {})) == {}
-    entry["results/train_frozen/metrics.json"] = {"data": {"val": {"jaccard": 0.4}}}
+    files["train_frozen"] = "not JSON"
+    assert finished_before(Repository(Path(), "c0ffee", {})) == {}
+    files["train_frozen"] = '{"val": {"jaccard": 0.4}}'
     assert finished_before(Repository(Path(), "c0ffee", {})) == {
         "sweep-1": {"train_frozen": [0.4], "train_finetuned": [0.5]}
     }

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from lesionseg.errors import (
     MissingFileError,
     exit_status,
     printable,
+    repro,
     rerun,
 )
-from lesionseg.files import find_project
+from lesionseg.project import find_project
 
 if TYPE_CHECKING:
     from lesionseg.export.origin import Origin
@@ -61,6 +63,10 @@ ID is the file's name without its ending, or with it where two images differ in 
 Exit status: 0; 1 if anything failed, files that cannot be read or written being named at the end
 and all others done; 2 for wrong arguments."""
 
+
+NEW = """Write a project into a folder: params.yaml, dvc.yaml, the stages' scripts, and what DVC and
+git need. Its code is the installed package's. The folder becomes a git repository if it lies in
+none; what is there already stays."""
 
 COMPLETION = """Print a script that lets a shell complete commands, options and paths.
 
@@ -110,12 +116,42 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_sweep(commands)
     _add_ablation(commands)
+    _add_curve(commands)
     _add_replay(commands)
     _add_register(commands)
     _add_champion(commands)
+    _add_new(commands)
     _add_doctor(commands)
     _add_completion(commands)
     return parser
+
+
+def _add_new(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "new",
+        help="write a project: the pipeline without the repository",
+        description=NEW,
+        epilog="Example: lesionseg new moles --synthetic",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new, or without such files")
+    parser.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="synthetic lesions: minutes, and nothing is downloaded (default: ISIC 2016, 840 MB)",
+    )
+    parser.set_defaults(run=_new)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from lesionseg.new.create import SYNTHETIC, create
+
+    create(arguments.folder, values=SYNTHETIC if arguments.synthetic else {})
+    enter = f"cd {shlex.quote(str(arguments.folder))} && "
+    sys.stdout.write(
+        f"{printable(str(arguments.folder))} is a project; its README.md says what is what. "
+        f"Run: {'' if arguments.folder == Path() else enter}dvc repro\n"
+    )
+    return OK
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -124,7 +160,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="say whether machine and project are ready, and what to do where not",
         description="Look at Python, packages, git, DVC, params.yaml, device, disk, data, the "
         "encoder's weights and MLflow's store: a line for each, with its remedy. Exit status: 0; 1 "
-        "if something would stop make demo or dvc repro.",
+        "if something would stop dvc repro.",
         epilog="Example: lesionseg doctor",
     )
     parser.set_defaults(run=_doctor)
@@ -202,6 +238,21 @@ def _ablation(arguments: argparse.Namespace) -> int:
     from lesionseg.sweep import ablation
 
     return _run_trials(lambda: ablation.run(arguments))
+
+
+def _add_curve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_curve
+
+    parser = commands.add_parser("curve", help="say how scores grow with the number of labels")
+    add_curve(parser)
+    parser.set_defaults(run=_curve)
+
+
+def _curve(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.curve import experiment
+
+    return _run_trials(lambda: experiment.run(arguments))
 
 
 def _run_trials(run: Callable[[], None]) -> int:
@@ -494,7 +545,7 @@ def _find_model(text: str) -> Path:
 def _remedy(path: Path, *, is_there: bool = True) -> str:
     """What to do about a model's file: only the project's own comes from a stage."""
     if stage := _stage_of(path):
-        command = rerun(stage) if is_there else f"dvc repro {stage}"
+        command = rerun(stage) if is_there else repro(stage)
         return f"Run: {command}, or name another with --model"
     if find_project():
         return "Name another with --model"

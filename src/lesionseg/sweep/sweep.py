@@ -91,9 +91,9 @@ class Sweep:
             known = finished_before(repository)
             for batch in self._batches():
                 self._run_batch(pool, batch, known)
-            shown = finished_before(repository)
+            kept = finished_before(repository)
             self._outcomes = {
-                name: confirm(outcome, shown) for name, outcome in self._outcomes.items()
+                name: confirm(outcome, kept) for name, outcome in self._outcomes.items()
             }
 
     def _run_batch(
@@ -101,7 +101,7 @@ class Sweep:
     ) -> None:
         new = []
         for trial in dict.fromkeys(batch):
-            # Of several seeds, `dvc exp show` has only the first: the rest comes from the cache.
+            # Of several seeds, metrics.json has only the first: the rest comes from the cache.
             if trial.name in known and trial.num_seeds == 1:
                 self._outcomes[trial.name] = Outcome(trial=trial, scores=known[trial.name])
             elif trial.name not in self._outcomes:

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lesionseg.errors import LesionsegError
 from lesionseg.processes import (
@@ -37,9 +36,6 @@ from lesionseg.sweep.space import Value
 from lesionseg.sweep.tables import outcome_line
 from lesionseg.sweep.trials import Outcome, Trial
 from lesionseg.tracking import store
-
-if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
@@ -151,31 +147,23 @@ def only_one(root: Path) -> Iterator[int]:
 
 
 def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]:
-    """Val jaccards by experiment of this commit, as `dvc exp show` has them."""
-    text = _output([*DVC, "exp", "show", "--json"], repository.root, repository.environment)
+    """Val jaccards by experiment of this commit; DVC keeps each as a commit, metrics.json in it."""
+    names = repository.git("for-each-ref", "--format=%(refname:lstrip=4)", repository.ref(""))
     scores = {}
-    for baseline in json.loads(text):
-        if baseline["rev"] != repository.commit:
-            continue
-        for experiment in baseline["experiments"] or []:
-            for revision in experiment["revs"] or []:
-                metrics = (revision["data"] or {}).get("metrics") or {}
-                found = {run: metrics.get(f"results/{run}/metrics.json", {}) for run in RUNS}
-                jaccards = {run: [jaccard_in(value.get("data"))] for run, value in found.items()}
-                if all(math.isfinite(score) for (score,) in jaccards.values()):
-                    scores[revision["name"]] = jaccards
+    for name in names.split():
+        jaccards = {run: [_committed_jaccard(repository, name, run)] for run in RUNS}
+        if all(math.isfinite(score) for (score,) in jaccards.values()):
+            scores[name] = jaccards
     return scores
 
 
-def open_experiment(repository: Repository, name: str) -> "DVCFileSystem | None":
-    """The files of a finished experiment of this commit, as git and DVC's cache have them.
-
-    None where there is no such experiment.
-    """
-    from dvc.api import DVCFileSystem  # it takes a while to load
-
-    revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(name))
-    return DVCFileSystem(repo=repository.root, rev=revision) if revision else None
+def _committed_jaccard(repository: Repository, name: str, run: str) -> float:
+    """The val jaccard of one model of an experiment, NaN where there is none."""
+    path = Results().training(run).metrics.as_posix()
+    try:
+        return jaccard_in(json.loads(repository.git("show", f"{repository.ref(name)}:{path}")))
+    except (LesionsegError, json.JSONDecodeError):
+        return math.nan
 
 
 @dataclass
@@ -336,7 +324,7 @@ class Pool:
         # Paths in params.yaml start at the repository, not at its clone.
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
-            command = [*DVC, "repro", "preprocess"]
+            command = [*DVC, "repro", "external"]  # which needs the splits
             status = run_to_end(command, cwd=first.path, environment=environment, log=stream)
         if status:
             raise LesionsegError(
