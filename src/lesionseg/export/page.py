@@ -24,7 +24,7 @@ _LABELS = {
     "model_sha256": "SHA-256 of the model",
     "commit": "Trained at commit",
     "data_sha256": "SHA-256 of its data",
-    "image_size": "Sees images of, in pixels a side",
+    "image_size": "Pixels a side that it sees",
     "threshold": "Lesion above a probability of",
     "precision": "Precision of its weights",
     "exporter": "Made by",

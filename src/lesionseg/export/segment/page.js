@@ -92,6 +92,8 @@ function show(entry) {
   part(".name").textContent = file.name;
   part(".share").textContent = describeMask(summary);
   part(".size").textContent = `${width} × ${height} pixels`;
+  part(".mask").title = "as PNG, 0 and 255";
+  part(".outline").title = "as GeoJSON, in pixels";
   part(".mask").addEventListener("click", async () => save(...await maskFile(entry)));
   part(".outline").addEventListener("click", () => save(...outlineFile(entry)));
   part(".remove").addEventListener("click", () => {
