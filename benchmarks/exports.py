@@ -43,7 +43,7 @@ STORE = Path("docs/results/export.json")
 THRESHOLD = 0.5
 # Height and width in pixels, JPEG quality: photographs as cameras write them, colours halved.
 LARGE = ((767, 1022, 92), (3000, 4000, 92))
-NUM_LARGE = 20
+NUM_LARGE = 10
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow", "numpy")
 Mask = NDArray[np.bool_]
 
@@ -70,11 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{machine['load_average']:.1f}",
         "source": "python -m benchmarks.exports",
     }
-    write_json(STORE, {"about": about, **measure(arguments.model, arguments.images)})
+    for found in measure(arguments.model, arguments.images):
+        write_json(STORE, {"about": about, **found})
 
 
-def measure(model_path: Path, folder: Path) -> dict[str, Any]:
-    """All values, as JSON has them."""
+def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """The values of so many precisions as are measured, after each one more."""
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".jpg")
     _, image_size = load_network(model_path, stage="train_finetuned")
     material = read_material(paths, image_size=image_size)
@@ -92,6 +93,7 @@ def measure(model_path: Path, folder: Path) -> dict[str, Any]:
             exported = _export(model_path, material, name)
         except ExportError as error:
             found["onnx"][name] = {"refused": error.problem}
+            yield found
             continue
         found["onnx"][name] = {
             "megabytes": len(exported.onnx) / 1e6,
@@ -99,14 +101,11 @@ def measure(model_path: Path, folder: Path) -> dict[str, Any]:
             "latencies": [asdict(row) for row in exported.latencies],
         }
         logger.info("onnx %s: %s", name, exported.agreement)
-        if name == "int8":
-            continue  # its gain is in speed, and a page would not have it
-        html = render_page(exported.onnx, exported.metadata, load_runtime())
-        found["page"][name] = {
-            "megabytes": len(html) / 1e6,
-            **_measure_page(html, model_path, paths),
-        }
-    return found
+        if name != "int8":  # its gain is in speed, and a page would not have it
+            html = render_page(exported.onnx, exported.metadata, load_runtime())
+            images = _measure_page(html, model_path, paths, found["versions"])
+            found["page"][name] = {"megabytes": len(html) / 1e6, "images": images}
+        yield found
 
 
 def _export(model_path: Path, material: Material, precision: str) -> Exported:
@@ -125,19 +124,28 @@ def _values(agreement: Agreement) -> dict[str, Any]:
     }
 
 
-def _measure_page(html: bytes, model_path: Path, paths: Sequence[Path]) -> dict[str, Any]:
-    """The page's masks beside those of predict, at the images' own sizes; {} without a browser."""
+def _measure_page(
+    html: bytes, model_path: Path, paths: Sequence[Path], versions: dict[str, str]
+) -> dict[str, Any]:
+    """The page's masks beside those of predict, at the images' own sizes; {} without a browser.
+
+    Args:
+        html: The page.
+        model_path: What predict takes.
+        paths: Of JPEGs.
+        versions: Gets that of the browser.
+    """
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder, _opened(html, Path(folder)) as page:
         if page is None:
             logger.warning("the page is left out: it needs playwright and chromium")
             return {}
-        found["chromium"] = page.context.browser.version
+        versions["chromium"] = page.context.browser.version
         predictor = Predictor.load(model_path, device="cpu")
-        found["own"] = _compare(page, predictor, paths)
+        found["as they are"] = _compare(page, predictor, paths)
         for height, width, quality in LARGE:
             enlarged = list(_enlarge(paths[:NUM_LARGE], Path(folder), (height, width), quality))
-            found[f"{width}x{height}"] = _compare(page, predictor, enlarged)
+            found[f"enlarged to {width} x {height}"] = _compare(page, predictor, enlarged)
     return found
 
 
