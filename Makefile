@@ -32,7 +32,7 @@ help:
 	@echo "make test      set up, then lint, format check, types and all tests"
 	@echo "make doctor    is this machine ready, and what to do where it is not"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
-	@echo "make ui        the MLflow UI on this project's runs, it prints where"
+	@echo "make ui        MLflow's pages on this project's runs and the demo's, it prints where"
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
 	@echo "make docs      these pages as a site, links checked"
@@ -79,10 +79,8 @@ repro: setup
 	dvc repro
 
 ui: setup
-	@mkdir -p mlruns
 	@if ls results/*/run.json > /dev/null 2>&1; then lesionseg replay || true; fi
-	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+	@lesionseg ui
 
 check: setup
 	ruff check .
