@@ -11,15 +11,15 @@ from pathlib import Path
 # A DVC workspace runs its own copy of the package, not the one installed from elsewhere.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-if importlib.util.find_spec("torch") is None:
+if lacking := [name for name in ("lesionseg", "torch") if importlib.util.find_spec(name) is None]:
     sys.exit(
-        f"error: {sys.executable} has no torch. "
-        "Run: make setup && source .venv/bin/activate (or let make run the command)"
+        f"error: {sys.executable} has no {lacking[0]}. Activate the environment that has it; in "
+        "the repository run: make setup && source .venv/bin/activate (or let make run the command)"
     )
 
 from lesionseg.errors import exit_status
 from lesionseg.memory import keep_freed_memory
-from lesionseg.processes import end_with_dvc
+from lesionseg.processes import end_with_dvc, require_named_version
 
 _PARENT = os.getppid()  # before torch is loaded, which takes seconds
 
@@ -31,5 +31,10 @@ def run(main: Callable[[], None]) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
     end_with_dvc(parent=_PARENT)
-    if status := exit_status(main):
+
+    def checked() -> None:
+        require_named_version()
+        main()
+
+    if status := exit_status(checked):
         sys.exit(status)

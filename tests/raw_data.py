@@ -16,6 +16,7 @@ import stages.download
 from lesionseg.config import override, read_yaml
 from lesionseg.data import isic
 from lesionseg.errors import LesionsegError
+from lesionseg.project import FILES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 Members = dict[str, bytes]
@@ -41,6 +42,14 @@ def mask_bytes(width: int, kind: str = "PNG", size: tuple[int, int] = (12, 8)) -
 
 IMAGE = image_bytes()
 MASK = mask_bytes(3)
+
+
+def begin_project(folder: Path) -> Path:
+    """The folder with what makes it a project's root, and no more."""
+    folder.mkdir(exist_ok=True)
+    for name in FILES:
+        (folder / name).touch()
+    return folder
 
 
 def download(source: str | list[str] = "folder", **values: Any) -> None:

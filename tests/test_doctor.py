@@ -37,7 +37,8 @@ def project(tmp_path, machine, monkeypatch):
     """A project's root whose params.yaml a test can change; DVC is not asked."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(doctor, "_dvc", lambda: Finding("ok", ""))
-    (tmp_path / "dvc.yaml").touch()
+    for name in ("dvc.yaml", "Makefile"):
+        (tmp_path / name).touch()
 
     def write_params(**values):
         named = {name.replace("__", "."): value for name, value in values.items()}
@@ -113,7 +114,7 @@ def test_another_python_first_on_the_path_would_run_the_stages(project, machine)
     for other in ("/usr/bin/python", None):
         machine.programs["python"] = other
         assert found("python").level == "error"
-        assert found("python").remedy == "Run: source .venv/bin/activate"
+        assert found("python").remedy == f"Run: source {sys.prefix}/bin/activate"
 
 
 def test_versions_other_than_the_locked_ones_are_named(project):
@@ -130,6 +131,23 @@ def test_a_torch_that_cannot_be_loaded_is_an_error(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "lesionseg.mobilenet", None)
     assert doctor._packages().level == "error"
     assert "make setup" in doctor._packages().remedy
+
+
+def test_without_the_repository_no_remedy_is_a_make(project, machine, monkeypatch):
+    (project() / "Makefile").unlink()
+    monkeypatch.setattr(doctor, "NEWEST_TRIED", (3, 1))
+    monkeypatch.setattr(requests, "head", lambda *_, **__: refuse())
+    machine.programs["nvidia-smi"] = "/usr/bin/nvidia-smi"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    remedies = [found(name).remedy for name in ("python", "device", "data")]
+    monkeypatch.setitem(sys.modules, "lesionseg.mobilenet", None)
+    remedies.append(doctor._packages().remedy)
+    assert all(remedies)
+    assert [remedy for remedy in remedies if "make " in remedy] == []
+
+
+def refuse():
+    raise requests.ConnectionError
 
 
 def test_git_is_needed_and_an_identity_for_experiments(project, machine, monkeypatch):

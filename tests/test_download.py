@@ -30,7 +30,16 @@ from lesionseg.errors import (
 )
 from lesionseg.files import sha256
 from lesionseg.mobilenet import mobilenet_v2
-from tests.raw_data import IMAGE, MASK, download, image_bytes, mask_bytes, raw_files, refused
+from tests.raw_data import (
+    IMAGE,
+    MASK,
+    begin_project,
+    download,
+    image_bytes,
+    mask_bytes,
+    raw_files,
+    refused,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDS = {"train": ("ISIC_0000000", "ISIC_0000001"), "test": ("ISIC_0000003",)}
@@ -39,8 +48,8 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(name="project")
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository, the working directory; `source/` holds good images and masks."""
-    project = tmp_path / "project"
+    """An empty project, the working directory; `source/` holds good images and masks."""
+    project = begin_project(tmp_path / "project")
     for split, ids in IDS.items():
         for kind in ("images", "masks"):
             (project / "source" / split / kind).mkdir(parents=True)

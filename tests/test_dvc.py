@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from dvc.repo import Repo
 
 from lesionseg.config import read_yaml
+from lesionseg.results.layout import RUNS
 
 ROOT = Path(__file__).parents[1]
 # What a stage imports and its outputs cannot depend on, with what only these import.
@@ -15,6 +17,7 @@ EXEMPT = {
     "errors.py": "words at the terminal",
     "memory.py": "speed",
     "processes.py": "who may run, and until when",
+    "project.py": "words at the terminal, and who may run",
     "tracking/availability.py": "MLflow, which reads results and writes none",
     "tracking/database.py": "MLflow",
     "tracking/handle.py": "MLflow",
@@ -25,7 +28,8 @@ EXEMPT = {
     "tracking/store.py": "MLflow",
     "tracking/views.py": "MLflow",
 }
-STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+PIPELINE = read_yaml(ROOT / "dvc.yaml")
+STAGES = PIPELINE["stages"]
 
 
 def module_path(name: str) -> Path | None:
@@ -101,6 +105,7 @@ def test_the_stages_are_those_of_the_design_in_its_order():
     assert list(STAGES) == [
         "download",
         "preprocess",
+        "external",
         "train_frozen",
         "train_finetuned",
         "evaluate",
@@ -153,3 +158,17 @@ def test_both_trainings_depend_on_the_same_but_for_their_own_section():
     frozen, finetuned = STAGES["train_frozen"], STAGES["train_finetuned"]
     assert frozen["deps"] == finetuned["deps"]
     assert set(frozen["params"]) ^ set(finetuned["params"]) == {"train_frozen", "train_finetuned"}
+
+
+def test_both_models_are_artifacts_each_an_output_of_its_stage():
+    artifacts = PIPELINE["artifacts"]
+    assert [f"train_{name}" for name in artifacts] == list(RUNS)
+    for name, artifact in artifacts.items():
+        assert artifact["path"] in STAGES[f"train_{name}"]["outs"]
+        assert (artifact["type"], bool(artifact["desc"])) == ("model", True)
+
+
+def test_dvc_finds_the_artifacts():
+    with Repo(str(ROOT), uninitialized=True) as repo:
+        found = repo.artifacts.read()
+    assert sorted(found["dvc.yaml"]) == ["finetuned", "frozen"]

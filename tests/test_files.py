@@ -1,5 +1,6 @@
 """Files are whole or not there, and what cannot be read is said in one line."""
 
+import ast
 import copy
 import errno
 import hashlib
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from lesionseg import project
 from lesionseg.errors import (
     DataError,
     DiskSpaceError,
     MissingFileError,
     TrackingError,
     exit_status,
+    repro,
     rerun,
 )
 from lesionseg.files import (
@@ -250,9 +253,47 @@ def test_what_is_damaged_is_named_with_its_stage():
     assert str(caught.value) == f"a.png cannot be read (truncated). Run: {rerun('evaluate')}"
 
 
-def test_a_stage_is_made_anew_alone_and_only_then_what_depends_on_it():
+def test_a_stage_is_made_anew_alone_and_only_then_what_depends_on_it(tmp_path, monkeypatch):
     """-f alone would run all stages before it again, the trainings among them."""
+    for name in project.FILES:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
     assert rerun("evaluate") == "dvc repro -sf evaluate && dvc repro"
+    assert repro("train_frozen", "evaluate") == "dvc repro train_frozen evaluate"
+
+
+def test_outside_a_project_no_remedy_is_a_command_of_dvc(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = "in the project that the file comes from"
+    assert rerun("evaluate") == f"the stage evaluate, {where}"
+    assert repro("a", "b") == f"the stage a and the stage b, {where}"
+    with pytest.raises(MissingFileError) as caught:
+        require(Path("results/a.csv"), stage="evaluate")
+    assert str(caught.value) == f"results/a.csv is missing. Run: the stage evaluate, {where}"
+
+
+# Where a message may name DVC's commands itself, each with what keeps it from being seen elsewhere.
+OF_PROJECTS = {
+    "errors.py": "asks whether there is one",
+    "doctor.py": "lesionseg doctor refuses to start outside a project",
+    "sweep/tables.py": "and so does lesionseg sweep",
+    "tracking/card.py": "and lesionseg register",
+    "tracking/replay.py": "and lesionseg replay",
+    "cli.py": "the help of doctor",
+    "export/command.py": "after another remedy",
+}
+
+
+def test_only_what_knows_that_there_is_a_project_advises_dvc():
+    package = Path(project.__file__).parent
+    found = set()
+    for path in package.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        texts = [n for n in nodes if isinstance(n, ast.Constant) and id(n) not in docstrings]
+        if any("dvc repro" in str(node.value) for node in texts):
+            found.add(path.relative_to(package).as_posix())
+    assert found == set(OF_PROJECTS)
 
 
 @pytest.mark.parametrize("kind", [DataError, MissingFileError, TrackingError])

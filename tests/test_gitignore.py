@@ -34,13 +34,24 @@ MADE = (
     ".dvc/cache/files/md5/00",
     ".dvc/config.local",
     "data/archives/a.zip",
+    "results/curve/curve.html",
     "src/lesionseg.egg-info/PKG-INFO",
+    "build/lib/lesionseg/new/project.zip",
+    "dist/lesionseg.whl",
     "src/lesionseg/__pycache__/a.pyc",
     ".pytest_cache/a",
     ".mypy_cache/a",
     ".ruff_cache/a",
 )
-KEPT = ("results/ablation.csv", "dvc.lock", "params.yaml", "data/.gitkeep", "docs/demo.png")
+KEPT = (
+    "results/ablation.csv",
+    "results/curve/curve.csv",
+    "results/curve/curve.json",
+    "dvc.lock",
+    "params.yaml",
+    "data/.gitkeep",
+    "docs/demo.png",
+)
 
 in_git = pytest.mark.skipif(
     not shutil.which("git") or not (ROOT / ".git").exists(), reason="no git repository"

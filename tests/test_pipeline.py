@@ -26,17 +26,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dvc.api import DVCFileSystem
 from mlflow import MlflowClient
 from PIL import Image
 
 from experiments.demo import ROOT, copy_pipeline
 from lesionseg import cli
 from lesionseg.config import load_config, override, read_yaml
+from lesionseg.curve.scores import read_measured
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
 from lesionseg.processes import child_environment
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.evaluation import Comparison, ModelScores
+from lesionseg.results.layout import RUNS, EvaluationFiles, Results
+from lesionseg.sweep.finished import Experiment
 from lesionseg.tracking import store
 from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
@@ -120,8 +124,10 @@ def project(tmp_path_factory) -> Path:
     copy_pipeline(project)
     set_params(project, PARAMS)
     dvc(project, "init", "--no-scm", "--quiet")
-    stages = ["download", "preprocess", *RUNS, "evaluate", "report"]
-    assert stages_run(dvc(project, "repro")) == stages
+    stages = ["download", "preprocess", "external", *RUNS, "evaluate", "report"]
+    output = dvc(project, "repro")
+    assert stages_run(output) == stages
+    (project.parent / "output").write_text(output)
     return project
 
 
@@ -245,9 +251,39 @@ def test_the_official_scorer_reads_the_written_masks_and_agrees(project, tmp_pat
     assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
 
 
+def test_repro_ends_with_the_comparison_as_a_table(project):
+    table = Comparison.read(Results(project / "results").evaluation).lines()
+    shown, _, rest = (project.parent / "output").read_text().partition("\n".join(table))
+    assert "Running stage 'report'" in shown
+    assert "results/report/report.html" in rest
+    assert "Running stage" not in rest
+
+
 def test_only_the_report_runs_again_when_only_its_parameters_change(copy):
     set_params(copy, {"report.title": "Another title"})
     assert stages_run(dvc(copy, "repro", "--dry")) == ["report"]
+
+
+def test_another_external_test_set_trains_nothing_and_leaves_the_scores_on_test(copy):
+    known = (copy / "results/evaluate/comparison.json").read_bytes()
+    another = {"name": "third_clinic", "source": "phantom", "folder": ""}
+    set_params(copy, {"external": [*read_yaml(copy / "params.yaml")["external"], another]})
+    assert stages_run(dvc(copy, "repro")) == ["external", "evaluate", "report"]
+    assert (copy / "results/evaluate/comparison.json").read_bytes() == known
+    folders = (copy / "results/evaluate/external").iterdir()
+    assert sorted(folder.name for folder in folders) == ["another-clinic", "third_clinic"]
+    runs = {run.data.tags["dvc_stage"]: run for run in trainings_of(copy)}
+    (parent,) = runs_in(client_of(copy), "pipeline run")
+    for name in ("another-clinic", "third_clinic"):
+        files = EvaluationFiles(copy / "results/evaluate/external" / name)
+        compared = Comparison.read(files).test["jaccard"]
+        for run in RUNS:
+            score = ModelScores.read(files, run).test["jaccard"]
+            assert runs[run].data.metrics[f"external/{name}/jaccard"] == pytest.approx(score)
+        difference = parent.data.metrics[f"external/{name}/difference/jaccard"]
+        assert difference == pytest.approx(compared.difference)
+    page = (copy / "results/report/report.html").read_text()
+    assert "third_clinic <small>6 images, source: phantom" in page
 
 
 def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
@@ -396,14 +432,38 @@ def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it
 
 
 def test_dvc_shows_metrics_and_plots(project, tmp_path):
-    shown = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]
-    columns = [shown[f"results/evaluate/{name}.json"]["data"]["test"].keys() for name in RUNS]
-    assert "jaccard" in columns[0]
-    assert columns[0] == columns[1]
-    assert "jaccard" in shown["results/train_frozen/metrics.json"]["data"]["val"]
+    lines = dvc(project, "metrics", "show").splitlines()
+    assert max(map(len, lines)) <= 100
+    shown = dict(zip(*(line.split() for line in lines), strict=True))
+    for column, run in (("frozen", "train_frozen"), ("tuned", "train_finetuned")):
+        scores = json.loads((project / f"results/evaluate/{run}.json").read_text())["test"]
+        for metric in ("jaccard", "dice"):
+            assert float(shown[f"{column}.{metric}"]) == pytest.approx(scores[metric], abs=1e-5)
+    best = json.loads((project / "results/train_finetuned/metrics.json").read_text())
+    assert float(shown["tuned.val"]) == pytest.approx(best["val"]["jaccard"], abs=1e-5)
     dvc(project, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "val_jaccard" in page
+
+
+def test_the_learning_curve_reads_what_the_pipeline_wrote(project, tmp_path):
+    measured = read_measured(Experiment(DVCFileSystem(repo=project), tmp_path))
+    [external] = load_config(project / "params.yaml").external
+    assert list(measured.num_images) == ["test", external.name]
+    assert measured.num_images["test"] == 6
+    results = Results(project / "results")
+    files = {"test": results.evaluation, **results.evaluation.externals()}
+    assert [(row["set"], row["run"]) for row in measured.rows] == [
+        (name, run) for name in files for run in RUNS
+    ]
+    for row in measured.rows:
+        compared = Comparison.read(files[row["set"]])
+        assert row["jaccard"] == compared.test["jaccard"].mean(row["run"])
+        assert row["jaccard_own_size"] == compared.test_own_size["jaccard"].mean(row["run"])
+        assert (row["seed"], row["num_images"]) == (0, measured.setting.num_train)
+    assert (measured.setting.num_train, measured.setting.num_val) == (17, 3)
+    assert measured.setting.num_steps == 4 * 5  # epochs of 17 images in batches of 4
+    assert measured.setting.source == "phantom"
 
 
 def test_the_report_is_there_and_holds_the_measured_difference(project):
@@ -535,6 +595,25 @@ def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(copy, e
                 written = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
                 assert answer.dtype == written.dtype
                 assert (answer == written).all()
+
+
+def test_the_notebook_runs_on_what_the_pipeline_wrote(project, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="make setup installs it")
+    pytest.importorskip("ipykernel", reason="make setup installs it")
+    import nbformat
+
+    monkeypatch.setenv("LESIONSEG_ROOT", str(project))
+    monkeypatch.setenv("PYTHONPATH", str(project / "src"))
+    notebook = nbformat.read(ROOT / "notebooks/answer.ipynb", as_version=4)
+    folder = {"metadata": {"path": str(ROOT / "notebooks")}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    assert "\n".join(Comparison.read(Results(project / "results").evaluation).lines()) in shown
+    drawn = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(drawn) == 4
+    tables = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert all(run in tables for run in RUNS)  # as MLflow has them
 
 
 def test_the_results_that_other_tests_make_up_hold_what_the_pipeline_writes(project, tmp_path):

@@ -19,9 +19,10 @@ from lesionseg.config import DownloadConfig
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
 from lesionseg.results.evaluation import TABLES
-from lesionseg.results.layout import Results
+from lesionseg.results.layout import EvaluationFiles, Results
 from lesionseg.tracking import packaging, registry, runs
 from lesionseg.tracking.card import MAX_CHARACTERS, read_facts, write_card
+from tests.raw_data import begin_project
 from tests.test_dvc import import_closure, imported_names
 from tests.trained_results import ROOT, write_evaluation, write_json, write_run
 
@@ -39,6 +40,7 @@ def project(tmp_path, empty_store, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
+    begin_project(tmp_path)
     (tmp_path / "mlruns").mkdir()
     shutil.copy(empty_store, tmp_path / "mlruns")
     return tmp_path
@@ -372,6 +374,19 @@ def test_the_card_says_where_its_threshold_comes_from(project, train):
     assert "where it is above 0.4." in write_card_with(project)
 
 
+def test_the_card_tells_of_external_test_sets_scored_with_this_model(project, train):
+    train(val=0.8)
+    write_evaluation(project)
+    files = Results(project / "results").evaluation
+    external = EvaluationFiles(files.external / "ph2")
+    external.folder.mkdir(parents=True)
+    shutil.copy(files.comparison, external.comparison)
+    row = "| external test set ph2, 20 images, at 64 px | 0.720 (0.710 to 0.740) |"
+    assert row in write_card_with(project)
+    train(val=0.8, seed=1)  # what was scored is another model now
+    assert "ph2" not in write_card_with(project)
+
+
 def write_card_with(project, params=None, **details):
     """The card of the trained model, some things in its run.json being others."""
     path = project / "results/train_finetuned/run.json"
@@ -419,7 +434,7 @@ def test_the_card_is_about_the_data_of_the_training_not_of_params_yaml(
     project, train, source, text
 ):
     train(val=0.85)
-    assert not (project / "params.yaml").exists()  # nothing of it is asked
+    assert not (project / "params.yaml").read_text()  # nothing of it is asked
     params = {"download.source": source, "download.folder": "mine", "download.weights": "none"}
     card = write_card_with(project, params)
     assert text in card

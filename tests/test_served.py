@@ -21,10 +21,11 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lesionseg.inference.payloads import PROBABILITY_LEVELS
 from lesionseg.inference.predictor import Predictor
 from lesionseg.results.layout import Results
 from lesionseg.tracking import registry, served
-from lesionseg.tracking.served import PROBABILITY_LEVELS, ServedModel, answer
+from lesionseg.tracking.served import ServedModel, answer
 from tests.ports import free_port
 from tests.trained_results import write_evaluation, write_run
 
@@ -249,7 +250,7 @@ GARBAGE = {
     ),
     "a decompression bomb": (
         [{"image": to_text(declare_png(2**31 - 1, 2**31 - 1))}],
-        "this image declares more than twice as many",
+        "row 0: this image declares more than 178956970 pixels",
     ),
     "90 megapixels in a hundred bytes": (
         [{"image": to_text(declare_png(9460, 9460))}],

@@ -32,6 +32,7 @@ from tests.raw_data import (
     MASK,
     REPOSITORY,
     Members,
+    begin_project,
     download,
     fake_challenge,
     fill_zip,
@@ -52,9 +53,8 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(name="project")
 def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository, the working directory."""
-    project = tmp_path / "project"
-    project.mkdir()
+    """An empty project, the working directory."""
+    project = begin_project(tmp_path / "project")
     monkeypatch.chdir(project)
     monkeypatch.setenv("DVC_ROOT", str(project))
     return project

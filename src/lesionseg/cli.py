@@ -6,14 +6,15 @@ Only what parsing needs is imported here; each command imports what it needs whe
 import argparse
 import errno
 import io
-import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lesionseg.arguments import DEFAULT_MODEL, number, threshold
 from lesionseg.errors import (
     FAILED,
     MISUSED,
@@ -22,12 +23,12 @@ from lesionseg.errors import (
     MissingFileError,
     exit_status,
     printable,
+    repro,
     rerun,
 )
-from lesionseg.files import find_project
+from lesionseg.project import find_project
 
 if TYPE_CHECKING:
-    from lesionseg.export.command import Exported, Material
     from lesionseg.export.origin import Origin
     from lesionseg.inference.outputs import Summary
     from lesionseg.inference.pipeline import Skipped
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from lesionseg.inference.sources import Found, Source
     from lesionseg.tracking.registry import Version
 
-DEFAULT_MODEL = "results/train_finetuned/model.pt"
 MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
 
@@ -64,9 +64,9 @@ Exit status: 0; 1 if anything failed, files that cannot be read or written being
 and all others done; 2 for wrong arguments."""
 
 
-EXPORT = """Write a trained model as one file that runs without this program. It is run beside torch
-on the test images, or those given, and not written where the masks differ by more than a stated
-bound."""
+NEW = """Write a project into a folder: params.yaml, dvc.yaml, the stages' scripts, and what DVC and
+git need. Its code is the installed package's. The folder becomes a git repository if it lies in
+none; what is there already stays."""
 
 COMPLETION = """Print a script that lets a shell complete commands, options and paths.
 
@@ -116,13 +116,43 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_sweep(commands)
     _add_ablation(commands)
+    _add_curve(commands)
     _add_replay(commands)
     _add_ui(commands)
     _add_register(commands)
     _add_champion(commands)
+    _add_new(commands)
     _add_doctor(commands)
     _add_completion(commands)
     return parser
+
+
+def _add_new(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "new",
+        help="write a project: the pipeline without the repository",
+        description=NEW,
+        epilog="Example: lesionseg new moles --synthetic",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new, or without such files")
+    parser.add_argument(
+        "--synthetic",
+        action="store_true",
+        help="synthetic lesions: minutes, and nothing is downloaded (default: ISIC 2016, 840 MB)",
+    )
+    parser.set_defaults(run=_new)
+
+
+def _new(arguments: argparse.Namespace) -> int:
+    from lesionseg.new.create import SYNTHETIC, create
+
+    create(arguments.folder, values=SYNTHETIC if arguments.synthetic else {})
+    enter = f"cd {shlex.quote(str(arguments.folder))} && "
+    sys.stdout.write(
+        f"{printable(str(arguments.folder))} is a project; its README.md says what is what. "
+        f"Run: {'' if arguments.folder == Path() else enter}dvc repro\n"
+    )
+    return OK
 
 
 def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -131,7 +161,7 @@ def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
         help="say whether machine and project are ready, and what to do where not",
         description="Look at Python, packages, git, DVC, params.yaml, device, disk, data, the "
         "encoder's weights and MLflow's store: a line for each, with its remedy. Exit status: 0; 1 "
-        "if something would stop make demo or dvc repro.",
+        "if something would stop dvc repro.",
         epilog="Example: lesionseg doctor",
     )
     parser.set_defaults(run=_doctor)
@@ -209,6 +239,21 @@ def _ablation(arguments: argparse.Namespace) -> int:
     from lesionseg.sweep import ablation
 
     return _run_trials(lambda: ablation.run(arguments))
+
+
+def _add_curve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_curve
+
+    parser = commands.add_parser("curve", help="say how scores grow with the number of labels")
+    add_curve(parser)
+    parser.set_defaults(run=_curve)
+
+
+def _curve(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.curve import experiment
+
+    return _run_trials(lambda: experiment.run(arguments))
 
 
 def _run_trials(run: Callable[[], None]) -> int:
@@ -383,7 +428,7 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_threshold,
+        type=threshold,
         default=0.5,
         metavar="P",
         help="a pixel is lesion above this probability, in (0, 1) (default: %(default)s)",
@@ -417,100 +462,29 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "export",
-        help="a model as one file for others",
-        description=EXPORT,
-        epilog="Example: lesionseg export onnx",
-    )
-    kinds = parser.add_subparsers(title="kinds", metavar="KIND", required=True)
-    onnx = kinds.add_parser(
-        "onnx",
-        help="an ONNX file, for any program that runs such files",
-        description="Uint8 or float images of any batch in, probabilities out. " + EXPORT,
-        epilog="Example: lesionseg export onnx --out lesion.onnx",
-    )
-    onnx.add_argument(
-        "--input",
-        choices=["uint8", "float32"],
-        default="uint8",
-        help="what the graph takes: (N, S, S, 3) uint8 RGB, or (N, 3, S, S) float32 in [0, 1] "
-        "(default: %(default)s)",
-    )
-    onnx.set_defaults(run=_export_onnx)
-    _add_export_arguments(onnx, out="lesionseg.onnx", precision="float32")
+    from lesionseg.export.arguments import add_export
+
+    parser = commands.add_parser("export", help="a model as one file for others")
+    add_export(parser)
+    parser.set_defaults(run=_export)
 
 
-def _add_export_arguments(parser: _Parser, *, out: str, precision: str) -> None:
-    """The arguments that both kinds of export have."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), metavar="FILE", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["float32", "float16", "int8"],
-        default=precision,
-        help="float32: the model as it is; float16: large weights in half precision, computed in "
-        "float32; int8: large convolutions in integers (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        help="images or folders to compare the masks on (default: data/processed/test)",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=_threshold,
-        metavar="P",
-        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
-        "evaluated with in results/, or else 0.5)",
-    )
-
-
-def _export_onnx(arguments: argparse.Namespace) -> int:
-    """Write an ONNX file; the exit status."""
+def _export(arguments: argparse.Namespace) -> int:
+    """Write a file of the kind that the arguments name; the exit status."""
     from lesionseg.export.extra import require_packages
 
     require_packages()  # before anything that takes seconds
-    from lesionseg.export.command import show, write_onnx
-
-    exported, material = _export(arguments)
-    write_onnx(exported, arguments.out)
-    sys.stdout.write(show(exported, material, arguments.out))
-    return OK
-
-
-def _export(arguments: argparse.Namespace) -> "tuple[Exported, Material]":
-    """The model that the arguments name, exported and compared."""
-    from lesionseg.export.command import Settings, export_model, read_material
-    from lesionseg.export.latency import SECONDS
-    from lesionseg.export.origin import find_threshold
+    from lesionseg.export.command import run
     from lesionseg.hardware import make_deterministic
-    from lesionseg.results.layout import Results
+    from lesionseg.inference.predictor import load_network
 
     if arguments.out.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(arguments.out))
     path = _find_model(arguments.model)
     make_deterministic()
-    image_size = _load_predictor([path], device="cpu").image_size
-    origin = _find_origin(arguments.model, path)
-    threshold = arguments.threshold or find_threshold(Results(), model_sha256=origin.model_sha256)
-    settings = Settings(
-        precision=arguments.precision, threshold=threshold, input_kind=arguments.input
-    )
-    material = read_material(
-        arguments.images, image_size=image_size, processed_dir=Path("data/processed")
-    )
-    return export_model(path, origin, settings, material, seconds=SECONDS), material
+    network = load_network(path, stage="train_finetuned", remedy_of=_remedy)
+    sys.stdout.write(run(arguments, network, _find_origin(arguments.model, path)))
+    return OK
 
 
 def _find_origin(text: str, path: Path) -> "Origin":
@@ -529,28 +503,13 @@ def _find_origin(text: str, path: Path) -> "Origin":
     return Origin(model_sha256=origin.model_sha256, commit=commit, data_sha256=data_sha256)
 
 
-def _threshold(text: str) -> float:
-    value = _number(float, text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got '{text}'")
-    return value
-
-
 def _batch_size(text: str) -> int:
-    value = _number(int, text)
+    value = number(int, text)
     if not 1 <= value <= MOST_IN_BATCH:
         raise argparse.ArgumentTypeError(
             f"must be a whole number in [1, {MOST_IN_BATCH}], got '{text}'"
         )
     return int(value)
-
-
-def _number(kind: Callable[[str], float], text: str) -> float:
-    """The number a text says, NaN if none."""
-    try:
-        return kind(text)
-    except ValueError:
-        return math.nan
 
 
 def _device(text: str) -> str:
@@ -611,7 +570,7 @@ def _find_model(text: str) -> Path:
 def _remedy(path: Path, *, is_there: bool = True) -> str:
     """What to do about a model's file: only the project's own comes from a stage."""
     if stage := _stage_of(path):
-        command = rerun(stage) if is_there else f"dvc repro {stage}"
+        command = rerun(stage) if is_there else repro(stage)
         return f"Run: {command}, or name another with --model"
     if find_project():
         return "Name another with --model"

@@ -1,6 +1,6 @@
 """`lesionseg doctor`: whether this machine and project are ready, a line for each thing looked at.
 
-What would stop `make demo` or `dvc repro` is an error, what only costs time or a feature is a note;
+What would stop `dvc repro` is an error, what only costs time or a feature is a note;
 both come with what mends them. Nothing is made or changed but what the MLflow store needs to open.
 """
 
@@ -68,6 +68,11 @@ def examine() -> Iterator[tuple[str, Finding]]:
     yield "mlflow", _guarded(_mlflow)
 
 
+def _in_repository() -> bool:
+    """Whether the project is the repository, and not one that `lesionseg new` has written."""
+    return Path("Makefile").is_file()
+
+
 def _guarded(look: Callable[[], Finding]) -> Finding:
     """What `look` finds; its own failure is an error like any other."""
     try:
@@ -79,14 +84,15 @@ def _guarded(look: Callable[[], Finding]) -> Finding:
 def _python() -> Finding:
     text = f"{platform.python_version()} in {sys.prefix}"
     if sys.version_info[:2] > NEWEST_TRIED:
-        return Finding("note", f"{text}, newer than was tried", "Run: make PYTHON=python3.13")
+        remedy = "Run: make PYTHON=python3.13" if _in_repository() else "Take Python 3.13"
+        return Finding("note", f"{text}, newer than was tried", remedy)
     # The stages run the first python on PATH, as dvc.yaml says.
     found = shutil.which("python")
     if found is None or Path(found).parent.resolve() != Path(sys.executable).parent.resolve():
         return Finding(
             "error",
             f"{text}, but the stages would run {found or 'no python at all'}",
-            "Run: source .venv/bin/activate",
+            f"Run: source {sys.prefix}/bin/activate",
         )
     return Finding("ok", text)
 
@@ -99,7 +105,9 @@ def _packages() -> Finding:
         from lesionseg.mobilenet import mobilenet_v2  # noqa: F401
     except Exception as error:  # noqa: BLE001  (libraries that do not fit raise what they like)
         text = f"torch and torchvision cannot be loaded ({first_line(error)})"
-        return Finding("error", text, "Run: rm -r .venv && make setup")
+        again = "pip install --force-reinstall -r requirements.txt"
+        anew = "rm -r .venv && make setup" if _in_repository() else again
+        return Finding("error", text, f"Run: {anew}")
     locked = _locked_versions()
     installed = {name: _installed_version(name) for name in locked}
     # +cpu and the like name a build of the same version.
@@ -180,7 +188,9 @@ def _device(config: Config) -> Finding:
         remedy = "Write precision: auto in params.yaml, section train"
         return Finding("note", f"{text}: this CPU only emulates bfloat16, slowly", remedy)
     if device.type == "cpu" and shutil.which("nvidia-smi"):
-        remedy = "Run: rm -r .venv && make setup TORCH=cuda" if not torch.version.cuda else ""
+        anew = "Run: rm -r .venv && make setup TORCH=cuda"
+        other = anew if _in_repository() else "Install its build for CUDA: see pytorch.org"
+        remedy = "" if torch.version.cuda else other
         reason = "torch sees no CUDA" if torch.version.cuda else "torch's build is for CPUs"
         return Finding("note", f"{text}; NVIDIA's driver is there, and {reason}", remedy)
     return Finding("ok", text)
@@ -283,7 +293,8 @@ def _to_fetch(text: str, urls: list[str], *, remedy: str) -> Finding:
         else:
             return Finding("ok", f"{text}, the rest will be downloaded; the server answers")
     text = f"{text}, and {urls[0]} cannot be reached ({problem})"
-    return Finding("error", text, f"{remedy}. make demo works without")
+    other = "make demo" if _in_repository() else "A project of lesionseg new DIR --synthetic"
+    return Finding("error", text, f"{remedy}. {other} works without")
 
 
 def _mlflow() -> Finding:

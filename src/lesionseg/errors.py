@@ -20,6 +20,8 @@ import sys
 import unicodedata
 from collections.abc import Callable
 
+from lesionseg.project import find_project
+
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 GOES_ON = "Run the same command again to go on"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -80,12 +82,27 @@ class ExportError(LesionsegError, RuntimeError):
     """An exported file cannot be made, or does not give the model's masks."""
 
 
+def repro(*stages: str) -> str:
+    """What to run, after `Run:`, where outputs of stages are missing or old.
+
+    Only in a project there is something for DVC to run; whoever has no more than the package and a
+    model's file is told where the file comes from.
+    """
+    return _in_project(f"dvc repro {' '.join(stages)}", *stages)
+
+
 def rerun(stage: str) -> str:
-    """The command that makes a stage's outputs anew, and then what depends on them.
+    """What to run, after `Run:`, to make a stage's outputs anew, and then what depends on them.
 
     `dvc repro -f` would run all stages before it again as well, the trainings among them.
     """
-    return f"dvc repro -sf {stage} && dvc repro"
+    return _in_project(f"dvc repro -sf {stage} && dvc repro", stage)
+
+
+def _in_project(command: str, *stages: str) -> str:
+    if find_project():
+        return command
+    return f"the stage {' and the stage '.join(stages)}, in the project that the file comes from"
 
 
 def first_line(error: BaseException) -> str:

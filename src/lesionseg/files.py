@@ -19,6 +19,7 @@ from lesionseg.errors import (
     DiskSpaceError,
     MissingFileError,
     first_line,
+    repro,
     rerun,
 )
 
@@ -28,13 +29,6 @@ NAME_BYTES = 255  # the longest name of a file on common file systems
 def project_root() -> Path:
     """The repository's root, the original one also inside DVC's temporary workspaces."""
     return Path(os.environ.get("DVC_ROOT", "")).resolve()
-
-
-def find_project() -> Path | None:
-    """The working directory if it is the root of a project, else None."""
-    here = Path.cwd()
-    is_root = all((here / name).is_file() for name in ("dvc.yaml", "params.yaml"))
-    return here if is_root else None
 
 
 @contextmanager
@@ -175,7 +169,7 @@ def require(path: Path, *, stage: str) -> Path:
         MissingFileError: It is not there.
     """
     if not path.exists():
-        raise MissingFileError(f"{path} is missing", remedy=f"Run: dvc repro {stage}")
+        raise MissingFileError(f"{path} is missing", remedy=f"Run: {repro(stage)}")
     return path
 
 

@@ -5,7 +5,10 @@ import platform
 import subprocess
 from importlib import metadata
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas", "dvc", "mlflow")
+PACKAGES = (
+    *("lesionseg", "torch", "torchvision", "numpy", "scipy", "scikit-image", "pandas"),
+    *("dvc", "mlflow"),
+)
 
 
 def git_commit() -> str:

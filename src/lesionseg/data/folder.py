@@ -14,9 +14,9 @@ from lesionseg.data.images import read_image
 from lesionseg.data.images_csv import NAME as TABLE
 from lesionseg.data.images_csv import read_table
 from lesionseg.data.pairs import (
-    REMEDY,
     SUFFIXES,
     Pair,
+    again,
     check_file,
     check_name,
     listed,
@@ -129,7 +129,7 @@ def _check_none_is_alone(
     added = new_mask.format(no_mask[0]) if no_mask else "its image"
     raise DataError(
         f"{folder} has {len(images)} images and {len(masks)} masks; {'; '.join(problems)}. "
-        f"{_NAMING}. Add {added} or take out what is alone, or name the pairs in {TABLE}, {REMEDY}"
+        f"{_NAMING}. Add {added} or take out what is alone, or name the pairs in {TABLE}, {again()}"
     )
 
 

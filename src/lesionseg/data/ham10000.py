@@ -16,7 +16,7 @@ from io import StringIO
 from pathlib import Path
 
 from lesionseg.data.archives import File, read, walk
-from lesionseg.data.pairs import REMEDY, Pair, listed
+from lesionseg.data.pairs import Pair, again, listed
 from lesionseg.errors import DataError, MissingFileError
 
 NEEDED = (
@@ -54,7 +54,7 @@ def list_ham10000(roots: Sequence[Path]) -> list[Pair]:
     else:
         raise MissingFileError(
             f"the metadata of HAM10000 are in none of {', '.join(map(str, roots))}: there must be "
-            f"{NEEDED}, unpacked or in the zip files that they came in. Put them there, {REMEDY}"
+            f"{NEEDED}, unpacked or in the zip files that they came in. Put them there, {again()}"
         )
     lesions = _read_lesions(tables[0])
     images = {id_: file for id_, file in _by_id(_IMAGE, files).items() if id_ in lesions}
@@ -63,7 +63,7 @@ def list_ham10000(roots: Sequence[Path]) -> list[Pair]:
     if not paired:
         raise MissingFileError(
             f"{root} has {len(images)} images and {len(masks)} masks of HAM10000, and no image has "
-            f"a mask. There must be {NEEDED}. Put them there, {REMEDY}"
+            f"a mask. There must be {NEEDED}. Put them there, {again()}"
         )
     for what, missing in (("image", lesions.keys() - images), ("mask", lesions.keys() - masks)):
         if missing:
@@ -102,8 +102,8 @@ def _read_lesions(table: File) -> Mapping[str, str]:
     except (ValueError, KeyError, csv.Error) as error:
         raise DataError(
             f"{table} must be a table with the columns lesion_id and image_id, or image ({error}). "
-            f"Get it anew, {REMEDY}"
+            f"Get it anew, {again()}"
         ) from error
     if not all([lesions, *lesions.keys(), *lesions.values()]):
-        raise DataError(f"{table}: an image or its lesion has no id. Get it anew, {REMEDY}")
+        raise DataError(f"{table}: an image or its lesion has no id. Get it anew, {again()}")
     return lesions

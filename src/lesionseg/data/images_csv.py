@@ -10,7 +10,7 @@ from functools import cached_property
 from io import StringIO
 from pathlib import Path, PurePosixPath
 
-from lesionseg.data.pairs import REMEDY, SUFFIXES, Pair, check_file, listed, nfc
+from lesionseg.data.pairs import SUFFIXES, Pair, again, check_file, listed, nfc
 from lesionseg.errors import DataError, MissingFileError
 
 NAME = "images.csv"
@@ -64,14 +64,14 @@ def read_table(source_dir: Path) -> list[Pair]:
     path = source_dir / NAME
     lines = list(_read_lines(path))
     if not lines:
-        raise DataError(f"{path} names no images. Write a line for each, {REMEDY}")
+        raise DataError(f"{path} names no images. Write a line for each, {again()}")
     _check_each_once(path, lines)
     ids = _make_ids(path, lines)
     found = _Found(source_dir)
     if absent := [str(p) for line in lines for p in (line.image, line.mask) if not found.has(p)]:
         raise MissingFileError(
             f"{path} names {len(absent)} files that are not there: {listed(absent)}. Paths start "
-            f"at {source_dir}. Add the files or correct the lines, {REMEDY}"
+            f"at {source_dir}. Add the files or correct the lines, {again()}"
         )
     pairs = [
         Pair(
@@ -97,7 +97,7 @@ def _read_lines(path: Path) -> Iterator[_Line]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except ValueError as error:
-        raise DataError(f"{path} must be UTF-8 text. Save it again as such, {REMEDY}") from error
+        raise DataError(f"{path} must be UTF-8 text. Save it again as such, {again()}") from error
     heading = text.partition("\n")[0]
     delimiter = ";" if heading.count(";") > heading.count(",") else ","
     reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -108,7 +108,7 @@ def _read_lines(path: Path) -> Iterator[_Line]:
             if any(cell.strip() for cell in row):
                 yield _parse(path, reader.line_num, names, row)
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}. Mend it, {REMEDY}") from error
+        raise DataError(f"{path}, line {reader.line_num}: {error}. Mend it, {again()}") from error
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
@@ -118,13 +118,13 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         what = f"two columns {repeated[0]}" if repeated else f"no column {absent[0]}"
         raise DataError(
             f"{path} must have the columns {' and '.join(NEEDED)} once, and may have "
-            f"{', '.join(COLUMNS[2:])}; it has {what}. Mend its first line, {REMEDY}"
+            f"{', '.join(COLUMNS[2:])}; it has {what}. Mend its first line, {again()}"
         )
     unused = [name for name in names if name and name not in COLUMNS]
     for name in unused:
         if close := difflib.get_close_matches(name, set(COLUMNS) - set(names), n=1):
             raise DataError(
-                f"{path}: unknown column {name!r}; did you mean {close[0]}? Rename it, {REMEDY}"
+                f"{path}: unknown column {name!r}; did you mean {close[0]}? Rename it, {again()}"
             )
     if unused:
         logger.info("%s: columns not used: %s", path, listed(unused))
@@ -133,21 +133,21 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
 def _parse(path: Path, number: int, names: Sequence[str], row: Sequence[str]) -> _Line:
     where = f"{path}, line {number}"
     if len(row) > len(names):
-        raise DataError(f"{where}: {len(row)} values for {len(names)} columns. Mend it, {REMEDY}")
+        raise DataError(f"{where}: {len(row)} values for {len(names)} columns. Mend it, {again()}")
     cells = dict(zip(names, (cell.strip() for cell in row), strict=False))
     line = _Line(number=number, values={name: cells.get(name, "") for name in COLUMNS})
     for name in NEEDED:
         if not line.values[name]:
-            raise DataError(f"{where}: no {name}. Name its file or remove the line, {REMEDY}")
+            raise DataError(f"{where}: no {name}. Name its file or remove the line, {again()}")
     for file in (line.image, line.mask):
         if file.suffix.lower() not in SUFFIXES:
             raise DataError(
-                f"{where}: {file} must end in {', '.join(SUFFIXES)}. Convert the file, {REMEDY}"
+                f"{where}: {file} must end in {', '.join(SUFFIXES)}. Convert the file, {again()}"
             )
     if line.values["split"].lower() not in _SPLITS:
         raise DataError(
             f"{where}: split must be train, val, test or empty, got {line.values['split']!r}. "
-            f"Mend it, {REMEDY}"
+            f"Mend it, {again()}"
         )
     return line
 
@@ -159,7 +159,7 @@ def _check_each_once(path: Path, lines: Sequence[_Line]) -> None:
             if file in first:
                 raise DataError(
                     f"{path}: {file} stands in line {first[file]} and in line {line.number}. A "
-                    f"file is one image, or the mask of one. Keep one line, {REMEDY}"
+                    f"file is one image, or the mask of one. Keep one line, {again()}"
                 )
             first[file] = line.number
 
@@ -177,7 +177,7 @@ def _make_ids(path: Path, lines: Sequence[_Line]) -> list[str]:
         if key in first:
             raise DataError(
                 f"{path}: {first[key].image} and {line.image} cannot be told apart by their names "
-                f"({key[1]}). Rename one, {REMEDY}"
+                f"({key[1]}). Rename one, {again()}"
             )
         first[key] = line
     return [id_ for _, id_ in ids]
@@ -198,7 +198,7 @@ def _check_groups(path: Path, pairs: Sequence[Pair]) -> None:
                 raise DataError(
                     f"{path}: {whole} {name} is in {part} {getattr(other, part) or 'none'} "
                     f"({other.id}) and in {part} {place or 'none'} ({pair.id}). A {whole} has one "
-                    f"{part}. Mend the lines, {REMEDY}"
+                    f"{part}. Mend the lines, {again()}"
                 )
 
 

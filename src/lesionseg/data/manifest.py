@@ -20,7 +20,6 @@ from lesionseg.files import require, sha256, write_csv
 NAME = "manifest.csv"
 SPLITS = ("train", "val", "test")
 FOLDERS = ("train", "test")  # of the raw data; images of val lie in train
-REMEDY = f"Mend the source of the data and run: {rerun('download')}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +133,10 @@ def _pairs(raw_dir: Path, split: str) -> Sequence[tuple[Path, Path]]:
         missing = "mask" if lonely[0] in images else "image"
         raise DataError(
             f"{split} has {len(images)} images and {len(masks)} masks; "
-            f"{lonely[0]} has no {missing}. {REMEDY}"
+            f"{lonely[0]} has no {missing}. {_remedy()}"
         )
     if not images:
-        raise DataError(f"{split} has no images. {REMEDY}")
+        raise DataError(f"{split} has no images. {_remedy()}")
     return [(images[name], masks[name]) for name in sorted(images)]
 
 
@@ -147,7 +146,7 @@ def _row(raw_dir: Path, split: str, image_path: Path, mask_path: Path) -> Manife
     if (height, width) != (mask_height, mask_width):
         raise DataError(
             f"{split}: the mask of {image_path.stem} must be {height} x {width} pixels as its "
-            f"image is (height x width), got {mask_height} x {mask_width}. {REMEDY}"
+            f"image is (height x width), got {mask_height} x {mask_width}. {_remedy()}"
         )
     return ManifestRow(
         id=image_path.stem,
@@ -168,6 +167,10 @@ def _size(raw_dir: Path, path: Path) -> tuple[int, int]:
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             return upright_size(image)
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name} is {describe(error)}. {REMEDY}") from error
+        raise DataError(f"{name} is {describe(error)}. {_remedy()}") from error
     except DAMAGE as error:
-        raise DataError(f"{name} is not a readable JPEG or PNG image. {REMEDY}") from error
+        raise DataError(f"{name} is not a readable JPEG or PNG image. {_remedy()}") from error
+
+
+def _remedy() -> str:
+    return f"Mend the source of the data and run: {rerun('download')}"

@@ -25,7 +25,6 @@ COPIED = (".jpg", ".jpeg", ".png")  # byte for byte; other images become PNG
 SUFFIXES = (*COPIED, ".bmp", ".tif", ".tiff", ".webp")
 NUM_NAMED = 3  # names in a message before it says how many more there are
 LONGEST_ENDING = "_segmentation.png"  # of the files that later stages call after an image
-REMEDY = f"then run: {rerun('download')}"
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +76,13 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         is_broken = path.is_symlink() and not path.exists()
         what = "a broken link" if is_broken else "a folder" if path.is_dir() else "no regular file"
-        raise DataError(f"{path} must be an image file, it is {what}. Replace it, {REMEDY}")
+        raise DataError(f"{path} must be an image file, it is {what}. Replace it, {again()}")
     try:
         path.open("rb").close()
     except OSError as error:
-        raise DataError(f"{path} cannot be opened ({error.strerror}). Mend it, {REMEDY}") from error
+        raise DataError(
+            f"{path} cannot be opened ({error.strerror}). Mend it, {again()}"
+        ) from error
 
 
 def check_name(path: Path) -> None:
@@ -95,8 +96,13 @@ def check_name(path: Path) -> None:
         shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
         raise DataError(
             f"{path.parent} has a file called {shown}: a name must be UTF-8 text without control "
-            f"characters. Rename it, {REMEDY}"
+            f"characters. Rename it, {again()}"
         )
+
+
+def again() -> str:
+    """The end of a remedy for what a user has brought: it is read again from the start."""
+    return f"then run: {rerun('download')}"
 
 
 def nfc(name: str) -> str:
@@ -160,7 +166,7 @@ def write_pairs(raw_dir: Path, pairs: Sequence[Pair]) -> None:
             raise DataError(
                 f"{pair.image} has too long a name: with {LONGEST_ENDING} as its ending it must "
                 f"have at most {NAME_BYTES} bytes, got {num_bytes}. Shorten it and its mask's, "
-                f"{REMEDY}"
+                f"{again()}"
             )
     raw_dir.mkdir(parents=True, exist_ok=True)
     sizes = [size_of(file) for pair in pairs for file in (pair.image, pair.mask)]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.data.archives import File, walk
-from lesionseg.data.pairs import REMEDY, Pair, listed
+from lesionseg.data.pairs import Pair, again, listed
 from lesionseg.errors import DataError, MissingFileError
 
 NUM_IMAGES = 200
@@ -46,12 +46,12 @@ def list_ph2(roots: Sequence[Path]) -> list[Pair]:
         remedy = f"Unpack {packed[0]}" if packed else f"Unpack PH2Dataset.rar into {roots[0]}"
         raise MissingFileError(
             f"PH2 is in none of {', '.join(map(str, roots))}: there must be {LAYOUT} and so on, in "
-            f"a folder or in PH2Dataset.zip. {remedy}, {REMEDY}"
+            f"a folder or in PH2Dataset.zip. {remedy}, {again()}"
         )
     if lonely := sorted(images.keys() ^ masks.keys()):
         raise DataError(
             f"{root}: PH2 has {len(images)} images and {len(masks)} masks; no image or no mask for "
-            f"{listed(lonely)}. There must be {LAYOUT}. Add what is missing, {REMEDY}"
+            f"{listed(lonely)}. There must be {LAYOUT}. Add what is missing, {again()}"
         )
     if len(images) != NUM_IMAGES:
         logger.warning("WARNING: %s: PH2 has %d images, got %d", root, NUM_IMAGES, len(images))

@@ -16,6 +16,7 @@ from PIL import Image
 from lesionseg.errors import DataError
 from lesionseg.files import write_bytes
 from lesionseg.inference.contours import to_csv, to_geojson
+from lesionseg.inference.payloads import PROBABILITY_LEVELS
 from lesionseg.inference.sources import (
     ENDINGS,
     SUMMARY,
@@ -24,8 +25,6 @@ from lesionseg.inference.sources import (
     has_summary,
 )
 from lesionseg.outlines import count_regions, find_regions
-
-PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,11 @@ METRICS = (MAIN, "dice")  # of a model on each set
 
 def test_sets(results: Results) -> dict[str, EvaluationFiles]:
     """What both models are scored on, by the first part of its metrics' names."""
-    return {TEST: results.evaluation}
+    external = results.evaluation.externals()
+    return {
+        TEST: results.evaluation,
+        **{f"external/{name}": files for name, files in external.items()},
+    }
 
 
 def training_scores(run: str, results: Results) -> dict[str, float]:

@@ -4,8 +4,6 @@ MLflow loads this module by its name from the copy of the package that lies besi
 calls `_load_pyfunc` once. docs/serving.md has requests and answers.
 """
 
-import base64
-import binascii
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,20 +13,26 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from lesionseg.errors import DataError, first_line
+from lesionseg.errors import DataError
 from lesionseg.hardware import make_deterministic
 from lesionseg.inference.decoding import problem_of
+from lesionseg.inference.payloads import (
+    PILLOW_PIXELS,
+    count_pixels,
+    mask_png,
+    probability_png,
+    read_base64,
+    to_text,
+)
 from lesionseg.inference.predictor import Predictor
 
 Pixels = NDArray[np.uint8]
 Answer = dict[str, str | int | float]
 
-PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
 # All images of a request together. Pillow takes more in one image for a decompression bomb; a few
 # hundred bytes can declare any size, and the answer has the size that was declared.
-MAX_PIXELS = 89_478_485
+MAX_PIXELS = PILLOW_PIXELS
 
 
 class ServedModel:
@@ -84,10 +88,9 @@ def answer(probability: NDArray[np.float32], *, threshold: float) -> Answer:
     """
     mask = probability > threshold
     height, width = mask.shape
-    levels = np.rint(probability * PROBABILITY_LEVELS).astype(np.uint16)
     return {
-        "mask": _to_png(mask.astype(np.uint8) * np.uint8(255)),
-        "probability": _to_png(levels),
+        "mask": to_text(mask_png(mask)),
+        "probability": to_text(probability_png(probability)),
         "height": height,
         "width": width,
         "lesion_fraction": float(mask.mean()),
@@ -134,19 +137,9 @@ def _read_row(row: Mapping[Any, Any], number: int) -> bytes | Pixels:
         )
     if "array" in given:
         return _read_array(given["array"], number)
-    return _read_base64(given["image"], number)
-
-
-def _read_base64(text: object, number: int) -> bytes:
-    """The bytes that a base64 text says, with or without line breaks or a data URL's prefix."""
-    if not isinstance(text, str):
+    if not isinstance(text := given["image"], str):
         raise DataError(f"row {number}: image must be base64 text, got {type(text).__name__}")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"row {number}: image is not base64 ({error})") from None
+    return read_base64(text, where=f"row {number}: ")
 
 
 def _read_array(values: object, number: int) -> Pixels:
@@ -168,25 +161,4 @@ def _count_pixels(image: bytes | Pixels, number: int) -> int:
     """Height times width, of a file by what its header declares."""
     if not isinstance(image, bytes):
         return int(image.shape[0] * image.shape[1])
-    try:
-        # No other formats: of the many that Pillow reads, some run other programs.
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-            return int(opened.width * opened.height)
-    except Image.DecompressionBombError:
-        raise DataError(
-            f"row {number}: a request may hold {MAX_PIXELS} pixels, and this image declares more "
-            "than twice as many"
-        ) from None
-    except UnidentifiedImageError:
-        raise DataError(f"row {number}: image is neither a JPEG nor a PNG file") from None
-    except Exception as error:
-        raise DataError(
-            f"row {number}: cannot be read as an image ({first_line(error)})"
-        ) from error
-
-
-def _to_png(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> str:
-    """Base64 of a grey PNG; of all compression levels the first is fastest by far."""
-    stream = io.BytesIO()
-    Image.fromarray(levels).save(stream, format="PNG", compress_level=1)
-    return base64.b64encode(stream.getvalue()).decode("ascii")
+    return count_pixels(image, where=f"row {number}: ")

@@ -180,7 +180,7 @@ def write_results(
     rows = [dataclasses.asdict(epoch) for epoch in training.history]
     seconds = sum(row.pop("seconds") for row in rows)
     recipe, weights = training.recipe, list(training.model.parameters())
-    num_images = len(training.train.ids)
+    num_images = training.train.images_per_epoch * recipe.train.epochs
     save_model(
         files.model,
         state=training.best["state"],
@@ -201,8 +201,8 @@ def write_results(
         precision=tags["precision"],
         training_key=tags["training_key"],
         seconds=seconds,
-        images_per_second=num_images * recipe.train.epochs / seconds,
-        num_images=num_images,
+        images_per_second=num_images / seconds,
+        num_images=len(training.train.ids),
         num_parameters=sum(weight.numel() for weight in weights),
         num_trained_parameters=sum(w.numel() for w in weights if w.requires_grad),
         versions=provenance.versions(),

@@ -1,0 +1,84 @@
+"""Images and masks as a server takes and gives them: files in bytes or base64, PNG.
+
+Both servers are built on it: MLflow's, and `lesionseg serve`.
+"""
+
+import base64
+import binascii
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from lesionseg.errors import DataError, first_line
+
+PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
+PILLOW_PIXELS = 89_478_485  # from twice as many on it takes an image for a decompression bomb
+# Of the many formats that Pillow reads, some run other programs.
+FORMATS = ("JPEG", "PNG")
+
+
+def read_base64(text: str, *, where: str = "") -> bytes:
+    """The bytes that a base64 text says, with or without line breaks or a data URL's prefix.
+
+    Args:
+        text: The text.
+        where: With what a message begins, such as `row 3: `.
+
+    Raises:
+        DataError: It is not base64.
+    """
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{where}image is not base64 ({error})") from None
+
+
+def count_pixels(content: bytes, *, where: str = "") -> int:
+    """Height times width of a JPEG or PNG file, by what its header declares.
+
+    A few hundred bytes can declare any size, and an answer has the size that was declared.
+
+    Args:
+        content: The file's bytes.
+        where: With what a message begins.
+
+    Raises:
+        DataError: It is no such file, or its header is damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            return int(opened.width * opened.height)
+    except Image.DecompressionBombError:
+        raise DataError(
+            f"{where}this image declares more than {2 * PILLOW_PIXELS} pixels"
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(f"{where}image is neither a JPEG nor a PNG file") from None
+    except Exception as error:
+        raise DataError(f"{where}cannot be read as an image ({first_line(error)})") from error
+
+
+def mask_png(mask: NDArray[np.bool_]) -> bytes:
+    """An 8-bit grey PNG of a mask, (H, W) bool: 255 in the lesion and 0 elsewhere."""
+    return _to_png(mask.astype(np.uint8) * np.uint8(255))
+
+
+def probability_png(probability: NDArray[np.float32]) -> bytes:
+    """A 16-bit grey PNG of probabilities, (H, W) float32 in [0, 1]: its levels are 65535 times."""
+    return _to_png(np.rint(probability * PROBABILITY_LEVELS).astype(np.uint16))
+
+
+def to_text(content: bytes) -> str:
+    """Base64 of bytes."""
+    return base64.b64encode(content).decode("ascii")
+
+
+def _to_png(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
+    """A grey PNG; of all compression levels the first is fastest by far."""
+    stream = io.BytesIO()
+    Image.fromarray(levels).save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()

@@ -1,0 +1,106 @@
+"""`lesionseg new`: a project of its own for whoever has the package and not the repository."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from lesionseg.errors import LesionsegError
+from lesionseg.files import write_bytes
+from lesionseg.new.archive import read_files
+from lesionseg.project import REQUIREMENTS, installed_version
+
+Values = Mapping[str, str | int | float | list[dict[str, str]]]
+# A small budget and an encoder from scratch: minutes, and no network.
+SYNTHETIC: Values = {
+    "download.source": "phantom",
+    "download.weights": "none",
+    "download.phantom_num_train": 240,
+    "download.phantom_num_test": 60,
+    "download.phantom_size": 192,
+    "external": [{"name": "another-clinic", "source": "phantom", "folder": ""}],
+    "train.epochs": 8,
+    "train.batch_size": 8,
+    "train_finetuned.encoder_lr": 0.002,
+    "report.title": "Demo: synthetic lesions, encoders from scratch",
+}
+_PIPELINE_HEAD = """\
+# The pipeline, and all that each stage's outputs depend on. The code is the installed package's, in
+# the version that requirements.txt names: with another version everything is made anew.
+"""
+_REQUIREMENTS = """\
+# All stages depend on this file, and refuse another version.
+lesionseg=={version}
+"""
+
+
+def create(folder: Path, *, values: Values) -> None:
+    """Write a project into a folder, new or not, that lies in a git repository or becomes one.
+
+    What is there already stays, and a README may be another one.
+
+    Args:
+        folder: Where.
+        values: What differs from the usual params.yaml, as `{"train.lr": 0.001}`.
+
+    Raises:
+        LesionsegError: There is another file in the place of one, or no git.
+    """
+    if not shutil.which("git"):
+        raise LesionsegError("there is no git, which DVC needs. Install it: apt install git")
+    files = read_files()
+    files["dvc.yaml"] = depend_on_version(files["dvc.yaml"])
+    files["params.yaml"] = with_values(files["params.yaml"], values)
+    files[REQUIREMENTS] = _REQUIREMENTS.format(version=installed_version())
+    missing = {name: text for name, text in files.items() if not _is_there(folder / name, text)}
+    for name, text in missing.items():
+        write_bytes(folder / name, text.encode())
+    inside = ["git", "rev-parse", "--is-inside-work-tree"]
+    if subprocess.run(inside, cwd=folder, capture_output=True).returncode:
+        subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+
+
+def _is_there(path: Path, text: str) -> bool:
+    """Whether a file need not be written.
+
+    Raises:
+        LesionsegError: Something else is in its place.
+    """
+    if not path.exists():
+        return False
+    if path.name == "README.md" or (path.is_file() and path.read_bytes() == text.encode()):
+        return True
+    raise LesionsegError(f"{path} is there already, and would be replaced. Name another folder")
+
+
+def depend_on_version(pipeline: str) -> str:
+    """dvc.yaml for an installed package.
+
+    In the repository each stage depends on the modules that it imports. Installed, they change with
+    the package's version and not otherwise: a stage depends on the file that names it instead.
+
+    Args:
+        pipeline: The repository's dvc.yaml.
+    """
+    body = pipeline[pipeline.index("stages:\n") :]
+    body = body.replace("- src/lesionseg/__init__.py\n", f"- {REQUIREMENTS}\n")
+    return _PIPELINE_HEAD + re.sub(r"(?m)^ +- src/lesionseg/.*\n", "", body)
+
+
+def with_values(params: str, values: Values) -> str:
+    """The text of a params.yaml with other values and all its comments.
+
+    Args:
+        params: The text.
+        values: As `{"train.lr": 0.001}`; a name without a dot is a whole section.
+    """
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        shown = str(value) if re.fullmatch(r"[\w.]+", str(value)) else json.dumps(value)
+        place = rf"{section}:\n(?:(?: .*)?\n)*?  {key}" if key else section
+        found = re.search(rf"(?m)^{place}: (.*)$", params)
+        assert found, name
+        params = params[: found.start(1)] + shown + params[found.end(1) :]
+    return params

@@ -1,0 +1,28 @@
+"""The project that the working directory is the root of, and the version of lesionseg it is for."""
+
+import re
+from pathlib import Path
+
+FILES = ("dvc.yaml", "params.yaml")
+REQUIREMENTS = "requirements.txt"  # of a project that `lesionseg new` has written
+
+
+def find_project() -> Path | None:
+    """The working directory if it is the root of a project, else None."""
+    here = Path.cwd()
+    return here if all((here / name).is_file() for name in FILES) else None
+
+
+def installed_version() -> str:
+    """The version of the package that is installed."""
+    from importlib import metadata  # a tenth of a second
+
+    return metadata.version("lesionseg")
+
+
+def named_version() -> str | None:
+    """The version that the project names; None for one that has the package in it."""
+    path = Path(REQUIREMENTS)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(r"(?m)^lesionseg *== *([^\s;#]+)", text)
+    return found[1] if found else None
