@@ -38,7 +38,8 @@ help:
 	@echo "make ui        MLflow's pages on this project's runs and the demo's, it prints where"
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
-	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew"
+	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew,"
+	@echo "               make screenshots their pictures of MLflow"
 	@echo "make clean     remove .venv, the demo, the small sweep and the site; data, results and runs stay"
 
 setup: .venv/ready
@@ -94,6 +95,10 @@ experiments: setup
 ui: setup
 	@if ls results/*/run.json > /dev/null 2>&1; then lesionseg replay || true; fi
 	@lesionseg ui
+
+# Of the demo's runs; needs chromium.
+screenshots: setup
+	@python -m experiments.screenshots
 
 check: setup
 	ruff check .

@@ -52,23 +52,27 @@ class Site:
         """Whether it is on a server, which has pages without ours."""
         return self.address.startswith(("http://", "https://"))
 
+    def links(self) -> dict[str, str]:
+        """What there is to look at, and its path on the pages."""
+        found = views.links(self.experiment_id)
+        shown = {
+            "frozen or fine-tuned": found["models"],
+            "differences": found["differences"],
+            "table": found["table"],
+            "newest report": self.newest,
+        }
+        return {name: path for name, path in shown.items() if path}
+
     def lines(self, url: str) -> list[str]:
         """A heading and a link for each thing to look at.
 
         Args:
             url: Where the pages are served.
         """
-        links = views.links(self.experiment_id)
-        shown = {
-            "frozen or fine-tuned": links["models"],
-            "differences": links["differences"],
-            "table": links["table"],
-            "newest report": self.newest,
-        }
         kinds = zip(self.runs, ("pipeline run", "training"), strict=True)
         counted = (f"{number} {kind}{'' if number == 1 else 's'}" for number, kind in kinds)
         heading = f"{self.name}: {', '.join(counted)}"
-        return [heading, *(f"  {name:22}{url}/{path}" for name, path in shown.items() if path)]
+        return [heading, *(f"  {name:22}{url}/{path}" for name, path in self.links().items())]
 
 
 def find_sites(root: Path) -> list[Site]:
@@ -85,14 +89,23 @@ def find_sites(root: Path) -> list[Site]:
             sites.append(_open("This project"))
         for folder, name in DEMOS.items():
             if (root / folder / "mlruns/mlflow.db").exists():
-                with _inside(root / folder):
-                    sites.append(_open(name))
+                sites.append(site_of(root / folder, name))
     except TrackingError as error:
         remedy = error.mend and f"{error.mend} run: lesionseg ui"
         raise LesionsegError(error.problem, remedy) from error
     if not sites:
         raise MissingFileError(f"{root / 'mlruns'} holds no runs. Run: make demo, or dvc repro")
     return sites
+
+
+def site_of(project: Path, name: str = "") -> Site:
+    """The store of another project, whatever MLFLOW_TRACKING_URI says.
+
+    Raises:
+        TrackingError: It cannot be used.
+    """
+    with _inside(project):
+        return _open(name)
 
 
 @contextmanager
