@@ -118,6 +118,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_ablation(commands)
     _add_curve(commands)
     _add_replay(commands)
+    _add_ui(commands)
     _add_register(commands)
     _add_champion(commands)
     _add_new(commands)
@@ -273,6 +274,30 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog="Example: lesionseg replay",
     )
     parser.set_defaults(run=_replay)
+
+
+def _add_ui(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "ui",
+        help="show the runs in MLflow's pages, until Ctrl-C",
+        description="Serve MLflow's pages on this project's runs, and on those of make demo and "
+        "make sweep where there are any, to this machine only. Links lead to the comparison of "
+        "both models, to all pipeline runs and to the newest report. With MLFLOW_TRACKING_URI at "
+        "a server it prints the links into that one.",
+        epilog="Example: lesionseg ui --port 5001",
+    )
+    parser.add_argument(
+        "--port", type=int, default=5000, help="the first one that is tried (default: %(default)s)"
+    )
+    parser.set_defaults(run=_ui)
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from lesionseg.tracking import pages
+
+    _require_project()
+    pages.show(Path.cwd(), port=arguments.port)
+    return OK
 
 
 def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
