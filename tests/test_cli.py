@@ -444,6 +444,7 @@ def test_the_help_of_each_command_has_an_example_that_is_understood(name):
         "experiments.demo",
         "experiments.sweep_demo",
         "benchmarks.__main__",
+        "benchmarks.serving",
     ],
 )
 def test_the_help_of_each_module_that_is_run_has_an_example(name, capsys):
@@ -546,6 +547,8 @@ def lesionseg(*arguments, cwd, code=None):
         ["sweep", "--help"],
         ["ablation"],
         ["doctor"],
+        ["serve"],
+        ["new"],
     ],
 )
 def test_help_and_first_mistakes_load_nothing_that_takes_long(tmp_path, arguments):
