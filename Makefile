@@ -22,20 +22,24 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock docs doctor demo sweep ablation bench test check format repro ui clean
+.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \
+	experiments ui clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"
 	@echo "make sweep     four experiments on synthetic lesions, compared by val (minutes)"
 	@echo "make ablation  every configuration of experiments/ablation.yaml, on what params.yaml says (hours)"
+	@echo "make curve     how both models gain from more labels, on what params.yaml says (hours)"
 	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
 	@echo "make doctor    is this machine ready, and what to do where it is not"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
-	@echo "make ui        the MLflow UI on this project's runs, it prints where"
+	@echo "make experiments  every dvc exp run, the best on val first: scores and what was changed"
+	@echo "make ui        MLflow's pages on this project's runs and the demo's, it prints where"
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
-	@echo "make docs      these pages as a site, links checked"
+	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew,"
+	@echo "               make screenshots their pictures of MLflow"
 	@echo "make clean     remove .venv, the demo, the small sweep and the site; data, results and runs stay"
 
 setup: .venv/ready
@@ -69,6 +73,10 @@ sweep: setup
 ablation: setup
 	@lesionseg ablation
 
+curve: setup
+	@dvc repro preprocess
+	@lesionseg curve
+
 # Without the peer's package the benchmarks say so, and measure the rest.
 bench: .venv/constraints.txt
 	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('segmentation_models_pytorch'))" || \
@@ -78,11 +86,19 @@ bench: .venv/constraints.txt
 repro: setup
 	dvc repro
 
+# Jaccards and the parameters that differ, of some 150 columns. `--md`, as DVC squeezes its other tables into
+# the terminal. Where nothing has run yet there is nothing to sort by.
+SHOW = dvc exp show --md --only-changed --drop 'Created|.*/|.*dice' --keep '(frozen|tuned)\.(jaccard|val)'
+experiments: setup
+	@$(SHOW) --sort-by tuned.val --sort-order desc 2> /dev/null || $(SHOW)
+
 ui: setup
-	@mkdir -p mlruns
 	@if ls results/*/run.json > /dev/null 2>&1; then lesionseg replay || true; fi
-	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+	@lesionseg ui
+
+# Of the demo's runs; needs chromium.
+screenshots: setup
+	@python -m experiments.screenshots
 
 check: setup
 	ruff check .
@@ -98,6 +114,10 @@ docs: .venv/constraints.txt
 	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('material'))" || $(EXTRA) -e '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 mkdocs build --site-dir site
 	@echo "Open the pages: $(CURDIR)/site/index.html"
+
+# From the files in docs/results/; another run takes their place with: docs/fill_numbers.py results FOLDER ...
+docs-numbers:
+	@$(PYTHON) docs/fill_numbers.py
 
 format: setup
 	ruff check --fix .

@@ -9,7 +9,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
-OTHERS = ("LICENSE", "params.yaml", "CITATION.cff")  # that pages link to
+OTHERS = ("LICENSE", "params.yaml", "CITATION.cff", "notebooks/answer.ipynb")  # pages link to them
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -1,4 +1,4 @@
-"""Score both models on the test split; write results/evaluate/."""
+"""Score both models on the test split and on external test sets; write results/evaluate/."""
 
 import argparse
 import logging
@@ -15,7 +15,7 @@ from lesionseg.results.layout import Results
 from lesionseg.tracking.replay import complete_evaluation
 from stages import run
 
-RAW, PROCESSED = Path("data/raw"), Path("data/processed")
+RAW, PROCESSED, EXTERNAL = (Path("data") / name for name in ("raw", "processed", "external"))
 _log = logging.getLogger("lesionseg.evaluate")
 
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = choose_device(config.train.device)
     _log.info("evaluate on %s", describe(device, torch.float32))
     with only_writer(results.evaluation.folder):
-        scores = evaluate(config, load_data(PROCESSED, RAW), results=results)
-        complete_evaluation(results, PROCESSED, redraw=True)
+        scores = evaluate(config, load_data(PROCESSED, RAW, EXTERNAL), results=results)
+        complete_evaluation(results, PROCESSED)
     for name, own in scores.items():
         _log.info(
             f"{name}: test jaccard {own.test['jaccard']:.3f}, dice {own.test['dice']:.3f}; at own "

@@ -1,4 +1,7 @@
-"""One HTML page that answers which model is better, from the files of the other stages."""
+"""One HTML page that answers which model is better, from the files of the other stages.
+
+It is the last stage, and so ends with the comparison as a table.
+"""
 
 import argparse
 import logging
@@ -7,6 +10,7 @@ from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.report.page import write_report
+from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import Results
 from lesionseg.tracking.replay import attach_report
 from stages import run
@@ -15,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write results/report/ from results/, data/processed/ and the test images in data/raw/."""
+    """Write results/report/ from results/ and data/."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.report", description=__doc__, epilog="Example: dvc repro report"
     )
@@ -24,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results()
     path = write_report(
         results,
-        processed_dir=Path("data/processed"),
-        raw_dir=Path("data/raw"),
+        Path("data"),
         report_dir=Path("results/report"),
         title=config.title,
         num_examples=config.num_examples,
     )
     attach_report(results)
+    logger.info("\n%s\n", "\n".join(Comparison.read(results.evaluation).lines()))
     logger.info("wrote %s", path)
 
 

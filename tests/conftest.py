@@ -1,6 +1,7 @@
 """Shared by all tests: set before anything imports torch."""
 
 import os
+import shutil
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ LONG_FILES = (
     "test_team.py",
     "test_registry.py",
     "test_sweep.py",
+    "test_curve.py",
     "test_real_data.py",
     "test_wheel.py",
     "test_report_browser.py",
@@ -71,3 +73,45 @@ def empty_store(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store.connect()
     return root / "mlruns/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser, driven by playwright; what needs one skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
+    known = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, known)), None)
+    if path is None:
+        pytest.skip("needs chromium or google-chrome")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    arguments += ["--disable-component-update", "--disable-sync"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_file(browser):
+    """Opens a page from disk; what went wrong or was asked of the network is in `complaints`.
+
+    A script, if given, runs before the page's own.
+    """
+    contexts = []
+
+    def open_file(path, *, script="", **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)  # the machine may have much else to do
+        page.add_init_script(script)
+        page.complaints = []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("request", lambda request: page.complaints.append(request.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()

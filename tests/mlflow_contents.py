@@ -7,17 +7,30 @@ def client_of(project):
     return MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
 
 
-def contents(client):
-    """All of the runs by name, but for times and for samples of the machine."""
+def runs_in(client, kind=None):
+    """All of the runs, or those of a kind: `training`, `pipeline run` or `sweep`."""
     experiment = client.get_experiment_by_name("lesionseg")
-    runs = client.search_runs([experiment.experiment_id])
-    found = {run.info.run_name: _content(client, run) for run in runs}
+    query = f"tags.kind = '{kind}'" if kind else ""
+    return client.search_runs([experiment.experiment_id], query)
+
+
+def contents(client):
+    """All of the runs, but for times and for samples of the machine: by the name of a training's
+    model, and the others by their own."""
+    runs = runs_in(client)
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    found = {
+        run.data.tags.get("dvc_stage", run.info.run_name): _content(client, run, names)
+        for run in runs
+    }
     assert len(found) == len(runs), "a run stands twice"
     return found
 
 
-def _content(client, run):
+def _content(client, run, names):
     return {
+        "name": run.info.run_name,
+        "parent": names.get(run.data.tags.get("mlflow.parentRunId")),
         "params": run.data.params,
         "metrics": {
             key: sorted(
@@ -32,11 +45,16 @@ def _content(client, run):
             for key, value in run.data.tags.items()
             if not key.startswith("mlflow.") and key not in ("host", "folder")  # where it was run
         },
-        "artifacts": sorted(
-            file.path
-            for folder in (None, "overlays")
-            for file in client.list_artifacts(run.info.run_id, folder)
-        ),
+        "artifacts": sorted(artifacts_of(client, run.info.run_id)),
         "datasets": [entry.dataset.digest for entry in run.inputs.dataset_inputs],
         "status": run.info.status,
     }
+
+
+def artifacts_of(client, run_id, folder=None):
+    """The paths of a run's artefacts, folders opened."""
+    for file in client.list_artifacts(run_id, folder):
+        if file.is_dir:
+            yield from artifacts_of(client, run_id, file.path)
+        else:
+            yield file.path

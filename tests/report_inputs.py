@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lesionseg.config import load_config
+from lesionseg.data.external_sets import ExternalSet, write_sets
 from lesionseg.results.evaluation import (
     TABLES,
     Compared,
@@ -20,7 +22,7 @@ from lesionseg.results.evaluation import (
     SeedsCompared,
     Spread,
 )
-from lesionseg.results.layout import RUNS, Results, TrainingFiles
+from lesionseg.results.layout import RUNS, EvaluationFiles, Results, TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, history_table
 from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES
 
@@ -32,6 +34,7 @@ GROUPS = {
     "hair": ("little", "some"),
     "skin_tone": ("light", "unknown"),
 }
+CONFIG = load_config(Path(__file__).parents[1] / "params.yaml")
 MODELS = {"train_frozen": "12" * 32, "train_finetuned": "34" * 32}
 LEAK_COLUMNS = ("id", "split", "other_id", "other_split", "kind", "distance", "action")
 
@@ -46,6 +49,7 @@ def write_report_inputs(
     leaks: Sequence[Mapping[str, Any]] = (),
     num_seeds: int = 3,
     num_views: int = 1,
+    external: Sequence[str] = (),
 ) -> None:
     """Consistent `results/` and `data/` under `root`: scores of made-up masks."""
     if images is None or masks is None:
@@ -54,6 +58,9 @@ def write_report_inputs(
         _write_split(root / "data/processed" / split, ids, images, masks, own_size)
     _write_csv(root / "data/processed/leaks.csv", leaks, columns=LEAK_COLUMNS)
     _write_raw(root / "data/raw", ids, images, masks, own_size)
+    facts = {"source": "folder", "num_images": len(ids), "num_dropped": 2}
+    (root / "data/external").mkdir()
+    write_sets(root / "data/external", [ExternalSet(name=name, **facts) for name in external])
     results = Results(root / "results")
     for run in RUNS:
         _write_training(results.training(run), run)
@@ -74,6 +81,12 @@ def write_report_inputs(
     _write_variants(results, rows, num_seeds=num_seeds, num_views=num_views)
     _write_attributes(results, rows, ids, masks)
     _write_calibration(results, num_pixels=masks.size)
+    for name in external:  # the same images once more
+        files = EvaluationFiles(results.evaluation.external / name)
+        files.folder.mkdir(parents=True)
+        Comparison.read(results.evaluation).write(files)
+        for run in RUNS:
+            ModelScores.read(results.evaluation, run).write(files, run)
 
 
 def _phantoms(num_images: int, *, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -184,7 +197,7 @@ def _write_training(files: TrainingFiles, run: str) -> None:
         num_parameters=3_128_001,
         num_trained_parameters=904_129 if run == "train_frozen" else 3_128_001,
         versions={"python": "3.11.13", "torch": "2.13.0", "torchvision": "0.28.0"},
-        params={"train.lr": 0.002, "model.decoder": "transposed", "encoder_lr": encoder_lr},
+        params=CONFIG.training_params(run, seed=0) | {"encoder_lr": encoder_lr},
     ).write(files)
 
 

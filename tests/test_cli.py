@@ -310,6 +310,7 @@ def test_without_a_project_nothing_is_made(folder, monkeypatch, capsys, command,
     monkeypatch.chdir(where)
     before = files_below(folder)
     others = [["replay"], ["sweep", "--grid", "train.lr=1"], ["ablation", "--dry-run"]]
+    others.append(["curve", "--dry-run"])
     for arguments in (command, *others, ["predict", "a.png", "--model", "models:/x/1"]):
         if arguments[0] == "predict" and where == ".":
             arguments[1] = "photos/a.png"
@@ -546,6 +547,7 @@ def lesionseg(*arguments, cwd, code=None):
         ["predict", "absent"],
         ["sweep", "--help"],
         ["ablation"],
+        ["curve"],
         ["doctor"],
         ["serve"],
         ["new"],

@@ -49,6 +49,7 @@ def message_of(tmp_path: Path, content: dict | str) -> str:
 
 def test_the_repository_s_params_load_and_hold_what_the_file_says(content):
     config = load_config(PARAMS)
+    assert config.external == tuple(content.pop("external"))
     for section, values in content.items():
         for key, value in values.items():
             assert getattr(getattr(config, section), key) == value, (section, key)
@@ -213,7 +214,7 @@ def test_an_unknown_section_is_answered_with_the_close_one(tmp_path, content):
 
 def test_an_unknown_section_far_from_all_is_answered_with_all(tmp_path, content):
     message = message_of(tmp_path, {**content, "zzz": {}})
-    assert message.startswith("params.yaml: unknown section 'zzz'; known: download, preprocess, ")
+    assert message.startswith("params.yaml: unknown section 'zzz'; known: download, external, ")
 
 
 def test_an_unknown_key_is_answered_with_the_close_one(tmp_path, content):
@@ -587,6 +588,16 @@ def test_a_cross_validation_needs_more_than_one_seed(tmp_path, content):
     )
     content["train"]["num_seeds"] = 2
     assert load(tmp_path, content).train.cross_validate is True
+
+
+def test_folds_are_not_of_a_part_of_the_images(tmp_path, content):
+    content["train"] |= {"cross_validate": True, "num_seeds": 2, "num_images": 40}
+    assert message_of(tmp_path, content) == (
+        "params.yaml: train: num_images is 40, and cross_validate is true. "
+        "Write num_images 0, or cross_validate false: folds are of all images"
+    )
+    content["train"]["cross_validate"] = False
+    assert load(tmp_path, content).train.num_images == 40
 
 
 def test_flat_holds_just_the_sections_asked_for(content):

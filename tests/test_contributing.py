@@ -36,6 +36,18 @@ logits = torch.zeros_like(masks)  # dice loss by hand: 1 - (2 * 0.5 + 1) / (1 + 
 value = weighted_sum(logits, masks, weights=dataclasses.asdict(config.loss))
 assert abs(value.item() - math.log(math.cosh(1 / 3))) < 1e-6
 """,
+    "score": """
+mask, other = np.zeros((2, 30, 40), bool)  # a diagonal of 50 pixels
+mask[0, 0] = other[0, 0] = other[0, 30] = True  # distances 0, 0 and 30: a mean of 10
+scores = score_mask(mask, other, surface_tolerance=1.0)
+assert abs(scores["assd"] - 20) < 1e-9, scores
+assert score_mask(mask, mask, surface_tolerance=1.0)["assd"] == 0
+assert score_mask(mask, np.zeros_like(mask), surface_tolerance=1.0)["assd"] == 100
+assert summarise(pd.DataFrame([scores]))["assd"] == scores["assd"]
+better, worse = ({name: np.full(9, value) for name in METRICS} for value in (1.0, 2.0))
+compared = compare(worse, better, interval=lambda values: (0.0, 0.0))
+assert compared["assd"].wins == 9 and compared["jaccard"].losses == 9
+""",
     "source": """
 for number in range(5):
     level = 40 * number
@@ -53,11 +65,14 @@ assert sorted(row["split"] for row in rows) == ["test", *4 * ["train"]]
 PREAMBLE = """
 import csv, dataclasses, math
 from pathlib import Path
-import torch
+import numpy as np, pandas as pd, torch
 from lesionseg.config import load_config, override, read_yaml
+from lesionseg.evaluation.scoring import score_mask, summarise
+from lesionseg.evaluation.statistics import compare
 from lesionseg.losses import weighted_sum
 from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.segmenter import build_segmenter
+from lesionseg.results.vocabulary import METRICS
 from PIL import Image
 import stages.download
 

@@ -28,6 +28,13 @@ def test_the_parameters_it_names_exist():
     assert {name for name in named if name not in known} == {"download.phantom_"}
 
 
+def test_the_external_test_sets_it_shows_are_read(tmp_path):
+    shown = re.search(r"```yaml\n(external:\n.*?)```", TEXT, re.DOTALL)[1]
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text("utf-8").replace("external: []\n", shown))
+    assert [one.name for one in load_config(path).external] == ["ph2", "our-clinic"]
+
+
 def test_the_endings_are_those_that_are_read():
     assert all(f"`{suffix}`" in TEXT for suffix in SUFFIXES)
 

@@ -122,7 +122,7 @@ def test_another_process_that_writes_for_ever_is_not_waited_for(path, monkeypatc
         pass
 
 
-@pytest.mark.parametrize("name", [".lock", "mlflow.db", "artifacts", ""])
+@pytest.mark.parametrize("name", [*database.LOCKS, "mlflow.db", "artifacts", ""])
 def test_what_another_user_made_is_named_with_the_command_that_helps(path, name, monkeypatch):
     folder = path.parent
     other = folder / name

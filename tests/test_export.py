@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from lesionseg.data.phantom import draw_phantom
 from lesionseg.export import extra, gate, graph, latency, precision
 from lesionseg.export.origin import find_threshold
 from lesionseg.files import sha256
+from lesionseg.inference import predictor
 from lesionseg.inference.predictor import Predictor
+from lesionseg.models import segmenter
 from lesionseg.models.segmenter import load_model
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import registry
+from tests.pages import ROOT, fences
 from tests.trained_results import IMAGE_SIZE, write_evaluation, write_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -257,6 +261,19 @@ def test_a_registered_model_comes_with_the_commit_that_the_registry_has(
 
 
 @needs_extra
+def test_the_model_is_read_once(export, monkeypatch, tmp_path):
+    paths = []
+
+    def load_model(path, **options):
+        paths.append(path)
+        return segmenter.load_model(path, **options)
+
+    monkeypatch.setattr(predictor, "load_model", load_model)
+    assert export("--out", tmp_path / "model.onnx")[0] == 0
+    assert len(paths) == 1
+
+
+@needs_extra
 def test_given_images_take_the_place_of_the_test_split(export, pixels, tmp_path):
     Image.fromarray(pixels[0]).resize((90, 70)).save(tmp_path / "photo.png")
     status, said, _ = export("--images", tmp_path / "photo.png", "--out", tmp_path / "model.onnx")
@@ -283,6 +300,33 @@ def test_what_cannot_be_compared_is_one_line_and_no_file(root, export, monkeypat
     out.mkdir()
     status, _, error = export("--out", out, *model)
     assert (status, error) == (1, f"error: {out}: Is a directory\n")
+
+
+@needs_extra
+def test_the_python_of_the_docs_gives_the_masks_of_predict(
+    export, model_path, threshold, pixels, monkeypatch, tmp_path
+):
+    (code,) = (text for language, text in fences(ROOT / "docs/export.md") if language == "python")
+    assert set(re.findall(r"(?m)^(?:import|from) (\w+)", code)) == {"numpy", "onnxruntime", "PIL"}
+    monkeypatch.setattr(latency, "SECONDS", 0)
+    assert export("--out", tmp_path / "lesionseg.onnx")[0] == 0
+    sizes = {"lesion.jpg": (90, 70), "large.jpg": (640, 801), "wide.png": (300, 41)}
+    for number, (name, size) in enumerate(sizes.items()):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels[number]).resize(size).save(tmp_path / name, exif=exif)
+    Image.fromarray(pixels[3]).convert("L").save(tmp_path / "grey.png")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    found = {path: names["segment"](path) for path in map(Path, [*sizes, "grey.png"])}
+    maps = Predictor.load(model_path, device="cpu").predict_encoded(list(found))
+    for (path, mask), probability in zip(found.items(), maps, strict=True):
+        clear = np.abs(probability - threshold) > 1e-5  # of rounding
+        assert np.array_equal(mask[clear], (probability > threshold)[clear]), path
+        assert clear.mean() > 0.9
+    with Image.open("mask.png") as image:
+        assert np.array_equal(np.asarray(image) == 255, found[Path("lesion.jpg")])
 
 
 def test_a_missing_package_is_named_before_anything_else(monkeypatch, capsys):

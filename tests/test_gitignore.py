@@ -34,6 +34,7 @@ MADE = (
     ".dvc/cache/files/md5/00",
     ".dvc/config.local",
     "data/archives/a.zip",
+    "results/curve/curve.html",
     "src/lesionseg.egg-info/PKG-INFO",
     "build/lib/lesionseg/new/project.zip",
     "dist/lesionseg.whl",
@@ -42,7 +43,15 @@ MADE = (
     ".mypy_cache/a",
     ".ruff_cache/a",
 )
-KEPT = ("results/ablation.csv", "dvc.lock", "params.yaml", "data/.gitkeep", "docs/demo.png")
+KEPT = (
+    "results/ablation.csv",
+    "results/curve/curve.csv",
+    "results/curve/curve.json",
+    "dvc.lock",
+    "params.yaml",
+    "data/.gitkeep",
+    "docs/demo.png",
+)
 
 in_git = pytest.mark.skipif(
     not shutil.which("git") or not (ROOT / ".git").exists(), reason="no git repository"

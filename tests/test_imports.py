@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_dvc import import_closure, imported_names
+from tests.test_dvc import import_closure, imported_names, module_path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/lesionseg"
@@ -71,3 +71,18 @@ def test_what_stages_hand_each_other_is_read_without_torch():
 @pytest.mark.parametrize("path", list((ROOT / "stages").glob("*.py")), ids=lambda path: path.stem)
 def test_a_stage_is_thin(path):
     assert len(path.read_text().splitlines()) < 90
+
+
+def test_each_step_of_the_walks_is_there():
+    text = (ROOT / "docs/architecture.md").read_text()
+    walks = text.partition("## Three walks")[2].partition("\n## ")[0]
+    steps = re.findall(r"`([a-z_]+(?:\.[a-z_0-9]+)*\.[A-Za-z_]+)`", walks)
+    steps = [step for step in steps if step.rpartition(".")[2] not in ("csv", "npy", "yaml", "jpg")]
+    assert len(steps) > 25
+    for step in steps:
+        module, _, name = step.rpartition(".")
+        if module == "train":  # a parameter
+            continue
+        path = module_path(f"lesionseg.{module}")
+        assert path, step
+        assert re.search(rf"(?m)^(?:def|class) {name}\b|^{name} = ", path.read_text()), step

@@ -117,8 +117,9 @@ def test_other_values_keep_the_comments_and_all_else():
 
 
 def get(text, name):
-    section, key = name.split(".")
-    return yaml.safe_load(text)[section][key]
+    section, _, key = name.partition(".")
+    found = yaml.safe_load(text)[section]
+    return found[key] if key else found
 
 
 def test_the_synthetic_project_needs_no_network(empty):

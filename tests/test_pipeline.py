@@ -26,22 +26,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dvc.api import DVCFileSystem
 from mlflow import MlflowClient
 from PIL import Image
 
 from experiments.demo import ROOT, copy_pipeline
 from lesionseg import cli
 from lesionseg.config import load_config, override, read_yaml
+from lesionseg.curve.scores import read_measured
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.evaluation.evaluate import check_trainings
 from lesionseg.files import sha256
 from lesionseg.processes import child_environment
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.evaluation import Comparison, ModelScores
+from lesionseg.results.layout import RUNS, EvaluationFiles, Results
+from lesionseg.sweep.finished import Experiment
 from lesionseg.tracking import store
 from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
-from tests.mlflow_contents import client_of, contents
+from tests.mlflow_contents import client_of, contents, runs_in
 from tests.ports import free_port
 from tests.trained_results import write_evaluation, write_run
 
@@ -108,9 +112,9 @@ def stages_run(output: str) -> list[str]:
     return re.findall(r"Running stage '(\w+)'", output)
 
 
-def runs_of(project: Path) -> list:
-    client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
-    return client.search_runs([client.get_experiment_by_name("lesionseg").experiment_id])
+def trainings_of(project: Path) -> list:
+    """The MLflow runs of a project's trainings."""
+    return runs_in(client_of(project), "training")
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +124,10 @@ def project(tmp_path_factory) -> Path:
     copy_pipeline(project)
     set_params(project, PARAMS)
     dvc(project, "init", "--no-scm", "--quiet")
-    stages = ["download", "preprocess", *RUNS, "evaluate", "report"]
-    assert stages_run(dvc(project, "repro")) == stages
+    stages = ["download", "preprocess", "external", *RUNS, "evaluate", "report"]
+    output = dvc(project, "repro")
+    assert stages_run(output) == stages
+    (project.parent / "output").write_text(output)
     return project
 
 
@@ -180,7 +186,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(untrained, project
     for name in ("model.pt", "history.csv", "metrics.json"):
         path = f"results/train_finetuned/{name}"
         assert sha256(untrained / path) == sha256(project / path)
-    (run,) = runs_of(untrained)
+    (run,) = trainings_of(untrained)
     assert run.info.status == "FINISHED"
     history = client_of(untrained).get_metric_history(run.info.run_id, "val/jaccard")
     assert {metric.step for metric in history} == {1, 2, 3, 4}
@@ -215,9 +221,17 @@ def test_more_seeds_leave_the_first_model_as_it_is_and_are_kept_apart(untrained,
     means = seeds[seeds["scope"] == "test"].groupby("run")["jaccard"].mean()
     for name in RUNS:
         assert spread["test"]["jaccard"][name]["mean"] == pytest.approx(means[name])
-    runs = sorted((run.info.run_name, run.data.params["train.seed"]) for run in runs_of(copy))
-    assert runs == sorted((name, seed) for name in RUNS for seed in ("0", "1"))
-    assert all("test/jaccard" in run.data.metrics for run in runs_of(copy))
+    runs = sorted(run.info.run_name for run in trainings_of(copy))
+    labels = ("fine-tuned", "frozen")
+    assert runs == [f"pyramid · {label} · seed {seed}" for label in labels for seed in (0, 1)]
+    assert all("test/jaccard" in run.data.metrics for run in trainings_of(copy))
+    (parent,) = runs_in(client_of(copy), "pipeline run")
+    assert parent.info.run_name == "pyramid · frozen vs fine-tuned · seeds 0 to 1"
+    assert {run.data.tags["mlflow.parentRunId"] for run in trainings_of(copy)} == {
+        parent.info.run_id
+    }
+    mean = spread["test"]["jaccard"]["difference"]["mean"]
+    assert parent.data.metrics["seeds/difference/jaccard"] == pytest.approx(mean)
 
 
 # The scorer calls pandas in a way that pandas 3.1 deprecates.
@@ -237,15 +251,45 @@ def test_the_official_scorer_reads_the_written_masks_and_agrees(project, tmp_pat
     assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
 
 
+def test_repro_ends_with_the_comparison_as_a_table(project):
+    table = Comparison.read(Results(project / "results").evaluation).lines()
+    shown, _, rest = (project.parent / "output").read_text().partition("\n".join(table))
+    assert "Running stage 'report'" in shown
+    assert "results/report/report.html" in rest
+    assert "Running stage" not in rest
+
+
 def test_only_the_report_runs_again_when_only_its_parameters_change(copy):
     set_params(copy, {"report.title": "Another title"})
     assert stages_run(dvc(copy, "repro", "--dry")) == ["report"]
 
 
+def test_another_external_test_set_trains_nothing_and_leaves_the_scores_on_test(copy):
+    known = (copy / "results/evaluate/comparison.json").read_bytes()
+    another = {"name": "third_clinic", "source": "phantom", "folder": ""}
+    set_params(copy, {"external": [*read_yaml(copy / "params.yaml")["external"], another]})
+    assert stages_run(dvc(copy, "repro")) == ["external", "evaluate", "report"]
+    assert (copy / "results/evaluate/comparison.json").read_bytes() == known
+    folders = (copy / "results/evaluate/external").iterdir()
+    assert sorted(folder.name for folder in folders) == ["another-clinic", "third_clinic"]
+    runs = {run.data.tags["dvc_stage"]: run for run in trainings_of(copy)}
+    (parent,) = runs_in(client_of(copy), "pipeline run")
+    for name in ("another-clinic", "third_clinic"):
+        files = EvaluationFiles(copy / "results/evaluate/external" / name)
+        compared = Comparison.read(files).test["jaccard"]
+        for run in RUNS:
+            score = ModelScores.read(files, run).test["jaccard"]
+            assert runs[run].data.metrics[f"external/{name}/jaccard"] == pytest.approx(score)
+        difference = parent.data.metrics[f"external/{name}/difference/jaccard"]
+        assert difference == pytest.approx(compared.difference)
+    page = (copy / "results/report/report.html").read_text()
+    assert "third_clinic <small>6 images, source: phantom" in page
+
+
 def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
-    runs = {run.info.run_name: run for run in runs_of(project)}
+    runs = {run.data.tags["dvc_stage"]: run for run in trainings_of(project)}
     assert sorted(runs) == sorted(RUNS)
-    assert len(runs_of(project)) == 2
+    assert len(trainings_of(project)) == 2
     for name, run in runs.items():
         assert run.info.status == "FINISHED"
         assert run.data.params["train.lr"] == "0.002"
@@ -254,17 +298,35 @@ def test_each_training_is_one_mlflow_run_with_all_that_belongs_to_it(project):
             == {"train_frozen": 0, "train_finetuned": 0.001}[name]
         )
         expected = json.loads((project / f"results/evaluate/{name}.json").read_text())
-        for scope, scores in expected.items():
-            for metric, value in scores.items():
-                assert run.data.metrics[f"{scope}/{metric}"] == pytest.approx(value)
+        for metric in ("test/jaccard", "test/dice", "test_own_size/jaccard"):
+            scope, score = metric.split("/")
+            assert run.data.metrics[metric] == pytest.approx(expected[scope][score])
         tags = run.data.tags
         assert tags["dvc_stage"] == name
         assert {"commit", "dvc_experiment", "data_sha256", "device", "version.torch"} <= set(tags)
         assert tags["model_sha256"] == sha256(project / f"results/{name}/model.pt")
         artifacts = project / "mlruns/artifacts" / run.info.run_id / "artifacts"
         names = {path.name for path in artifacts.iterdir()}
-        assert {"model.pt", "history.csv", "metrics.json", "run.json", "curves.png"} <= names
-        assert len(list((artifacts / "overlays").iterdir())) == 3
+        assert names == {"model.pt", "history.csv", "metrics.json", "run.json"}
+
+
+def test_a_repro_is_one_pipeline_run_with_both_trainings_the_answer_and_the_report(project):
+    (run,) = runs_in(client_of(project), "pipeline run")
+    assert run.info.run_name == "pyramid · frozen vs fine-tuned · seed 0"
+    assert run.info.status == "FINISHED"
+    parents = {one.data.tags["mlflow.parentRunId"] for one in trainings_of(project)}
+    assert parents == {run.info.run_id}
+    comparison = json.loads((project / "results/evaluate/comparison.json").read_text())
+    result = comparison["test"]["jaccard"]
+    expected = [result["difference"], *result["interval"], result["train_frozen"]]
+    names = [f"difference/jaccard{end}" for end in ("", "_low", "_high")]
+    assert [run.data.metrics[name] for name in [*names, "frozen/jaccard"]] == expected
+    artifacts = project / "mlruns/artifacts" / run.info.run_id / "artifacts"
+    report = "report/report.html"
+    assert (artifacts / report).read_bytes() == (project / "results" / report).read_bytes()
+    assert len(list((artifacts / "overlays").iterdir())) == 3
+    seconds = [(one.info.end_time - one.info.start_time) / 1000 for one in trainings_of(project)]
+    assert run.info.end_time - run.info.start_time > 1000 * max(seconds)
 
 
 def test_a_replay_of_the_files_gives_the_runs_that_the_pipeline_gave(copy, project, enter):
@@ -349,8 +411,8 @@ def stop(server: subprocess.Popen) -> None:
 
 def test_mlflow_has_the_metrics_of_every_epoch(project):
     client = MlflowClient(f"sqlite:///{project}/mlruns/mlflow.db")
-    for run in runs_of(project):
-        with (project / f"results/{run.info.run_name}/history.csv").open() as stream:
+    for run in trainings_of(project):
+        with (project / f"results/{run.data.tags['dvc_stage']}/history.csv").open() as stream:
             expected = [float(row["val_jaccard"]) for row in csv.DictReader(stream)]
         history = client.get_metric_history(run.info.run_id, "val/jaccard")
         assert [metric.value for metric in sorted(history, key=lambda m: m.step)] == expected
@@ -370,14 +432,38 @@ def test_both_models_start_from_the_same_encoder_and_only_one_of_them_changes_it
 
 
 def test_dvc_shows_metrics_and_plots(project, tmp_path):
-    shown = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]
-    columns = [shown[f"results/evaluate/{name}.json"]["data"]["test"].keys() for name in RUNS]
-    assert "jaccard" in columns[0]
-    assert columns[0] == columns[1]
-    assert "jaccard" in shown["results/train_frozen/metrics.json"]["data"]["val"]
+    lines = dvc(project, "metrics", "show").splitlines()
+    assert max(map(len, lines)) <= 100
+    shown = dict(zip(*(line.split() for line in lines), strict=True))
+    for column, run in (("frozen", "train_frozen"), ("tuned", "train_finetuned")):
+        scores = json.loads((project / f"results/evaluate/{run}.json").read_text())["test"]
+        for metric in ("jaccard", "dice"):
+            assert float(shown[f"{column}.{metric}"]) == pytest.approx(scores[metric], abs=1e-5)
+    best = json.loads((project / "results/train_finetuned/metrics.json").read_text())
+    assert float(shown["tuned.val"]) == pytest.approx(best["val"]["jaccard"], abs=1e-5)
     dvc(project, "plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
     assert "val_jaccard" in page
+
+
+def test_the_learning_curve_reads_what_the_pipeline_wrote(project, tmp_path):
+    measured = read_measured(Experiment(DVCFileSystem(repo=project), tmp_path))
+    [external] = load_config(project / "params.yaml").external
+    assert list(measured.num_images) == ["test", external.name]
+    assert measured.num_images["test"] == 6
+    results = Results(project / "results")
+    files = {"test": results.evaluation, **results.evaluation.externals()}
+    assert [(row["set"], row["run"]) for row in measured.rows] == [
+        (name, run) for name in files for run in RUNS
+    ]
+    for row in measured.rows:
+        compared = Comparison.read(files[row["set"]])
+        assert row["jaccard"] == compared.test["jaccard"].mean(row["run"])
+        assert row["jaccard_own_size"] == compared.test_own_size["jaccard"].mean(row["run"])
+        assert (row["seed"], row["num_images"]) == (0, measured.setting.num_train)
+    assert (measured.setting.num_train, measured.setting.num_val) == (17, 3)
+    assert measured.setting.num_steps == 4 * 5  # epochs of 17 images in batches of 4
+    assert measured.setting.source == "phantom"
 
 
 def test_the_report_is_there_and_holds_the_measured_difference(project):
@@ -429,8 +515,8 @@ def test_a_training_whose_commit_failed_is_not_trained_again(copy, project, ente
     for name in ("model.pt", "history.csv", "metrics.json"):
         path = f"results/train_finetuned/{name}"
         assert sha256(copy / path) == sha256(project / path)
-    assert len(runs_of(copy)) == len(runs_of(project))
-    assert {run.info.status for run in runs_of(copy)} == {"FINISHED"}
+    assert len(trainings_of(copy)) == len(trainings_of(project))
+    assert {run.info.status for run in trainings_of(copy)} == {"FINISHED"}
 
 
 def test_checkpoints_are_kept_while_the_cache_lacks_an_output(copy, enter):
@@ -509,6 +595,25 @@ def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(copy, e
                 written = pixels(copy / "file" / f"{photograph.stem}_{ending}.png")
                 assert answer.dtype == written.dtype
                 assert (answer == written).all()
+
+
+def test_the_notebook_runs_on_what_the_pipeline_wrote(project, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="make setup installs it")
+    pytest.importorskip("ipykernel", reason="make setup installs it")
+    import nbformat
+
+    monkeypatch.setenv("LESIONSEG_ROOT", str(project))
+    monkeypatch.setenv("PYTHONPATH", str(project / "src"))
+    notebook = nbformat.read(ROOT / "notebooks/answer.ipynb", as_version=4)
+    folder = {"metadata": {"path": str(ROOT / "notebooks")}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    assert "\n".join(Comparison.read(Results(project / "results").evaluation).lines()) in shown
+    drawn = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(drawn) == 4
+    tables = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert all(run in tables for run in RUNS)  # as MLflow has them
 
 
 def test_the_results_that_other_tests_make_up_hold_what_the_pipeline_writes(project, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.dataset import SPLITS, load_split
+from lesionseg.data.external_sets import write_sets
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.manifest import read_manifest, write_manifest
 from lesionseg.data.masks import read_mask
@@ -550,13 +551,16 @@ def test_a_split_without_a_single_image_is_refused(val_dir):
 
 def test_test_images_that_the_manifest_does_not_have_are_named(renamed_dir, out_dir):
     preprocess(renamed_dir, out_dir, **OPTIONS)
-    data = evaluate.load_data(out_dir, renamed_dir)
-    assert data.image_paths == [renamed_dir / f"test/images/{id_}.jpg" for id_ in data.test.ids]
+    external_dir = out_dir.with_name("external")
+    external_dir.mkdir()
+    write_sets(external_dir, [])
+    test = evaluate.load_data(out_dir, renamed_dir, external_dir).test
+    assert test.image_paths == [renamed_dir / f"test/images/{id_}.jpg" for id_ in test.split.ids]
     (renamed_dir / "test/images/IMG_002.jpg").unlink()
     (renamed_dir / "test/masks/IMG_002.png").unlink()
     write_manifest(renamed_dir)  # IMG_002 is in train still
     with pytest.raises(DataError, match=r"no test image IMG_002, .* Run: dvc repro preprocess"):
-        evaluate.load_data(out_dir, renamed_dir)
+        evaluate.load_data(out_dir, renamed_dir, external_dir)
 
 
 def test_the_stage_writes_data_processed_as_params_yaml_says(raw_dir, tmp_path, monkeypatch):

@@ -129,6 +129,14 @@ def test_the_output_goes_to_the_log(tmp_path):
     assert (tmp_path / "log").read_text() == "out\nerr\n"
 
 
+def test_each_line_of_standard_output_is_heard_and_errors_go_where_ours_go(tmp_path, capfd):
+    heard = []
+    command = ["sh", "-c", "echo one; echo err >&2; printf two; exit 3"]
+    status = run_to_end(command, cwd=tmp_path, environment=os.environ, on_line=heard.append)
+    assert (status, heard) == (3, ["one\n", "two"])
+    assert capfd.readouterr() == ("", "err\n")
+
+
 def end_demo(folder, monkeypatch, ending):
     (folder / ".dvc").mkdir()
     monkeypatch.setattr(demo, "copy_pipeline", lambda _: None)

@@ -19,7 +19,7 @@ from lesionseg.config import DownloadConfig
 from lesionseg.errors import DataError, DownloadError, MissingFileError
 from lesionseg.files import read_json, sha256
 from lesionseg.results.evaluation import TABLES
-from lesionseg.results.layout import Results
+from lesionseg.results.layout import EvaluationFiles, Results
 from lesionseg.tracking import packaging, registry, runs
 from lesionseg.tracking.card import MAX_CHARACTERS, read_facts, write_card
 from tests.raw_data import begin_project
@@ -384,6 +384,19 @@ def test_the_card_says_where_its_threshold_comes_from(project, train):
     assert "where it is above 0.5 (the default; it was not evaluated)." in write_card_with(project)
     write_evaluation(project, threshold=0.4)
     assert "where it is above 0.4." in write_card_with(project)
+
+
+def test_the_card_tells_of_external_test_sets_scored_with_this_model(project, train):
+    train(val=0.8)
+    write_evaluation(project)
+    files = Results(project / "results").evaluation
+    external = EvaluationFiles(files.external / "ph2")
+    external.folder.mkdir(parents=True)
+    shutil.copy(files.comparison, external.comparison)
+    row = "| external test set ph2, 20 images, at 64 px | 0.720 (0.710 to 0.740) |"
+    assert row in write_card_with(project)
+    train(val=0.8, seed=1)  # what was scored is another model now
+    assert "ph2" not in write_card_with(project)
 
 
 def write_card_with(project, params=None, **details):

@@ -9,12 +9,16 @@ import pytest
 
 from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError, rerun
 from lesionseg.files import sha256
+from lesionseg.report.page import answer
+from lesionseg.results.evaluation import TABLES, Comparison
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import runs, store
-from lesionseg.tracking.replay import replay
+from lesionseg.tracking.replay import EXAMPLES, replay
 from tests.damage import KINDS, damage
-from tests.mlflow_contents import client_of, contents
+from tests.mlflow_contents import client_of, contents, runs_in
 from tests.report_inputs import write_report_inputs
+
+PIPELINE = "shaky-clam · transposed · frozen vs fine-tuned · seed 0"
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +87,58 @@ def test_every_training_becomes_one_finished_run_with_its_whole_history(brought)
         )
         assert found["params"]["train.lr"] == "0.002"
         assert found["datasets"] == [("ab" * 32)[:36]]
-        assert {"model.pt", "history.csv", "metrics.json", "run.json", "report.html"} <= set(
-            found["artifacts"]
-        )
-        assert {"curves.png", "overlays"} <= set(found["artifacts"])
-        assert len(found["artifacts"]) == 7 + 3
+        assert found["artifacts"] == ["history.csv", "metrics.json", "model.pt", "run.json"]
 
 
-def test_test_metrics_come_with_their_intervals_and_the_difference_with_the_finetuned_run(brought):
+def test_test_metrics_come_with_their_intervals_and_the_difference_with_the_pipeline_run(brought):
     comparison = json.loads((brought / "results/evaluate/comparison.json").read_text())
     result = comparison["test"]["jaccard"]
-    frozen, finetuned = (contents(client_of(brought))[name]["metrics"] for name in RUNS)
+    over_seeds = comparison["seeds"]["test"]["jaccard"]["difference"]
+    found = contents(client_of(brought))
+    frozen, pipeline = found["train_frozen"]["metrics"], found[PIPELINE]["metrics"]
     assert frozen["test/jaccard"] == [(0, result["train_frozen"])]
     assert frozen["test/jaccard_low"] == [(0, result["train_frozen_interval"][0])]
-    assert finetuned["difference/test/jaccard"] == [(0, result["difference"])]
-    assert finetuned["difference/test/jaccard_high"] == [(0, result["interval"][1])]
-    assert "difference/test/jaccard" not in frozen
+    assert pipeline["fine-tuned/jaccard"] == [(0, result["train_finetuned"])]
+    assert pipeline["difference/jaccard"] == [(0, result["difference"])]
+    assert pipeline["difference/jaccard_high"] == [(0, result["interval"][1])]
+    assert pipeline["seeds/difference/jaccard"] == [(0, over_seeds["mean"])]
+
+
+def test_few_numbers_are_metrics_and_all_others_lie_in_the_artefacts(brought):
+    found = contents(client_of(brought))
+    assert max(len(run["metrics"]) for run in found.values()) <= 15
+    files = found[PIPELINE]["artifacts"]
+    tables = {f"evaluate/{name}.csv" for name in TABLES}
+    assert tables <= set(files)
+    assert {"evaluate/comparison.json", "evaluate/train_frozen.json", "curves.png"} <= set(files)
+    assert "report/report.html" in files
+    assert sum(name.startswith("overlays/") for name in files) == len(EXAMPLES)
+    assert len(files) == len(tables) + 3 + 1 + 1 + len(EXAMPLES)
+
+
+def test_the_pipeline_run_is_the_parent_and_says_the_answer_and_where_the_rest_is(brought):
+    found = contents(client_of(brought))
+    assert found[PIPELINE]["parent"] is None
+    assert {found[name]["parent"] for name in RUNS} == {PIPELINE}
+    assert [found[name]["name"] for name in RUNS] == [
+        "transposed · frozen · seed 0",
+        "transposed · fine-tuned · seed 0",
+    ]
+    (run,) = runs_in(client_of(brought), "pipeline run")
+    text = run.data.tags["mlflow.note.content"]
+    link = f"#/experiments/1/runs/{run.info.run_id}/artifacts/report/report.html"
+    sentence = answer(Comparison.read(Results(brought / "results").evaluation))
+    assert text.startswith(f"[Open the report]({link}). {sentence}")
+    expected = {
+        "data_source": "isic2016",
+        "encoder_start": "imagenet",
+        "device": "cpu",
+        "precision": "bfloat16",
+        "mlflow.source.git.commit": "0123456789abcdef0123456789abcdef01234567",
+    }
+    for one in runs_in(client_of(brought)):
+        assert expected.items() <= one.data.tags.items()
+        assert one.data.tags["mlflow.user"]
 
 
 def test_a_second_replay_changes_nothing(again):
@@ -111,11 +151,25 @@ def test_a_run_that_lost_its_server_midway_is_completed_not_doubled(project, bro
     record = json.loads((project / "results/train_frozen/run.json").read_text())
     tags = {"training_key": record["training_key"]}
     history = pd.read_csv(project / "results/train_frozen/history.csv")
-    with runs.training_run("train_frozen", params={}, tags=tags, id_path=project / "id") as run:
+    params = record["params"]
+    with runs.training_run("train_frozen", params=params, tags=tags, id_path=project / "id") as run:
         for row in history.head(3).to_dict("records"):
             run.log_metrics(runs.epoch_metrics(row), step=row["epoch"])
     assert bring(project) == 2
     assert contents(client_of(project)) == contents(client_of(brought))
+
+
+def test_a_run_of_an_earlier_version_gets_its_name_and_its_parent(again):
+    client = client_of(again)
+    (old,) = client.search_runs(["1"], "tags.dvc_stage = 'train_frozen'")
+    client.update_run(old.info.run_id, name="train_frozen")
+    client.delete_tag(old.info.run_id, "mlflow.parentRunId")
+    expected = contents(client) | {"train_frozen": None}
+    bring(again)
+    found = contents(client)
+    assert found.keys() == expected.keys()
+    assert found["train_frozen"]["name"] == "transposed · frozen · seed 0"
+    assert found["train_frozen"]["parent"] == PIPELINE
 
 
 def test_an_artefact_that_a_kill_cut_short_is_made_whole(project):
@@ -123,8 +177,6 @@ def test_an_artefact_that_a_kill_cut_short_is_made_whole(project):
     expected = contents(client_of(project))
     (model,) = (p for p in project.rglob("mlruns/**/model.pt") if p.read_text() == "train_frozen")
     model.write_text("train_")
-    for figure in project.glob("mlruns/artifacts/*/artifacts/overlays/best_*"):
-        figure.unlink()
     bring(project)
     assert model.read_text() == "train_frozen"
     assert contents(client_of(project)) == expected
@@ -134,8 +186,59 @@ def test_the_same_training_in_two_experiments_is_two_runs(again):
     edit_json(again / "results/train_frozen/run.json", training_key="train_frozen-other")
     assert bring(again) == 2
     client = client_of(again)
-    experiment = client.get_experiment_by_name("lesionseg")
-    assert len(client.search_runs([experiment.experiment_id])) == 3
+    assert len(runs_in(client, "training")) == 3
+    (pipeline,) = runs_in(client, "pipeline run")
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs_in(client, "training")}
+    assert parents == {pipeline.info.run_id}
+
+
+def test_a_pipeline_run_that_a_kill_cut_short_is_made_whole(project, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("lesionseg.tracking.replay.draw_curves", stop)
+        with pytest.raises(KeyboardInterrupt):
+            bring(project)
+    (run,) = runs_in(client_of(project), "pipeline run")
+    assert run.info.status == "RUNNING"
+    bring(project)
+    found = contents(client_of(project))
+    assert found[PIPELINE]["status"] == "FINISHED"
+    assert {"curves.png", "report/report.html"} <= set(found[PIPELINE]["artifacts"])
+
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+def test_scores_of_another_evaluation_take_the_place_of_the_old_ones(project):
+    bring(project)
+    path = project / "results/evaluate/comparison.json"
+    comparison = json.loads(path.read_text())
+    comparison["test"]["jaccard"] |= {"difference": 0.25}
+    path.write_text(json.dumps(comparison))
+    bring(project)
+    (run,) = runs_in(client_of(project), "pipeline run")
+    assert run.data.metrics["difference/jaccard"] == 0.25
+    assert "+0.250" in run.data.tags["mlflow.note.content"]
+    (copy,) = project.glob(f"mlruns/artifacts/{run.info.run_id}/artifacts/evaluate/comparison.json")
+    assert json.loads(copy.read_text())["test"]["jaccard"]["difference"] == 0.25
+
+
+def test_a_replay_later_leaves_the_times_of_finished_runs(again):
+    before = {run.info.run_id: run.info.end_time for run in runs_in(client_of(again))}
+    bring(again)
+    assert {run.info.run_id: run.info.end_time for run in runs_in(client_of(again))} == before
+
+
+def test_a_pipeline_run_that_was_deleted_comes_back_with_its_trainings(again):
+    client = client_of(again)
+    (run,) = runs_in(client, "pipeline run")
+    client.delete_run(run.info.run_id)
+    expected = contents(client_of(again)).keys() | {PIPELINE}
+    bring(again)
+    found = contents(client)
+    assert found.keys() == expected
+    assert {found[name]["parent"] for name in RUNS} == {PIPELINE}
+    assert "difference/jaccard" in found[PIPELINE]["metrics"]
 
 
 def test_without_a_server_a_replay_fails_in_one_line_and_the_files_stay(

@@ -2,9 +2,12 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
+import shlex
 import shutil
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,12 +15,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from dvc.utils.hydra import apply_overrides
 from PIL import Image
 
-from lesionseg.config import override, read_yaml
+from lesionseg.cli import _make_parser
+from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import DataError, MissingFileError, rerun
 from lesionseg.report import figures
-from lesionseg.report.gallery import read_cases, svg_path
+from lesionseg.report.gallery import Case, read_cases, svg_path
 from lesionseg.report.inputs import Inputs, read_inputs
 from lesionseg.report.overlays import draw_overlay
 from lesionseg.report.page import (
@@ -27,12 +32,14 @@ from lesionseg.report.page import (
     render_page,
     write_report,
 )
+from lesionseg.report.scatter import place_points
 from lesionseg.results.evaluation import Comparison, DifferenceSpread
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.layout import RUNS, EvaluationFiles, Results
 from lesionseg.results.vocabulary import METRICS, POOLED, RUN_LABELS, SCOPES
 from stages import report
 from tests.report_inputs import GROUPS, write_report_inputs
 
+ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 LEAK = {
     "id": "ISIC_0000001",
@@ -49,8 +56,7 @@ def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int 
     """The page as the stage writes it, every figure drawn: for tests of figures and files."""
     path = write_report(
         Results(root / "results"),
-        processed_dir=root / "data/processed",
-        raw_dir=root / "data/raw",
+        root / "data",
         report_dir=report_dir or root / "results/report",
         title="Which is better?",
         num_examples=num_examples,
@@ -61,8 +67,7 @@ def write_page(root: Path, *, report_dir: Path | None = None, num_examples: int 
 def read(root: Path) -> Inputs:
     return read_inputs(
         Results(root / "results"),
-        processed_dir=root / "data/processed",
-        raw_dir=root / "data/raw",
+        root / "data",
     )
 
 
@@ -225,10 +230,15 @@ def test_the_page_opens_with_title_and_answer(root, html):
     assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
 
 
-def test_the_page_links_to_nothing_outside_itself(html):
+def test_the_page_links_to_nothing_outside_itself_but_the_page_that_segments(html):
     links = Page(html).links
-    assert links
-    assert all(link.startswith(("#", "data:image/")) for link in links)
+    others = [link for link in links if not link.startswith(("#", "data:image/"))]
+    assert len(links) > len(others) == 1
+    target = os.path.normpath(Results().report.parent / others[0])
+    assert target == str(Results().segment_page)
+    assert "lesionseg export html\n" in html  # which makes it there, by default
+    default = _make_parser().parse_args(["export", "html"]).out
+    assert default == Results().segment_page
     assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org)", html)
 
 
@@ -280,7 +290,7 @@ def test_every_score_is_on_the_page_with_its_interval_and_test(root, html):
 
 
 def test_pooled_scores_are_kept_apart_from_means(root, html):
-    assert "Pooled over pixels, not the challenge's number</h3>" in html.replace("&#39;", "'")
+    assert "Pooled over pixels: not the means above</h3>" in html.replace("&#39;", "'")
     scores = {run: json.loads((root / f"results/evaluate/{run}.json").read_text()) for run in RUNS}
     for metric in POOLED:
         values = [f"{scores[r][s][f'pooled_{metric}']:.3f}" for s in SCOPES for r in RUNS]
@@ -389,9 +399,29 @@ def test_points_stand_where_their_scores_are(root, html):
     for axis, run in enumerate(RUNS):
         expected = np.array([scores.loc[name, run] for name in places])
         got = np.array([place[axis] for place in places.values()])
-        slope, offset = np.polyfit(expected, got, 1)
-        assert got == pytest.approx(slope * expected + offset, abs=0.11)
-        assert slope + offset == pytest.approx(400, abs=0.2)  # 1 is the end of the axis
+        missing = np.sqrt(1 - expected)  # to 1, which is the end of the axis
+        slope = np.polyfit(missing, got, 1)[0]
+        assert got == pytest.approx(400 + slope * missing, abs=0.2)  # rounded to tenths
+
+
+@pytest.mark.parametrize(
+    ("lowest", "ticks"),
+    [
+        (0.0, [0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]),
+        (0.68, [0.7, 0.8, 0.9, 0.95, 1.0]),
+        (0.97, [0.9, 0.95, 1.0]),
+        (1.0, [0.9, 0.95, 1.0]),
+    ],
+)
+def test_the_axes_give_most_room_to_good_masks(lowest, ticks):
+    scores = {"jaccard": dict.fromkeys(RUNS, lowest)}
+    case = Case(id="a", width=1, height=1, photograph="", contours={}, scores=scores, groups={})
+    scatter = place_points([case])
+    assert [value for value, _ in scatter.ticks] == ticks
+    places = [place for _, place in scatter.ticks]
+    assert min(np.diff(places)) >= 30
+    assert places[-1] == 400
+    assert 0 <= scatter.points[0].x <= 400
 
 
 def test_photographs_keep_their_shape_and_are_small(html):
@@ -403,9 +433,87 @@ def test_photographs_keep_their_shape_and_are_small(html):
 
 
 def test_provenance_and_parameters_are_on_the_page(html):
-    for value in ("bfloat16", "2.13.0", "904,129", "2 min 21 s", "train.lr", "transposed", "168"):
+    for value in ("bfloat16", "2.13.0", "904,129", "2 min 21 s", "train.lr", "pyramid", "168"):
         assert value in html
     assert "git checkout 0123456789abcdef0123456789abcdef01234567\ndvc exp apply shaky-clam" in html
+
+
+def test_the_command_on_the_page_sets_every_parameter_as_it_was(fresh, tmp_path):
+    params = tmp_path / "params.yaml"
+    shutil.copy(ROOT / "params.yaml", params)
+    changed = {"download.source": "ham10000, isic2016", "download.folder": "../our data"}
+    changed |= {"download.weights": "a-b/c_1.pth", "train.cross_validate": True, "train.lr": 1e-05}
+    for run in RUNS:
+        path = fresh / f"results/{run}/run.json"
+        for name, value in changed.items():
+            edit_json(path, "params", name, value=value)
+    command = words_of(fresh).partition("dvc exp run \\\n")[2].partition("</pre>")[0]
+    words = shlex.split(unescape(command).replace("\\\n", " "))
+    assert words[::2] == ["-S"] * (len(words) // 2)
+    apply_overrides(params, words[1::2])
+    config = load_config(params)
+    for run in RUNS:
+        known = json.loads((fresh / f"results/{run}/run.json").read_text())["params"]
+        assert config.training_params(run, seed=0) | {"fold": 0} == known | {"fold": 0}
+    assert config.train.num_seeds == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"download.source": "isic2016"}, "Data: isic2016, 7 train, 7 val, 7 test images."),
+        (
+            {"download.source": "folder", "download.folder": "../ours"},
+            "Data: the folder ../ours, 7 train, 7 val, 7 test images.",
+        ),
+        ({"download.weights": "none"}, "The encoder starts with random weights; decoder"),
+        ({"download.weights": "imagenet"}, "The encoder starts with ImageNet weights; decoder"),
+        ({"download.weights": "our.pth"}, "starts with the weights of our.pth; decoder"),
+    ],
+)
+def test_the_top_says_which_data_and_which_start(fresh, params, words):
+    for run in RUNS:
+        for name, value in params.items():
+            edit_json(fresh / f"results/{run}/run.json", "params", name, value=value)
+    html = words_of(fresh)
+    assert words in html
+    assert "For research, not for diagnosis." in html
+    assert ("ISIC archive" in html) == (params.get("download.source") != "folder")
+
+
+def test_external_test_sets_are_in_a_table_a_figure_and_the_first_sentence(tmp_path):
+    write_report_inputs(tmp_path, external=("ph2", "our-clinic"))
+    page = write_page(tmp_path)
+    for name in ("ph2", "our-clinic"):
+        assert f"{name} <small>7 images, source: folder; 2 more were left out" in page
+    answer = page.partition('class="answer">')[2].partition("</p>")[0]
+    assert "That is also so on ph2 (" in answer
+    assert "our-clinic" in (tmp_path / "results/report/figures/sets.svg").read_text()
+
+
+def test_all_but_the_heading_is_in_one_main_landmark(html):
+    before, main = html.split("<main>")
+    assert before.rstrip().endswith("</header>")
+    assert main.partition("</main>")[2].lstrip().startswith("<script>")
+
+
+def test_without_external_test_sets_nothing_speaks_of_them(html):
+    assert "Other test sets" not in html
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"models": {"train_frozen": "0", "train_finetuned": "1"}}, "it is about other models"),
+        ({"num_images": 8}, "it compares 8 images, ph2 has 7"),
+    ],
+)
+def test_scores_of_an_external_set_that_are_stale_are_refused(tmp_path, change, problem):
+    write_report_inputs(tmp_path, external=("ph2",))
+    files = EvaluationFiles(tmp_path / "results/evaluate/external/ph2")
+    replace(Comparison.read(files), **change).write(files)
+    with pytest.raises(DataError, match=problem):
+        read(tmp_path)
 
 
 def test_a_dirty_commit_is_checked_out_by_its_name_and_told(fresh):
@@ -441,7 +549,8 @@ KNOWN_GROUPS = "none of these groups is in two splits"
 )
 def test_the_page_says_of_patients_what_the_data_say(fresh, source, has_groups, expected):
     for run in RUNS:
-        edit_json(fresh / f"results/{run}/run.json", "params", value={"download.source": source})
+        path = fresh / f"results/{run}/run.json"
+        edit_json(path, "params", "download.source", value=source)
     for path in (fresh / "data/processed").glob("*/index.csv") if has_groups else ():
         pd.read_csv(path).assign(group="a").to_csv(path, index=False)
     text = " ".join(words_of(fresh).split())

@@ -1,7 +1,7 @@
 """The report in a real browser: what its script does, and how it looks at any size."""
 
+import functools
 import itertools
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +10,6 @@ import pytest
 from lesionseg.report.page import write_report
 from lesionseg.results.layout import RUNS, Results
 from tests.report_inputs import GROUPS, write_report_inputs
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs: pip install playwright")
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
 
 IDS = tuple(f"ISIC_{number:07d}" for number in range(14))
 NUM_EXAMPLES = 2
@@ -28,8 +22,7 @@ def root(tmp_path_factory) -> Path:
     write_report_inputs(root, ids=IDS)
     write_report(
         Results(root / "results"),
-        processed_dir=root / "data/processed",
-        raw_dir=root / "data/raw",
+        root / "data",
         report_dir=root / "results/report",
         title="Which is better?",
         num_examples=NUM_EXAMPLES,
@@ -45,35 +38,10 @@ def scores(root) -> pd.DataFrame:
     return table.assign(gain=table["train_finetuned"] - table["train_frozen"])
 
 
-@pytest.fixture(scope="module")
-def browser():
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    arguments += ["--disable-component-update", "--disable-sync"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def open_page(browser, root):
+def open_page(open_file, root):
     """Opens the report; whatever went wrong or was asked of the network is in `page.complaints`."""
-    contexts = []
-
-    def open_page(**options):
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("request", lambda request: page.complaints.append(request.url))
-        page.goto((root / "results/report/report.html").as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
+    return functools.partial(open_file, root / "results/report/report.html")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lesionseg.evaluation.strata import (
     measure_image,
     summarise_strata,
 )
-from lesionseg.results.vocabulary import STRATA, UNKNOWN
+from lesionseg.results.vocabulary import FEW_IMAGES, STRATA, UNKNOWN
 
 SHAPE = (MEASURED_SIZE, MEASURED_SIZE)
 PALE = (75, 10, 15)  # CIELAB of a light skin
@@ -294,7 +294,7 @@ def test_rows_are_those_of_a_groupby(cohort):
         for run in jaccards:
             assert np.allclose(found[f"{run}_jaccard"], groups[run].mean())
             assert np.allclose(found[f"{run}_failure_rate"], groups[f"{run}_failed"].mean())
-        several = found["num_images"] > 1
+        several = found["num_images"] >= FEW_IMAGES
         assert np.allclose(found["difference"], groups["difference"].mean())
         assert np.allclose(found["difference_low"][several], groups["difference"].min()[several])
         assert np.allclose(found["difference_high"][several], groups["difference"].max()[several])

@@ -327,10 +327,17 @@ def ben(team, ada) -> Path:
 
 
 def test_both_trainings_are_in_the_database_and_their_artefacts_in_the_bucket(team, ada):
-    rows = team.psql("SELECT run_uuid, name, status, artifact_uri FROM runs")
+    query = (
+        "SELECT run_uuid, value, status, artifact_uri FROM runs JOIN tags USING (run_uuid) "
+        "WHERE key = 'dvc_stage'"
+    )
+    rows = team.psql(query)
     runs = {name: (key, status, uri) for key, name, status, uri in (row.split("|") for row in rows)}
     assert sorted(runs) == sorted(RUNS)
     assert len(rows) == len(RUNS)
+    parents = "SELECT DISTINCT value FROM tags WHERE key = 'mlflow.parentRunId'"
+    pipelines = "SELECT run_uuid FROM tags WHERE value = 'pipeline run'"
+    assert team.psql(parents) == team.psql(pipelines)
     objects = team.objects("lesionseg-mlflow")
     for name, (key, status, uri) in runs.items():
         assert status == "FINISHED"

@@ -6,7 +6,6 @@ Only what parsing needs is imported here; each command imports what it needs whe
 import argparse
 import errno
 import io
-import math
 import os
 import re
 import shlex
@@ -15,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from lesionseg.arguments import DEFAULT_MODEL, number, threshold
 from lesionseg.errors import (
     FAILED,
     MISUSED,
@@ -29,7 +29,6 @@ from lesionseg.errors import (
 from lesionseg.project import find_project
 
 if TYPE_CHECKING:
-    from lesionseg.export.command import Exported, Material
     from lesionseg.export.origin import Origin
     from lesionseg.inference.outputs import Summary
     from lesionseg.inference.pipeline import Skipped
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from lesionseg.inference.sources import Found, Source
     from lesionseg.tracking.registry import Version
 
-DEFAULT_MODEL = "results/train_finetuned/model.pt"
 MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
 
@@ -65,10 +63,6 @@ ID is the file's name without its ending, or with it where two images differ in 
 Exit status: 0; 1 if anything failed, files that cannot be read or written being named at the end
 and all others done; 2 for wrong arguments."""
 
-
-EXPORT = """Write a trained model as one file that runs without this program. It is run beside torch
-on the test images, or those given, and not written where the masks differ by more than a stated
-bound."""
 
 SERVE = """Answer POST /predict and /mask with the mask of a JPEG or PNG image, sent as a form, as
 base64 in JSON or as it is. The page at / says how, and lets one try it. Ctrl-C stops the server."""
@@ -126,7 +120,9 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_sweep(commands)
     _add_ablation(commands)
+    _add_curve(commands)
     _add_replay(commands)
+    _add_ui(commands)
     _add_register(commands)
     _add_champion(commands)
     _add_new(commands)
@@ -249,6 +245,21 @@ def _ablation(arguments: argparse.Namespace) -> int:
     return _run_trials(lambda: ablation.run(arguments))
 
 
+def _add_curve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_curve
+
+    parser = commands.add_parser("curve", help="say how scores grow with the number of labels")
+    add_curve(parser)
+    parser.set_defaults(run=_curve)
+
+
+def _curve(arguments: argparse.Namespace) -> int:
+    _require_project()
+    from lesionseg.curve import experiment
+
+    return _run_trials(lambda: experiment.run(arguments))
+
+
 def _run_trials(run: Callable[[], None]) -> int:
     """Run trials, each logged as it ends; the exit status."""
     import logging
@@ -267,6 +278,30 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog="Example: lesionseg replay",
     )
     parser.set_defaults(run=_replay)
+
+
+def _add_ui(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "ui",
+        help="show the runs in MLflow's pages, until Ctrl-C",
+        description="Serve MLflow's pages on this project's runs, and on those of make demo and "
+        "make sweep where there are any, to this machine only. Links lead to the comparison of "
+        "both models, to all pipeline runs and to the newest report. With MLFLOW_TRACKING_URI at "
+        "a server it prints the links into that one.",
+        epilog="Example: lesionseg ui --port 5001",
+    )
+    parser.add_argument(
+        "--port", type=int, default=5000, help="the first one that is tried (default: %(default)s)"
+    )
+    parser.set_defaults(run=_ui)
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from lesionseg.tracking import pages
+
+    _require_project()
+    pages.show(Path.cwd(), port=arguments.port)
+    return OK
 
 
 def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -397,7 +432,7 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_threshold,
+        type=threshold,
         default=0.5,
         metavar="P",
         help="a pixel is lesion above this probability, in (0, 1) (default: %(default)s)",
@@ -431,100 +466,29 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    parser = commands.add_parser(
-        "export",
-        help="a model as one file for others",
-        description=EXPORT,
-        epilog="Example: lesionseg export onnx",
-    )
-    kinds = parser.add_subparsers(title="kinds", metavar="KIND", required=True)
-    onnx = kinds.add_parser(
-        "onnx",
-        help="an ONNX file, for any program that runs such files",
-        description="Uint8 or float images of any batch in, probabilities out. " + EXPORT,
-        epilog="Example: lesionseg export onnx --out lesion.onnx",
-    )
-    onnx.add_argument(
-        "--input",
-        choices=["uint8", "float32"],
-        default="uint8",
-        help="what the graph takes: (N, S, S, 3) uint8 RGB, or (N, 3, S, S) float32 in [0, 1] "
-        "(default: %(default)s)",
-    )
-    onnx.set_defaults(run=_export_onnx)
-    _add_export_arguments(onnx, out="lesionseg.onnx", precision="float32")
+    from lesionseg.export.arguments import add_export
+
+    parser = commands.add_parser("export", help="a model as one file for others")
+    add_export(parser)
+    parser.set_defaults(run=_export)
 
 
-def _add_export_arguments(parser: _Parser, *, out: str, precision: str) -> None:
-    """The arguments that both kinds of export have."""
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path(out), metavar="FILE", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["float32", "float16", "int8"],
-        default=precision,
-        help="float32: the model as it is; float16: large weights in half precision, computed in "
-        "float32; int8: large convolutions in integers (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="PATH",
-        help="images or folders to compare the masks on (default: data/processed/test)",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=_threshold,
-        metavar="P",
-        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
-        "evaluated with in results/, or else 0.5)",
-    )
-
-
-def _export_onnx(arguments: argparse.Namespace) -> int:
-    """Write an ONNX file; the exit status."""
+def _export(arguments: argparse.Namespace) -> int:
+    """Write a file of the kind that the arguments name; the exit status."""
     from lesionseg.export.extra import require_packages
 
     require_packages()  # before anything that takes seconds
-    from lesionseg.export.command import show, write_onnx
-
-    exported, material = _export(arguments)
-    write_onnx(exported, arguments.out)
-    sys.stdout.write(show(exported, material, arguments.out))
-    return OK
-
-
-def _export(arguments: argparse.Namespace) -> "tuple[Exported, Material]":
-    """The model that the arguments name, exported and compared."""
-    from lesionseg.export.command import Settings, export_model, read_material
-    from lesionseg.export.latency import SECONDS
-    from lesionseg.export.origin import find_threshold
+    from lesionseg.export.command import run
     from lesionseg.hardware import make_deterministic
-    from lesionseg.results.layout import Results
+    from lesionseg.inference.predictor import load_network
 
     if arguments.out.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(arguments.out))
     path = _find_model(arguments.model)
     make_deterministic()
-    image_size = _load_predictor([path], device="cpu").image_size
-    origin = _find_origin(arguments.model, path)
-    threshold = arguments.threshold or find_threshold(Results(), model_sha256=origin.model_sha256)
-    settings = Settings(
-        precision=arguments.precision, threshold=threshold, input_kind=arguments.input
-    )
-    material = read_material(
-        arguments.images, image_size=image_size, processed_dir=Path("data/processed")
-    )
-    return export_model(path, origin, settings, material, seconds=SECONDS), material
+    network = load_network(path, stage="train_finetuned", remedy_of=_remedy)
+    sys.stdout.write(run(arguments, network, _find_origin(arguments.model, path)))
+    return OK
 
 
 def _find_origin(text: str, path: Path) -> "Origin":
@@ -558,7 +522,7 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     )
     parser.add_argument(
         "--threshold",
-        type=_threshold,
+        type=threshold,
         metavar="P",
         help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
         "evaluated with, or else 0.5)",
@@ -608,8 +572,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     make_deterministic()  # as in predict, whose masks these are
     predictor = _load_predictor([path], device=arguments.device)
     model_sha256 = sha256(path)
-    threshold = arguments.threshold or _find_threshold(arguments.model, model_sha256)
-    served = Served(name=arguments.model, sha256=model_sha256, threshold=threshold)
+    served = Served(
+        name=arguments.model,
+        sha256=model_sha256,
+        threshold=arguments.threshold or _find_threshold(arguments.model, model_sha256),
+    )
     serve(
         make_app(Service(predictor, served, limits), limits),
         host=arguments.host,
@@ -638,41 +605,26 @@ def _say(line: str) -> None:
 
 
 def _port(text: str) -> int:
-    value = _number(int, text)
+    value = number(int, text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be a whole number in [0, 65535], got '{text}'")
     return int(value)
 
 
 def _at_least_1(text: str) -> int:
-    value = _number(int, text)
+    value = number(int, text)
     if not 1 <= value <= 10_000:
         raise argparse.ArgumentTypeError(f"must be a whole number in [1, 10000], got '{text}'")
     return int(value)
 
 
-def _threshold(text: str) -> float:
-    value = _number(float, text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got '{text}'")
-    return value
-
-
 def _batch_size(text: str) -> int:
-    value = _number(int, text)
+    value = number(int, text)
     if not 1 <= value <= MOST_IN_BATCH:
         raise argparse.ArgumentTypeError(
             f"must be a whole number in [1, {MOST_IN_BATCH}], got '{text}'"
         )
     return int(value)
-
-
-def _number(kind: Callable[[str], float], text: str) -> float:
-    """The number a text says, NaN if none."""
-    try:
-        return kind(text)
-    except ValueError:
-        return math.nan
 
 
 def _device(text: str) -> str:

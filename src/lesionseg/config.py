@@ -96,6 +96,26 @@ class DownloadConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExternalConfig:
+    """A test set from elsewhere: never trained on, never chosen by."""
+
+    name: str = _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}", "up to 41 letters, digits, - and _")
+    source: str = _choice("isic2017", "isic2018", "ph2", "ham10000", "folder", "phantom")
+    folder: str
+
+    def __post_init__(self) -> None:
+        if self.name.casefold() in ("train", "val", "test"):
+            raise ConfigError(
+                f"params.yaml: external: {self.name} is the name of a split. Write another name"
+            )
+        if self.source == "folder" and not self.folder:
+            raise ConfigError(
+                f"params.yaml: external: folder of {self.name} is empty, and its source is folder. "
+                "Write the folder that holds its images and masks; docs/data.md shows how"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """The size the network sees, the validation split, the leak check."""
 
@@ -110,6 +130,7 @@ class TrainConfig:
     """What both trainings share."""
 
     epochs: int = _number(at_least=1, at_most=MOST_EPOCHS)
+    num_images: int = _number(at_least=0, at_most=MOST_IMAGES)
     batch_size: int = _number(at_least=1, at_most=MOST_IN_BATCH)
     lr: float = _number(above=0)
     weight_decay: float = _number(at_least=0)
@@ -126,6 +147,11 @@ class TrainConfig:
             raise ConfigError(
                 "params.yaml: train: cross_validate is true, and num_seeds is 1. "
                 "Write num_seeds above 1: each further seed validates on other images"
+            )
+        if self.cross_validate and self.num_images:
+            raise ConfigError(
+                f"params.yaml: train: num_images is {self.num_images}, and cross_validate is true. "
+                "Write num_images 0, or cross_validate false: folds are of all images"
             )
 
 
@@ -210,6 +236,7 @@ class Config:
     """All of params.yaml."""
 
     download: DownloadConfig
+    external: tuple[ExternalConfig, ...]
     preprocess: PreprocessConfig
     train: TrainConfig
     model: ModelConfig
@@ -267,15 +294,36 @@ def load_config(path: Path) -> Config:
     content = read_yaml(path)
     names = [section.name for section in fields(Config)]
     _check_keys(path.name, content, names, what="section")
-    sections = {}
+    sections: dict[str, Any] = {}
     for section in fields(Config):
         values = content[section.name]
         where = f"{path.name}: {section.name}"
+        if section.name == "external":
+            sections[section.name] = _read_external(where, values)
+            continue
         if not isinstance(values, dict):
             raise ConfigError(f"{where} must be a section of keys and values, got {_shown(values)}")
         assert isinstance(section.type, type)
         sections[section.name] = _read_section(where, section.type, values)
     return Config(**sections)
+
+
+def _read_external(where: str, values: Any) -> tuple[ExternalConfig, ...]:
+    """The external test sets, none of which has another's name."""
+    if not isinstance(values, list) or not all(isinstance(one, dict) for one in values):
+        raise ConfigError(
+            f"{where} must be a list of test sets, each with name, source and folder, or [] for "
+            f"none, got {_shown(values)}"
+        )
+    sets = tuple(
+        _read_section(f"{where}: number {number}", ExternalConfig, one)
+        for number, one in enumerate(values, start=1)
+    )
+    names = [one.name.casefold() for one in sets]  # they become folders, also where A is a
+    for one in sets:
+        if names.count(one.name.casefold()) > 1:
+            raise ConfigError(f"{where}: {one.name} is there twice. Write another name")
+    return sets
 
 
 def _read_section(where: str, record: type, values: Mapping[str, Any]) -> Any:
@@ -528,8 +576,14 @@ def _problem(error: Exception) -> str:
 
 
 def override(content: dict[str, Any], values: Mapping[str, Any]) -> str:
-    """YAML text of sections with some values replaced, given as `{"train.lr": 0.001}`."""
+    """YAML text of sections with some values replaced, given as `{"train.lr": 0.001}`.
+
+    A name without a dot is a whole section.
+    """
     for name, value in values.items():
-        section, key = name.split(".")
-        content[section][key] = value
+        section, _, key = name.partition(".")
+        if key:
+            content[section][key] = value
+        else:
+            content[section] = value
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False)

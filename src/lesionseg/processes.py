@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -75,7 +75,7 @@ def start(
     *,
     cwd: Path,
     environment: Mapping[str, str],
-    log: IO[bytes] | None = None,
+    log: IO[bytes] | int | None = None,
     keep_open: Sequence[int] = (),
 ) -> Process:
     """A process in a group of its own, which `stop` ends with all that it has started.
@@ -86,7 +86,7 @@ def start(
         command: The program and its arguments.
         cwd: Where it runs.
         environment: All of its variables.
-        log: Where its output goes; None for ours.
+        log: Where its output goes; None for ours. `subprocess.PIPE` takes standard output alone.
         keep_open: Descriptors that it inherits.
     """
     return subprocess.Popen(
@@ -95,7 +95,7 @@ def start(
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=log,
-        stderr=subprocess.STDOUT if log else None,
+        stderr=subprocess.STDOUT if log and log != subprocess.PIPE else None,
         start_new_session=True,  # Ctrl-C is passed on by `stop`, once
         pass_fds=keep_open,
     )
@@ -107,6 +107,7 @@ def run_to_end(
     cwd: Path,
     environment: Mapping[str, str],
     log: IO[bytes] | None = None,
+    on_line: Callable[[str], object] | None = None,
     patience: float = 15,
 ) -> int:
     """The exit status of a process; whatever interrupts us ends it too.
@@ -116,16 +117,23 @@ def run_to_end(
         cwd: Where it runs.
         environment: All of its variables.
         log: Where its output goes; None for ours.
+        on_line: Called with each line of its standard output, which then goes nowhere else.
         patience: Seconds in which it may end by itself.
     """
     process = None
     try:
         with deferred():
-            process = start(command, cwd=cwd, environment=environment, log=log)
+            target = subprocess.PIPE if on_line else log
+            process = start(command, cwd=cwd, environment=environment, log=target)
+        if on_line and process.stdout:
+            for line in process.stdout:
+                on_line(line.decode(errors="replace"))
         return process.wait()
     finally:
         if process:
             stop([process], patience=patience)
+            if process.stdout:
+                process.stdout.close()
 
 
 def stop(processes: Sequence[Process], *, patience: float = 15) -> None:

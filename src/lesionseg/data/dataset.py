@@ -1,4 +1,4 @@
-"""The processed splits as memory-mapped arrays, and folds of a cross-validation made of them."""
+"""The processed splits as memory-mapped arrays, and the parts of them that trainings use."""
 
 import csv
 from collections.abc import Iterable
@@ -36,6 +36,11 @@ class Split:
         """Height and width of each image in pixels."""
         return int(self.masks.shape[1])
 
+    @property
+    def images_per_epoch(self) -> int:
+        """How many an epoch shows: each once."""
+        return len(self.ids)
+
     def load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Images and masks at some rows, in that order, in memory."""
         return self.images[rows], self.masks[rows]
@@ -51,11 +56,13 @@ class Fold:
     """Images of one or more splits, sorted by id; read from these splits when they are loaded.
 
     `members` has the split and the row in it of each image. Nothing is copied, so folds take no
-    memory or disk of their own.
+    memory or disk of their own. An epoch shows `images_per_epoch`: where that is more than there
+    are, some or all of them several times.
     """
 
     name: str
     members: tuple[tuple[Split, int], ...]
+    images_per_epoch: int
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -149,6 +156,31 @@ def split_fold(
     )
 
 
+def draw_subset(train: Split, *, num_images: int, seed: int) -> Fold:
+    """Some images of a split: the first ones of all in a random order, then sorted by id.
+
+    So with one seed fewer images are among more. Single images are drawn: of a group, some may be.
+    An epoch shows as many images as that of the whole split, so that it has the same steps.
+
+    Args:
+        train: The split to draw from.
+        num_images: How many, at least 1.
+        seed: Of the order.
+
+    Raises:
+        ConfigError: The split has fewer.
+    """
+    num_train = len(train.ids)
+    if num_images > num_train:
+        raise ConfigError(
+            f"params.yaml: train: num_images is {num_images}, and the training split has "
+            f"{num_train} images. Write at most {num_train}, or 0 for all"
+        )
+    order = np.random.default_rng(seed).permutation(num_train)
+    subset = _gather("train", ((train, row) for row in order[:num_images].tolist()))
+    return replace(subset, images_per_epoch=num_train)
+
+
 def _cut_chunks(train: Split, *, num_images: int, seed: int) -> list[list[int]]:
     """The rows of `train` that further folds validate on."""
     if any(train.folds):
@@ -168,7 +200,7 @@ def _cut_chunks(train: Split, *, num_images: int, seed: int) -> list[list[int]]:
 def _gather(name: str, members: Iterable[tuple[Split, int]]) -> Fold:
     """A fold of these images, sorted by id."""
     ordered = sorted(members, key=lambda member: member[0].ids[member[1]])
-    return Fold(name=name, members=tuple(ordered))
+    return Fold(name=name, members=tuple(ordered), images_per_epoch=len(ordered))
 
 
 def _load(path: Path, *, num_axes: int) -> NDArray[np.uint8]:

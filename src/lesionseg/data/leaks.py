@@ -9,6 +9,8 @@ from scipy.spatial.distance import cdist
 
 THUMBNAIL_SIZE = 16
 THUMBNAIL_VALUES = 3 * THUMBNAIL_SIZE**2
+# ISIC's archive gave each image its id.
+SOURCES_WITH_UNIQUE_IDS = ("isic2016", "isic2017", "isic2018", "ham10000")
 CHUNK = 256  # images of one split that are compared at once with as many of another
 
 

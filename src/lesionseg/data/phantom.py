@@ -11,6 +11,7 @@ Inside a function, `field` and `density` are float32 of axes (H, W) and (H, W, 3
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -50,12 +51,33 @@ RED = np.array((0.12, 0.48, 0.44), np.float32)
 VEIL = np.array((0.50, 0.55, 0.66), np.float32)  # the colour of a blue-white veil, RGB in [0, 1]
 
 
-def draw_phantom(*, size: int, seed: int) -> tuple[Bytes, Bytes]:
+@dataclass(frozen=True, kw_only=True)
+class Clinic:
+    """Whose skin there is to see.
+
+    Attributes:
+        tone: Both parameters of the beta distribution of skin tones, 0 the palest of `SKIN`.
+        hairy_fraction: Share of the images with hairs.
+        very_hairy_fraction: Share of those with many.
+    """
+
+    tone: tuple[float, float]
+    hairy_fraction: float
+    very_hairy_fraction: float
+
+
+HOME = Clinic(tone=(1.1, 1.5), hairy_fraction=0.5, very_hairy_fraction=0.25)
+# Another look, for an external test set.
+ELSEWHERE = Clinic(tone=(3.0, 1.2), hairy_fraction=0.9, very_hairy_fraction=0.6)
+
+
+def draw_phantom(*, size: int, seed: int, clinic: Clinic = HOME) -> tuple[Bytes, Bytes]:
     """A lesion on skin and its exact outline.
 
     Args:
         size: Height and width in pixels.
-        seed: Every seed is another scene; the same seed and size give the same bytes.
+        seed: Every seed is another scene; the same seed, size and clinic give the same bytes.
+        clinic: Whose skin.
 
     Returns:
         The image, (size, size, 3) uint8 RGB in [0, 255], and the mask, (size, size) uint8, 255 in
@@ -64,9 +86,9 @@ def draw_phantom(*, size: int, seed: int) -> tuple[Bytes, Bytes]:
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     view = _field_of_view(rng, size)
     mask = _lesion_mask(rng, size, view > 0.5)
-    colour = np.exp(-_skin_density(rng, size))
+    colour = np.exp(-_skin_density(rng, size, clinic))
     colour = _add_lesion(rng, colour, mask)
-    colour = _add_strokes(rng, colour)
+    colour = _add_strokes(rng, colour, clinic)
     colour = _add_bubbles(rng, colour)
     colour *= (_light(rng, size) * (0.03 + 0.97 * view))[..., None]
     colour += 0.012 * rng.standard_normal((size, size, 1), np.float32)
@@ -74,17 +96,19 @@ def draw_phantom(*, size: int, seed: int) -> tuple[Bytes, Bytes]:
     return image, mask.astype(np.uint8) * 255
 
 
-def write_phantoms(raw_dir: Path, *, num_train: int, num_test: int, size: int, seed: int) -> None:
+def write_phantoms(
+    raw_dir: Path, *, num_train: int, num_test: int, size: int, seed: int, clinic: Clinic = HOME
+) -> None:
     """Write images and masks as `raw_dir/{train,test}/{images,masks}/PHANTOM_0000000.*`.
 
     Images are JPEG of quality 95, masks PNG of one 8-bit channel with 0 and 255. The numbers go on
-    from train to test, and an image depends on `seed` and its number alone.
+    from train to test, and an image depends on `seed`, its number and `clinic` alone.
     """
     logger.info("Drawing %d + %d phantoms of %d x %d pixels", num_train, num_test, size, size)
     for number in tqdm(range(num_train + num_test), "phantoms", unit="image", disable=None):
         split_dir = raw_dir / ("train" if number < num_train else "test")
         entropy = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-        image, mask = draw_phantom(size=size, seed=int(entropy[0]))
+        image, mask = draw_phantom(size=size, seed=int(entropy[0]), clinic=clinic)
         name = f"PHANTOM_{number:07d}"
         write_bytes(split_dir / "images" / f"{name}.jpg", _encode(image, "JPEG"))
         write_bytes(split_dir / "masks" / f"{name}.png", _encode(mask, "PNG"))
@@ -150,9 +174,9 @@ def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return filled
 
 
-def _skin_density(rng: np.random.Generator, size: int) -> Floats:
+def _skin_density(rng: np.random.Generator, size: int, clinic: Clinic) -> Floats:
     """Skin with red patches, pores and freckles; (H, W, 3), 0 is white."""
-    tone = rng.beta(1.1, 1.5) * (len(SKIN) - 1)
+    tone = rng.beta(*clinic.tone) * (len(SKIN) - 1)
     low, weight = int(tone), np.float32(tone % 1)
     base = SKIN[low] * (1 - weight) + SKIN[min(low + 1, len(SKIN) - 1)] * weight
     base = base * rng.uniform(0.95, 1.05, 3).astype(np.float32)
@@ -215,13 +239,14 @@ def _mottle(rng: np.random.Generator, size: int, absorption: Floats) -> Floats:
     return mixed + red * (0.8 * RED - mixed)
 
 
-def _add_strokes(rng: np.random.Generator, colour: Floats) -> Floats:
+def _add_strokes(rng: np.random.Generator, colour: Floats, clinic: Clinic) -> Floats:
     """Hairs and, now and then, the ticks of a ruler over everything else."""
     size = len(colour)
     canvas = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(canvas)
-    if rng.random() < 0.5:
-        num_hairs = int(rng.integers(1, 8) if rng.random() < 0.75 else rng.integers(8, 35))
+    if rng.random() < clinic.hairy_fraction:
+        is_very_hairy = rng.random() >= 1 - clinic.very_hairy_fraction
+        num_hairs = int(rng.integers(8, 35) if is_very_hairy else rng.integers(1, 8))
         width = rng.uniform(0.004, 0.010)
         for points in _hairs(rng, num_hairs):
             pixels = max(1, round(width * rng.uniform(0.6, 1.2) * 2 * size))

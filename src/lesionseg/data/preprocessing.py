@@ -16,10 +16,11 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lesionseg.data.dataset import SPLITS
+from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.data.groups import draw, gather, in_order
 from lesionseg.data.images import read_image, resize_image, resize_mask
 from lesionseg.data.leaks import (
+    SOURCES_WITH_UNIQUE_IDS,
     THUMBNAIL_VALUES,
     Fingerprints,
     Leak,
@@ -39,8 +40,6 @@ LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
 # Of the copies between two splits, the one in the first is dropped: test stays whole.
 PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
 CHUNK = 64  # images copied at once
-# ISIC's archive gave each image its id.
-SOURCES_WITH_UNIQUE_IDS = ("isic2016", "isic2017", "isic2018", "ham10000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +123,86 @@ def preprocess(
     _report(leaks, out_dir)
     _report_same_names(rows, members)
     return Summary(splits=summaries, leaks=tuple(leaks))
+
+
+def preprocess_external(
+    raw_dir: Path,
+    out_dir: Path,
+    *,
+    name: str,
+    source: str,
+    split_dir: Path,
+    split_source: str | Sequence[str],
+    image_size: int,
+    near_duplicate_distance: float,
+) -> tuple[SplitSummary, tuple[Leak, ...]]:
+    """What was written to `out_dir`: `test/` and `leaks.csv`, as `preprocess` writes them.
+
+    Images that are in any split, by id, file or looks, are dropped: what was trained on or chosen
+    by is not external, and what is in test is scored there.
+
+    Args:
+        raw_dir: Images and masks of `test`, and their manifest.
+        out_dir: The folder to write; it is replaced as a whole.
+        name: Of the external test set.
+        source: Where it comes from.
+        split_dir: What `preprocess` wrote.
+        split_source: Its download.source.
+        image_size: Height and width in pixels, that of the splits.
+        near_duplicate_distance: See `find_duplicates`.
+
+    Raises:
+        DataError: A file is damaged, or every image is in a split.
+    """
+    rows = sorted(read_manifest(raw_dir), key=lambda row: row.id)
+    with replacing(out_dir) as part_dir:
+        decoded = _decode(raw_dir, part_dir / "all", rows, image_size=image_size, num_threads=None)
+        own = _LeakCheck(decoded, sources=(source,), distance=near_duplicate_distance)
+        members = list(range(len(rows)))
+        leaks: list[Leak] = []
+        for split in reversed(SPLITS):
+            known = _read_fingerprints(split_dir, split, source=split_source)
+            found = own.with_others(name, members, known)
+            copies = {leak.id for leak in found}
+            members = [i for i in members if rows[i].id not in copies]
+            leaks += found
+        if not members:
+            raise DataError(
+                f"no image of the external test set {name} is left: all are also in train, val or "
+                "test. Take it out of external in params.yaml, or lower "
+                f"preprocess.near_duplicate_distance ({near_duplicate_distance:g}) if they are none"
+            )
+        _write_split(part_dir / "test", decoded, members)
+        _write_table(part_dir / "leaks.csv", LEAK_COLUMNS, leaks)
+        summary = _summary(name, decoded, members)
+        shutil.rmtree(part_dir / "all")
+    _report(leaks, out_dir)
+    return summary, tuple(leaks)
+
+
+def _read_fingerprints(
+    processed_dir: Path, name: str, *, source: str | Sequence[str]
+) -> Fingerprints:
+    """Those of a split that `preprocess` has written."""
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    split = load_split(processed_dir, name)
+    with (processed_dir / name / "index.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return Fingerprints(
+        split=name,
+        ids=split.ids,
+        archive_ids=[archive_id(row["id"], row.get("source") or sources[0]) for row in rows],
+        sha256=[row["image_sha256"] for row in rows],
+        thumbnails=np.concatenate(
+            [thumbnails(split.images[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)]
+        ),
+        members=range(len(rows)),
+    )
+
+
+def archive_id(image_id: str, source: str) -> str:
+    """The id that ISIC's archive gave an image of a source, "" for other sources."""
+    return image_id.removeprefix(f"{source}_") if source in SOURCES_WITH_UNIQUE_IDS else ""
 
 
 def _assign(
@@ -245,28 +324,25 @@ class _LeakCheck:
                 )
         return leaks
 
-    def _find(self, name: str, own: list[int], other: str, others: list[int]) -> list[Leak]:
+    def with_others(self, name: str, own: list[int], others: Fingerprints) -> list[Leak]:
+        """What images of these share with a split of other data."""
         return find_duplicates(
-            self._fingerprints(name, own),
-            self._fingerprints(other, others),
-            near_duplicate_distance=self._distance,
+            self._fingerprints(name, own), others, near_duplicate_distance=self._distance
         )
+
+    def _find(self, name: str, own: list[int], other: str, others: list[int]) -> list[Leak]:
+        return self.with_others(name, own, self._fingerprints(other, others))
 
     def _fingerprints(self, name: str, members: list[int]) -> Fingerprints:
         rows = [self._decoded.rows[i] for i in members]
         return Fingerprints(
             split=name,
             ids=[row.id for row in rows],
-            archive_ids=[self._archive_id(row) for row in rows],
+            archive_ids=[archive_id(row.id, row.source or self._sources[0]) for row in rows],
             sha256=[row.image_sha256 for row in rows],
             thumbnails=self._decoded.thumbnails,
             members=members,
         )
-
-    def _archive_id(self, row: ManifestRow) -> str:
-        """The id that ISIC's archive gave an image, "" for other sources."""
-        source = row.source or self._sources[0]
-        return row.id.removeprefix(f"{source}_") if source in SOURCES_WITH_UNIQUE_IDS else ""
 
 
 def _write_split(split_dir: Path, decoded: _Decoded, members: list[int]) -> None:

@@ -1,7 +1,8 @@
 """Both models scored on the test split and compared: everything in `results/evaluate/`.
 
 At the network's size (`test`) and at each image's own size (`test_own_size`). Only the curve of
-thresholds is of the validation split: nothing is chosen on test.
+thresholds is of the validation split: nothing is chosen on test. External test sets are scored in
+the same way, each into a folder of its own.
 """
 
 import functools
@@ -15,9 +16,11 @@ import pandas as pd
 from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.config import Config, EvaluateConfig
+from lesionseg.data import external_sets
 from lesionseg.data.dataset import Split, load_split
+from lesionseg.data.external_sets import read_sets
 from lesionseg.data.images import read_image, resize_image, resize_mask
-from lesionseg.data.manifest import ManifestRow, read_manifest
+from lesionseg.data.manifest import read_manifest
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import DataError, repro
 from lesionseg.evaluation.calibration import (
@@ -45,31 +48,51 @@ from lesionseg.evaluation.variants import (
     seed_rows,
     variant_rows,
 )
-from lesionseg.files import replacing, require, sha256
+from lesionseg.files import made_by, replacing, require, sha256
 from lesionseg.hardware import choose_device
 from lesionseg.inference.prediction import predict_split
 from lesionseg.models.segmenter import load_model
-from lesionseg.results.evaluation import TABLES, Compared, Comparison, ModelScores
-from lesionseg.results.layout import RUNS, EvaluationFiles, Results
+from lesionseg.results.evaluation import (
+    EXTERNAL_TABLES,
+    TABLES,
+    Compared,
+    Comparison,
+    Headline,
+    ModelScores,
+)
+from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results
 from lesionseg.results.tables import Row
-from lesionseg.results.training import TrainingRecord
+from lesionseg.results.training import TrainingRecord, history_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Images that the models are scored on.
+
+    Attributes:
+        split: At the network's size.
+        image_paths: At own size, in the split's order.
+        mask_paths: Their masks.
+    """
+
+    split: Split
+    image_paths: list[Path]
+    mask_paths: list[Path]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """What the models are scored on.
+    """All that the models are scored on.
 
     Attributes:
-        test: The test split at the network's size.
+        test: The test split.
         val: The validation split.
-        image_paths: The test images at own size, in the split's order.
-        mask_paths: Their masks.
+        external: Test sets from elsewhere, by name.
     """
 
-    test: Split
+    test: EvaluationSet
     val: Split
-    image_paths: list[Path]
-    mask_paths: list[Path]
+    external: dict[str, EvaluationSet]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +103,12 @@ class _Model:
         table: A row for each test image and scope.
         scores: The means over images.
         bins: Test pixels by their probability.
-        thresholds: Scores on val at each threshold.
         variants: The model itself, those of further seeds, and other ways to predict.
     """
 
     table: pd.DataFrame
     scores: ModelScores
     bins: Sums
-    thresholds: Sequence[Row]
     variants: list[Scored]
 
 
@@ -107,44 +128,82 @@ def check_trainings(config: Config, *, results: Results) -> None:
             TrainingRecord.read(files, run=run).check_params(files, own)
 
 
-def load_data(processed_dir: Path, raw_dir: Path) -> EvaluationData:
-    """The splits as `preprocess` has left them, and the test split's own files.
+def load_data(processed_dir: Path, raw_dir: Path, external_dir: Path) -> EvaluationData:
+    """The splits as `preprocess` has left them, and the external test sets, with their own files.
 
     Raises:
         MissingFileError: A file is not there.
-        DataError: One is damaged, or the manifest does not have all test images.
+        DataError: One is damaged, or a manifest does not have all images.
     """
-    test = load_split(processed_dir, "test")
-    rows = _test_files(test, raw_dir)
+    external = {}
+    for one in read_sets(external_dir):
+        with made_by("external"):
+            external[one.name] = _load_test_set(
+                external_sets.processed_dir(external_dir, one.name),
+                external_sets.raw_dir(external_dir, one.name),
+            )
     return EvaluationData(
-        test=test,
+        test=_load_test_set(processed_dir, raw_dir),
         val=load_split(processed_dir, "val"),
-        image_paths=[raw_dir / row.image_path for row in rows],
-        mask_paths=[raw_dir / row.mask_path for row in rows],
+        external=external,
     )
 
 
-def _test_files(test: Split, raw_dir: Path) -> list[ManifestRow]:
-    """The files of the test images, in the split's order."""
+def _load_test_set(processed_dir: Path, raw_dir: Path) -> EvaluationSet:
+    """The images of the split `test`, and their own files in the split's order."""
+    split = load_split(processed_dir, "test")
     rows = {row.id: row for row in read_manifest(raw_dir) if row.split == "test"}
-    if lost := sorted(set(test.ids) - rows.keys()):
+    if lost := sorted(set(split.ids) - rows.keys()):
         raise DataError(
-            f"{raw_dir / 'manifest.csv'} has no test image {lost[0]}, which the test split has. "
-            f"Run: {repro('preprocess')}"
+            f"{raw_dir / 'manifest.csv'} has no test image {lost[0]}, which the test split has",
+            remedy=f"Run: {repro('preprocess')}",
         )
-    return [rows[image_id] for image_id in test.ids]
+    return EvaluationSet(
+        split=split,
+        image_paths=[raw_dir / rows[image_id].image_path for image_id in split.ids],
+        mask_paths=[raw_dir / rows[image_id].mask_path for image_id in split.ids],
+    )
 
 
 def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[str, ModelScores]:
-    """Score and compare both models, and write all files of `EvaluationFiles`; the scores by run.
+    """Score and compare both models; the scores by run.
+
+    Writes all files of `EvaluationFiles`, and metrics.json.
+
+    The scores that are returned are those of the test split.
 
     Raises:
         MissingFileError: A model is not there.
         DataError: It is damaged, or of another size than the data.
     """
-    with replacing(results.evaluation.masks) as masks_dir:
+    files = results.evaluation
+    thresholds = {
+        run: score_thresholds(
+            _predict(results.training(run).model, data.val, config, label=f"{run} on val"),
+            data.val.masks > 0,
+        )
+        for run in RUNS
+    }
+    TABLES["thresholds"].write(
+        files.table("thresholds"), side_by_side(thresholds, on=["threshold"])
+    )
+    scores = _evaluate_set(config, "test", data.test, files, results=results)
+    epochs = history_table(FINETUNED).read(results.training(FINETUNED).history)
+    Headline.of(scores, val=float(epochs["val_jaccard"].max())).write(results)
+    with replacing(files.external) as folder:
+        folder.mkdir()
+        for name, test_set in data.external.items():
+            _evaluate_set(config, name, test_set, EvaluationFiles(folder / name), results=results)
+    return scores
+
+
+def _evaluate_set(
+    config: Config, name: str, data: EvaluationSet, files: EvaluationFiles, *, results: Results
+) -> dict[str, ModelScores]:
+    """Everything about one test set, written to `files`."""
+    with replacing(files.masks) as masks_dir:
         models = {
-            run: _score_model(run, config, data, results=results, out_dir=masks_dir / run)
+            run: _score_model(run, config, data, results=results, out_dir=masks_dir / run, on=name)
             for run in RUNS
         }
     options = config.evaluate
@@ -154,8 +213,7 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
         num_resamples=options.num_resamples,
         seed=options.seed,
     )
-    files = results.evaluation
-    for run, model in models.items():  # a file each, the same keys: side by side in `dvc metrics`
+    for run, model in models.items():
         model.scores.write(files, run)
     _write_tables(models, data, files, interval=interval)
     hashes = {run: sha256(results.training(run).model) for run in RUNS}
@@ -164,36 +222,34 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
 
 
 def _score_model(
-    run: str, config: Config, data: EvaluationData, *, results: Results, out_dir: Path
+    run: str, config: Config, data: EvaluationSet, *, results: Results, out_dir: Path, on: str
 ) -> _Model:
     """Everything about one model; its masks at own size go to `out_dir`."""
     trainings = results.trainings(run, config.seeds())
 
-    def predict(seed: int, num_views: int, split: Split = data.test) -> Probabilities:
-        path = trainings[seed].model
-        return _predict(path, split, config, label=run, num_views=num_views)
+    def predict(seed: int, num_views: int) -> Probabilities:
+        path, label = trainings[seed].model, f"{run} on {on}"
+        return _predict(path, data.split, config, label=label, num_views=num_views)
 
     def score(probabilities: Probabilities, masks_dir: Path | None = None) -> pd.DataFrame:
         return score_split(
             probabilities,
-            data.test,
+            data.split,
             mask_paths=data.mask_paths,
             threshold=config.evaluate.threshold,
             surface_tolerance=config.evaluate.surface_tolerance,
             out_dir=masks_dir,
         )
 
-    first = config.train.seed
-    probabilities = predict(first, 1)
+    probabilities = predict(config.train.seed, 1)
     table = score(probabilities, out_dir)
     scores = summarise_scopes(table)
-    bins = np.sum(list(map(sum_bins, probabilities, data.test.masks > 0)), axis=0)
+    bins = np.sum(list(map(sum_bins, probabilities, data.split.masks > 0)), axis=0)
     scores.test["ece"] = expected_calibration_error(bins)
     return _Model(
         table=table,
         scores=scores,
         bins=bins,
-        thresholds=score_thresholds(predict(first, 1, data.val), data.val.masks > 0),
         variants=score_variants(
             probabilities,
             scores,
@@ -206,14 +262,15 @@ def _score_model(
 
 
 def _predict(
-    path: Path, split: Split, config: Config, *, label: str, num_views: int
+    path: Path, split: Split, config: Config, *, label: str, num_views: int = 1
 ) -> Probabilities:
     """The lesion's probability in each image of a split, by the model in a file."""
-    model, image_size = load_model(path, stage=label)
+    stage = label.partition(" ")[0]
+    model, image_size = load_model(path, stage=stage)
     if split.image_size != image_size:
         raise DataError(
             f"{path} was trained at {image_size} px, and data/processed is at "
-            f"{split.image_size} px. Run: {repro(label)}"
+            f"{split.image_size} px. Run: {repro(stage)}"
         )
     return list(
         predict_split(
@@ -221,7 +278,7 @@ def _predict(
             split,
             batch_size=config.evaluate.batch_size,
             device=choose_device(config.train.device),
-            label=f"{label} on {split.name}",
+            label=label,
             num_views=num_views,
         )
     )
@@ -229,21 +286,19 @@ def _predict(
 
 def _write_tables(
     models: Mapping[str, _Model],
-    data: EvaluationData,
+    data: EvaluationSet,
     files: EvaluationFiles,
     *,
     interval: Interval,
 ) -> None:
-    """Write all of `TABLES`."""
+    """Write all of `EXTERNAL_TABLES`."""
     bins = {run: reliability(model.bins) for run, model in models.items()}
-    thresholds = {run: model.thresholds for run, model in models.items()}
     variants = {run: model.variants for run, model in models.items()}
     jaccards = {run: at(model.table, "test")["jaccard"].to_numpy() for run, model in models.items()}
     attributes = _measure(data)
     rows: dict[str, Sequence[Row]] = {
         "per_image": per_image_rows({run: model.table for run, model in models.items()}),
         "calibration": side_by_side(bins, on=["probability_low", "probability_high"]),
-        "thresholds": side_by_side(thresholds, on=["threshold"]),
         "seeds": seed_rows(variants),
         "variants": variant_rows(variants),
         "attributes": [
@@ -255,11 +310,11 @@ def _write_tables(
         ],
         "strata": summarise_strata(pd.DataFrame(attributes), jaccards, interval=interval),
     }
-    for name, table in TABLES.items():
+    for name, table in EXTERNAL_TABLES.items():
         table.write(files.table(name), rows[name])
 
 
-def _measure(data: EvaluationData) -> list[Row]:
+def _measure(data: EvaluationSet) -> list[Row]:
     """What each test image is like, and the groups it falls into."""
 
     def measure(image_id: str, image_path: Path, mask_path: Path) -> Row:
@@ -273,7 +328,7 @@ def _measure(data: EvaluationData) -> list[Row]:
 
     rows: list[Row] = thread_map(
         measure,
-        data.test.ids,
+        data.split.ids,
         data.image_paths,
         data.mask_paths,
         desc="attributes",
@@ -286,7 +341,7 @@ def _measure(data: EvaluationData) -> list[Row]:
 
 def _compare(
     models: Mapping[str, _Model],
-    data: EvaluationData,
+    data: EvaluationSet,
     options: EvaluateConfig,
     *,
     hashes: dict[str, str],
@@ -300,12 +355,12 @@ def _compare(
 
     seeds = seed_rows({run: model.variants for run, model in models.items()})
     return Comparison(
-        num_images=len(data.test.ids),
+        num_images=len(data.split.ids),
         confidence=options.confidence,
         num_resamples=options.num_resamples,
         threshold=options.threshold,
         surface_tolerance=options.surface_tolerance,
-        limits=score_limits(data.test, mask_paths=data.mask_paths),
+        limits=score_limits(data.split, mask_paths=data.mask_paths),
         models=hashes,
         test=compare_at("test"),
         test_own_size=compare_at("test_own_size"),

@@ -24,7 +24,7 @@ from skimage.filters import apply_hysteresis_threshold
 from lesionseg.metrics import Scores, failure_rate
 from lesionseg.results.layout import RUNS
 from lesionseg.results.tables import Row
-from lesionseg.results.vocabulary import STRATA, UNKNOWN, Stratum
+from lesionseg.results.vocabulary import FEW_IMAGES, STRATA, UNKNOWN, Stratum
 
 MEASURED_SIZE = 256  # height and width that the lengths below are meant for
 BORDER = 3  # pixels; masks drawn up to the border often end one or two before it
@@ -201,7 +201,7 @@ def _summarise(
 ) -> dict[str, int | float | None]:
     frozen, finetuned = (jaccards[run] for run in RUNS)
     difference = finetuned - frozen
-    low, high = interval(difference) if len(difference) > 1 else (None, None)
+    low, high = interval(difference) if len(difference) >= FEW_IMAGES else (None, None)
     row: dict[str, int | float | None] = {"num_images": len(difference)}
     for run in RUNS:
         row[f"{run}_jaccard"] = float(jaccards[run].mean())

@@ -1,5 +1,6 @@
 """`lesionseg export`: a model as a file for others, kept only if it gives the model's masks."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +12,22 @@ from numpy.typing import NDArray
 from lesionseg.data.dataset import load_split
 from lesionseg.errors import DataError, MissingFileError
 from lesionseg.export import gate, graph, latency, precision
-from lesionseg.export.origin import Origin, model_metadata
+from lesionseg.export.origin import Origin, find_threshold, model_metadata
+from lesionseg.export.page import render_page
+from lesionseg.export.runtime import load_runtime
 from lesionseg.files import write_bytes
+from lesionseg.hardware import choose_device
 from lesionseg.inference.decoding import decode
 from lesionseg.inference.predictor import BATCH_SIZE, Predictor
 from lesionseg.inference.sources import find_images
-from lesionseg.models.segmenter import load_model
+from lesionseg.models.segmenter import Segmenter
+from lesionseg.results.layout import Results
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Pixels = NDArray[np.uint8]
+PROCESSED_DIR = Path("data/processed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +38,13 @@ class Settings:
         precision: In `PRECISIONS`.
         threshold: A pixel is lesion above this probability, in (0, 1).
         input_kind: A key of `INPUTS`.
+        is_timed: Whether to measure latencies.
     """
 
     precision: str
     threshold: float
     input_kind: str = "uint8"
+    is_timed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +72,7 @@ class Exported:
         onnx: The file's content.
         metadata: What it says about itself.
         agreement: Of its masks with torch's.
-        latencies: Of both.
+        latencies: Of both; none where nobody asked for them.
     """
 
     onnx: bytes
@@ -73,13 +81,42 @@ class Exported:
     latencies: Sequence[latency.Latency]
 
 
-def read_material(paths: Sequence[Path], *, image_size: int, processed_dir: Path) -> Material:
-    """The images that are given, or else the test split.
+def run(arguments: argparse.Namespace, network: tuple[Segmenter, int], origin: Origin) -> str:
+    """What was written and how it compares, for the terminal.
+
+    Args:
+        arguments: As `add_export` reads them.
+        network: As from `load_model`, and never moved to another memory layout.
+        origin: Where it comes from.
+
+    Raises:
+        ExportError: The masks differ by more than the precision's bound, or what runs the model in
+            a page cannot be fetched.
+        MissingFileError: There are no images to compare the masks on.
+        DataError: One cannot be read, or they have another size.
+    """
+    is_page = arguments.kind == "html"
+    engine = load_runtime() if is_page else None
+    settings = Settings(
+        precision=arguments.precision,
+        threshold=arguments.threshold
+        or find_threshold(Results(), model_sha256=origin.model_sha256),
+        input_kind=arguments.input,
+        is_timed=not is_page,
+    )
+    material = read_material(arguments.images, image_size=network[1])
+    exported = export_model(network, origin, settings, material)
+    content = render_page(exported.onnx, exported.metadata, engine) if engine else exported.onnx
+    write_bytes(arguments.out, content)
+    return show(exported, material, arguments.out, is_page=is_page)
+
+
+def read_material(paths: Sequence[Path], *, image_size: int) -> Material:
+    """The images that are given, or else the test split in `PROCESSED_DIR`.
 
     Args:
         paths: Files and folders; none for the test split.
         image_size: Height and width in pixels of what the network sees.
-        processed_dir: Where `preprocess` has put the splits.
 
     Raises:
         MissingFileError: There are none.
@@ -97,17 +134,17 @@ def read_material(paths: Sequence[Path], *, image_size: int, processed_dir: Path
             calibration=_spread(pixels),
             place=", ".join(map(str, paths)),
         )
-    test_dir = processed_dir / "test"
+    test_dir = PROCESSED_DIR / "test"
     if not test_dir.exists():
         raise MissingFileError(
-            f"{test_dir} is missing, and the exported masks are compared on images. Give some "
-            "with --images, or run: dvc repro preprocess"
+            f"{test_dir} is missing, and the exported masks are compared on images",
+            remedy="Give some with --images, or run: dvc repro preprocess",
         )
-    test, val = (load_split(processed_dir, name) for name in ("test", "val"))
+    test, val = (load_split(PROCESSED_DIR, name) for name in ("test", "val"))
     if test.image_size != image_size:
         raise DataError(
-            f"{test_dir} has images of {test.image_size} pixels, and the model sees {image_size}. "
-            "Give others with --images"
+            f"{test_dir} has images of {test.image_size} pixels, and the model sees {image_size}",
+            remedy="Give others with --images",
         )
     return Material(
         images=np.array(test.images),
@@ -124,32 +161,32 @@ def _spread(images: Pixels) -> Pixels:
 
 
 def export_model(
-    model_path: Path, origin: Origin, settings: Settings, material: Material, *, seconds: float
+    network: tuple[Segmenter, int], origin: Origin, settings: Settings, material: Material
 ) -> Exported:
     """The model as an ONNX file's content, checked by ONNX's checker and by its masks.
 
     Args:
-        model_path: The model.pt, which can be read.
+        network: As `run` takes it; afterwards it has the memory layout of a `Predictor`.
         origin: Where it comes from.
         settings: What to export.
         material: What to compare the masks on.
-        seconds: How long to measure each latency.
 
     Raises:
         ExportError: The masks differ by more than the precision's bound.
     """
-    predictor = Predictor.load(model_path, device="cpu")
+    model, image_size = network
     facts = model_metadata(
         origin,
         threshold=settings.threshold,
-        image_size=predictor.image_size,
+        image_size=image_size,
         precision=settings.precision,
         input_kind=settings.input_kind,
     )
-    made = _make_graph(model_path, settings, material)
+    made = _make_graph(model, image_size, settings, material)
     graph.describe(made, facts)
     graph.check(made)
     content = made.SerializeToString()
+    predictor = Predictor([model], image_size=image_size, device=choose_device("cpu"))
     ours, theirs = material.images, _as_input(material.images, settings.input_kind)
     agreement = gate.compare(
         _in_batches(predictor.forward, ours),
@@ -157,18 +194,21 @@ def export_model(
         threshold=settings.threshold,
     )
     gate.require_agreement(agreement, precision=settings.precision, names=material.names)
-    latencies = latency.measure(
-        by_torch=predictor.forward,
-        make_session=lambda num_threads: _runner(content, num_threads=num_threads),
-        images=(ours[: max(latency.BATCH_SIZES)], theirs[: max(latency.BATCH_SIZES)]),
-        seconds=seconds,
-    )
+    latencies: Sequence[latency.Latency] = ()
+    if settings.is_timed:
+        latencies = latency.measure(
+            by_torch=predictor.forward,
+            make_session=lambda num_threads: _runner(content, num_threads=num_threads),
+            images=(ours[: max(latency.BATCH_SIZES)], theirs[: max(latency.BATCH_SIZES)]),
+            seconds=latency.SECONDS,
+        )
     return Exported(onnx=content, metadata=facts, agreement=agreement, latencies=latencies)
 
 
-def _make_graph(model_path: Path, settings: Settings, material: Material) -> "ModelProto":
+def _make_graph(
+    model: Segmenter, image_size: int, settings: Settings, material: Material
+) -> "ModelProto":
     """The network's graph in its precision."""
-    model, image_size = load_model(model_path, stage="train_finetuned")
     made = graph.to_onnx(model, image_size=image_size, input_kind=settings.input_kind)
     if settings.precision == "float16":
         return precision.halve_weights(made)
@@ -202,20 +242,16 @@ def _in_batches(engine: latency.Engine, images: NDArray[Any]) -> NDArray[np.floa
     return np.concatenate([np.asarray(engine(images[i : i + BATCH_SIZE])) for i in starts])
 
 
-def write_onnx(exported: Exported, out: Path) -> None:
-    """Write the file whole or not at all."""
-    write_bytes(out, exported.onnx)
-
-
-def show(exported: Exported, material: Material, out: Path) -> str:
+def show(exported: Exported, material: Material, out: Path, *, is_page: bool) -> str:
     """What was made, and how it compares, for the terminal."""
     facts = exported.metadata
     size = out.stat().st_size / 1e6
-    return (
-        f"{out}: {size:.1f} MB, {facts['precision']}, threshold {facts['threshold']}, input "
-        f"{facts['input']}\n"
+    use = "open it in any browser" if is_page else f"input {facts['input']}"
+    lines = [
+        f"{out}: {size:.1f} MB, {facts['precision']}, threshold {facts['threshold']}; {use}",
         f"masks of {len(material.names)} images ({material.place}) beside torch's: "
-        f"{exported.agreement}\n"
-        f"(bound: {gate.state_bound(facts['precision'])})\n"
-        f"{latency.show(exported.latencies)}"
-    )
+        f"{exported.agreement}",
+        f"(bound: {gate.state_bound(facts['precision'])})",
+    ]
+    table = latency.show(exported.latencies) if exported.latencies else ""
+    return "\n".join(lines) + f"\n{table}"

@@ -16,6 +16,7 @@ def require_packages() -> None:
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(
-            f"lesionseg export needs {', '.join(missing)}. Run: pip install 'lesionseg[export]', "
-            "or in the repository: pip install -e '.[export]'"
+            f"lesionseg export needs {', '.join(missing)}",
+            remedy="Run: pip install 'lesionseg[export]', or in the repository: pip install -e "
+            "'.[export]'",
         )

@@ -27,6 +27,11 @@ BOUNDS: Mapping[str, Bound] = {
     "float16": Bound(mean=0.999, least=0.98),
     "int8": Bound(mean=0.98, least=0.8),
 }
+_REMEDIES = {
+    "float32": "Another version of onnxruntime or onnxscript may be at fault",
+    "float16": "Take --precision float32",
+    "int8": "Take --precision float16",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +113,8 @@ def require_agreement(agreement: Agreement, *, precision: str, names: Sequence[s
         fails = not (mean >= bound.mean and least >= bound.least)
         worst = int(agreement.jaccard.argmin())
     if fails:
-        remedy = (
-            "Another version of onnxruntime or onnxscript may be at fault"
-            if precision not in BOUNDS
-            else f"Take --precision {'float16' if precision == 'int8' else 'float32'}"
-        )
         raise ExportError(
             f"not written: in {precision} the exported model does not give the model's masks. "
-            f"Expected: {state_bound(precision)}. Got: {agreement}, worst in {names[worst]}. "
-            f"{remedy}"
+            f"Expected: {state_bound(precision)}. Got: {agreement}, worst in {names[worst]}",
+            remedy=_REMEDIES[precision],
         )

@@ -70,7 +70,7 @@ class Predictor:
             ConfigError: The device is not there.
         """
         chosen = choose_device(device)
-        loaded = [_load(path, stage=stage, remedy_of=remedy_of) for path in paths]
+        loaded = [load_network(path, stage=stage, remedy_of=remedy_of) for path in paths]
         models, sizes = zip(*loaded, strict=True)
         if len(set(sizes)) > 1:
             listed = ", ".join(f"{path}: {size}" for path, size in zip(paths, sizes, strict=True))
@@ -153,9 +153,20 @@ class Predictor:
         return probabilities
 
 
-def _load(
-    path: Path, *, stage: str, remedy_of: Callable[[Path], str] | None
+def load_network(
+    path: Path, *, stage: str, remedy_of: Callable[[Path], str] | None = None
 ) -> tuple[Segmenter, int]:
+    """The network in a `model.pt` and its image size in pixels, as `load_model` reads them.
+
+    Args:
+        path: The file.
+        stage: The stage that makes it, named in errors.
+        remedy_of: What to do about a file that is no model, if not to run the stage again.
+
+    Raises:
+        MissingFileError: The file is not there.
+        DataError: It is not a model of this program.
+    """
     try:
         return load_model(path, stage=stage)
     except DataError as error:

@@ -12,7 +12,7 @@ from lesionseg.files import write_bytes
 from lesionseg.new.archive import read_files
 from lesionseg.project import REQUIREMENTS, installed_version
 
-Values = Mapping[str, str | int | float]
+Values = Mapping[str, str | int | float | list[dict[str, str]]]
 # A small budget and an encoder from scratch: minutes, and no network.
 SYNTHETIC: Values = {
     "download.source": "phantom",
@@ -20,6 +20,7 @@ SYNTHETIC: Values = {
     "download.phantom_num_train": 240,
     "download.phantom_num_test": 60,
     "download.phantom_size": 192,
+    "external": [{"name": "another-clinic", "source": "phantom", "folder": ""}],
     "train.epochs": 8,
     "train.batch_size": 8,
     "train_finetuned.encoder_lr": 0.002,
@@ -93,12 +94,13 @@ def with_values(params: str, values: Values) -> str:
 
     Args:
         params: The text.
-        values: As `{"train.lr": 0.001}`.
+        values: As `{"train.lr": 0.001}`; a name without a dot is a whole section.
     """
     for name, value in values.items():
-        section, key = name.split(".")
+        section, _, key = name.partition(".")
         shown = str(value) if re.fullmatch(r"[\w.]+", str(value)) else json.dumps(value)
-        found = re.search(rf"(?m)^{section}:\n(?:(?: .*)?\n)*?  {key}: (.*)$", params)
+        place = rf"{section}:\n(?:(?: .*)?\n)*?  {key}" if key else section
+        found = re.search(rf"(?m)^{place}: (.*)$", params)
         assert found, name
         params = params[: found.start(1)] + shown + params[found.end(1) :]
     return params

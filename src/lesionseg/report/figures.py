@@ -23,8 +23,8 @@ from lesionseg.report.style import (
     RUN_STYLES,
     styled,
 )
-from lesionseg.results.evaluation import Compared
-from lesionseg.results.vocabulary import METRICS, RUN_LABELS, STRATA
+from lesionseg.results.evaluation import Compared, Comparison
+from lesionseg.results.vocabulary import METRICS, RUN_LABELS, SCOPES, STRATA
 
 
 @styled
@@ -98,6 +98,33 @@ def draw_differences(
         for label, marker in zip(labels.values(), "osD^", strict=False)
     ]
     figure.legend(handles=markers, loc="outside upper right", ncols=len(labels), fontsize=8.5)
+    return figure
+
+
+@styled
+def draw_sets(comparisons: Mapping[str, Comparison]) -> Figure:
+    """Jaccard, fine-tuned minus frozen, on each test set with its interval, at both sizes.
+
+    Args:
+        comparisons: By the test set's name, from top to bottom.
+    """
+    figure = Figure(figsize=(4.9, 1.3 + 0.55 * len(comparisons)), layout="constrained")
+    axes = figure.subplots()
+    for row, comparison in enumerate(comparisons.values()):
+        for scope, marker, shift in zip(SCOPES, "os", (-0.14, 0.14), strict=True):
+            result = comparison.at(scope)["jaccard"]
+            _draw_interval(axes, result, place=row + shift, marker=marker)
+    axes.axvline(0, color=INK, linewidth=1)
+    names = [f"{name}\n{one.num_images} images" for name, one in comparisons.items()]
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("jaccard, fine-tuned minus frozen")
+    markers = [
+        Line2D([], [], color=INK, linestyle="", marker=marker, markersize=5, label=label)
+        for label, marker in (("at the network's size", "o"), ("at own size", "s"))
+    ]
+    figure.legend(handles=markers, loc="outside upper right", ncols=2, fontsize=8.5)
     return figure
 
 

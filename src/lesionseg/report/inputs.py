@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.data.dataset import SPLITS, load_split
 from lesionseg.data.manifest import ManifestRow, read_manifest
 from lesionseg.errors import DataError, repro
+from lesionseg.report.external import ExternalScores, read_external
 from lesionseg.results.evaluation import TABLES, Comparison, ModelScores, rows_of
 from lesionseg.results.layout import RUNS, EvaluationFiles, Results
 from lesionseg.results.records import unreadable
@@ -66,6 +67,7 @@ class Inputs:
         evaluation: Where the predicted masks lie.
         splits: By name.
         leaks: Images in two splits.
+        external: Both models on test sets from elsewhere.
     """
 
     histories: dict[str, pd.DataFrame]
@@ -85,29 +87,40 @@ class Inputs:
     evaluation: EvaluationFiles
     splits: dict[str, IndexedSplit]
     leaks: pd.DataFrame
+    external: list[ExternalScores]
 
 
-def read_inputs(results: Results, *, processed_dir: Path, raw_dir: Path) -> Inputs:
+def read_inputs(results: Results, data_dir: Path) -> Inputs:
     """All inputs of the report, which agree with each other.
+
+    Args:
+        results: Holds both trainings and their evaluation.
+        data_dir: Holds `raw/`, `processed/` and `external/`.
 
     Raises:
         MissingFileError: An input is not there; the message names the stage to run.
         DataError: An input is broken, or was made from other files than the rest.
     """
-    evaluation = results.evaluation
+    evaluation, raw_dir, processed_dir = (
+        results.evaluation,
+        data_dir / "raw",
+        data_dir / "processed",
+    )
+    comparison = Comparison.read(evaluation)
     trainings = {run: results.training(run) for run in RUNS}
     inputs = Inputs(
         histories={run: history_table(run).read(trainings[run].history) for run in RUNS},
         best={run: BestEpoch.read(trainings[run], run=run) for run in RUNS},
         records={run: TrainingRecord.read(trainings[run], run=run) for run in RUNS},
         scores={run: ModelScores.read(evaluation, run) for run in RUNS},
-        comparison=Comparison.read(evaluation),
+        comparison=comparison,
         **{name: table.read(evaluation.table(name)) for name, table in TABLES.items()},
         test_rows={row.id: row for row in read_manifest(raw_dir) if row.split == "test"},
         raw_dir=raw_dir,
         evaluation=evaluation,
         splits={name: _read_split(processed_dir, name) for name in SPLITS},
         leaks=_LEAKS.read(processed_dir / "leaks.csv"),
+        external=read_external(evaluation, data_dir / "external", models=comparison.models),
     )
     _check_training(inputs, results)
     _check_models(inputs)

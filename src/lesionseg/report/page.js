@@ -138,6 +138,10 @@ function fillGallery() {
 
 function fillPage() {
   points.forEach((point) => point.classList.toggle("dim", !isInGroup(point)));
+  for (const number of images.querySelectorAll(".marks [data-winner]")) {
+    const { winner } = number.dataset;
+    number.textContent = points.filter((p) => isInGroup(p) && p.dataset.winner === winner).length;
+  }
   fillGallery();
   if (!isInGroup(current)) {
     show(points.find(isInGroup));

@@ -16,7 +16,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lesionseg import files
-from lesionseg.report import figures, style
+from lesionseg.report import facts, figures, style
+from lesionseg.report.external import answer_elsewhere, in_plain_words
 from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
 from lesionseg.report.inputs import IndexedSplit, Inputs, read_inputs
 from lesionseg.report.overlays import draw_overlay, draw_samples
@@ -24,7 +25,7 @@ from lesionseg.report.scatter import SIDE, place_points
 from lesionseg.results import vocabulary
 from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
-from lesionseg.results.training import VAL_SCORES, TrainingRecord
+from lesionseg.results.training import VAL_SCORES
 
 _LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
@@ -38,9 +39,8 @@ _PAGE_COLORS = {
 
 def write_report(
     results: Results,
+    data_dir: Path,
     *,
-    processed_dir: Path,
-    raw_dir: Path,
     report_dir: Path,
     title: str,
     num_examples: int,
@@ -49,8 +49,7 @@ def write_report(
 
     Args:
         results: Holds both trainings and their evaluation.
-        processed_dir: Holds `train/`, `val/`, `test/` and `leaks.csv`.
-        raw_dir: Holds `manifest.csv` and the test images that it lists.
+        data_dir: Holds `raw/`, `processed/` and `external/`, as the stages left them.
         report_dir: Replaced as a whole, or left as it was.
         title: The page's first line.
         num_examples: Images in each row of examples.
@@ -59,7 +58,7 @@ def write_report(
         MissingFileError: An input is not there; the message names the stage to run.
         DataError: An input is broken, or was made from other files than the rest.
     """
-    inputs = read_inputs(results, processed_dir=processed_dir, raw_dir=raw_dir)
+    inputs = read_inputs(results, data_dir)
     cases = read_cases(inputs)
     drawn = draw_figures(inputs, cases, num_examples=num_examples)
     svgs = {name: figures.render_svg(figure) for name, figure in drawn.items()}
@@ -114,7 +113,7 @@ def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) ->
     drawn = {
         "differences": figures.draw_differences(
             {scope: inputs.comparison.at(scope) for scope in vocabulary.SCOPES},
-            labels={"test": "test", "test_own_size": "test, own size"},
+            labels=vocabulary.SCOPE_LABELS,
         ),
         "scatter": figures.draw_scatter(inputs.per_image),
         "samples": draw_samples(train.images[spread], train.masks[spread]),
@@ -124,6 +123,9 @@ def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) ->
             inputs.thresholds, chosen=inputs.comparison.threshold
         ),
     }
+    if inputs.external:
+        others = {one.facts.name: one.comparison for one in inputs.external}
+        drawn["sets"] = figures.draw_sets({"test": inputs.comparison, **others})
     if inputs.comparison.seeds:
         drawn["seeds"] = figures.draw_seeds(inputs.seeds)
     for quantity in ("loss", "jaccard", "dice"):
@@ -169,6 +171,7 @@ def render_page(
     return _load_template().render(
         # The words of the page and the files inlined into it.
         title=title,
+        facts=facts.say_facts(inputs),
         style=Markup(_read_asset("page.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -180,6 +183,9 @@ def render_page(
         # The answer and the comparison.
         answer=answer(comparison),
         answer_of_seeds=answer_of_seeds(comparison),
+        answer_elsewhere=answer_elsewhere(comparison, inputs.external),
+        in_plain_words=in_plain_words(inputs.scores, comparison.num_images),
+        external=inputs.external,
         comparison=comparison,
         scores=inputs.scores,
         confidence=f"{100 * comparison.confidence:g} %",
@@ -196,19 +202,31 @@ def render_page(
         scatter_side=SIDE,
         # Groups of images and thresholds.
         strata=_strata_rows(inputs.strata),
+        has_unknown=vocabulary.UNKNOWN in inputs.strata["group"].tolist(),
         best_thresholds={run: _best_threshold(inputs.thresholds, run) for run in RUNS},
-        # Data and provenance.
-        splits=_split_rows(inputs.splits),
-        image_size=inputs.splits["test"].images.shape[1:3],
-        leaks=inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
-        num_leaks=len(inputs.leaks),
-        has_groups=any("group" in split.index for split in inputs.splits.values()),
-        is_of_patients=inputs.records[FINETUNED].params.get("download.source") != "phantom",
-        parameters=_parameter_rows(inputs.records),
-        provenance=_provenance_rows(inputs.records),
-        experiment=inputs.records[FINETUNED].dvc_experiment,
-        commit=inputs.records[FINETUNED].commit,
+        **_of_data(inputs),
     )
+
+
+def _of_data(inputs: Inputs) -> dict[str, object]:
+    """What the page tells of data and provenance, by the template's names."""
+    record = inputs.records[FINETUNED]
+    return {
+        "splits": _split_rows(inputs.splits),
+        "image_size": inputs.splits["test"].images.shape[1:3],
+        "leaks": inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
+        "num_leaks": len(inputs.leaks),
+        "has_groups": any("group" in split.index for split in inputs.splits.values()),
+        "has_archive_ids": facts.has_archive_ids(record),
+        "settings": facts.list_settings(inputs),
+        "is_of_patients": record.params.get("download.source") != "phantom",
+        "parameters": facts.parameter_rows(inputs.records),
+        "provenance": facts.provenance_rows(inputs.records),
+        "experiment": record.dvc_experiment,
+        # From the report's folder; whether it is there is not known: the report would depend on it.
+        "segment_page": f"../{Results().segment_page.name}",
+        "commit": record.commit,
+    }
 
 
 @functools.cache
@@ -301,39 +319,6 @@ def _split_rows(splits: Mapping[str, IndexedSplit]) -> list[dict[str, Any]]:
         }
         for name, split in splits.items()
     ]
-
-
-def _parameter_rows(records: Mapping[str, TrainingRecord]) -> list[tuple[str, list[str]]]:
-    """Name and a value for each run."""
-    names = dict.fromkeys(name for record in records.values() for name in record.params)
-    return [
-        (name, [_text(record.params.get(name)) for record in records.values()]) for name in names
-    ]
-
-
-def _provenance_rows(records: Mapping[str, TrainingRecord]) -> list[tuple[str, list[str]]]:
-    """Label and a value for each run."""
-    labels = {
-        "commit": "Commit",
-        "dvc_experiment": "DVC experiment",
-        "data_sha256": "SHA-256 of the data",
-        "model_sha256": "SHA-256 of the model",
-        "training_key": "MLflow run, by its tag training_key",
-        "device": "Device",
-        "precision": "Precision",
-    }
-    rows = [
-        (label, [_text(getattr(record, key)) for record in records.values()])
-        for key, label in labels.items()
-    ]
-    names = dict.fromkeys(name for record in records.values() for name in record.versions)
-    return rows + [
-        (name, [_text(record.versions.get(name)) for record in records.values()]) for name in names
-    ]
-
-
-def _text(value: object) -> str:
-    return "–" if value in (None, "") else str(value)
 
 
 def _range(values: "pd.Series[Any]") -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from lesionseg.report.gallery import Case
 
 SIDE = 400  # of the plot's square, in its own units
-_STEPS = (0.05, 0.1, 0.2)  # between ticks
+_VALUES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)  # that a tick may have
+_STEP = 0.05  # the axes start at a multiple of it
+_GAP = 30  # between two ticks, in the plot's units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,11 @@ class Point:
 class Scatter:
     """A square plot of the jaccard from `low` to 1, frozen to the right, fine-tuned upwards.
 
+    Both axes go with the square root of what is missing to 1, so that the many good images are
+    told apart and the few bad ones are there too.
+
     Attributes:
-        low: Of both axes; a multiple of the step between ticks.
+        low: Of both axes.
         ticks: Values and their distance from the plot's left or lower edge.
         points: From the largest gain to the largest loss: the order of the arrow keys.
     """
@@ -42,13 +47,16 @@ class Scatter:
 def place_points(cases: Sequence[Case]) -> Scatter:
     """The plot of all cases, its axes no longer than the scores need."""
     lowest = min(min(case.scores["jaccard"].values()) for case in cases)
-    step = next((step for step in _STEPS if (1 - lowest) / step <= 6), _STEPS[-1])
-    num_steps = max(1, math.ceil(round((1 - lowest) / step, 6)))
-    low = max(0.0, round(1 - num_steps * step, 2))
-    values = [round(low + step * number, 2) for number in range(num_steps + 1)]
+    low = min(0.9, max(0.0, round(_STEP * math.floor(round(lowest / _STEP, 6)), 2)))
 
     def place(value: float) -> float:
-        return round(SIDE * (value - low) / (1 - low), 1)
+        return round(SIDE * (1 - math.sqrt((1 - value) / (1 - low))), 1)
+
+    values: list[float] = []
+    for value in _VALUES:
+        is_clear = not values or place(values[-1]) - place(value) >= _GAP
+        if value >= low and is_clear:
+            values.append(value)
 
     points = [
         Point(
@@ -59,7 +67,9 @@ def place_points(cases: Sequence[Case]) -> Scatter:
         )
         for case in sorted(cases, key=lambda case: (-case.gain, case.id))
     ]
-    return Scatter(low=low, ticks=[(value, place(value)) for value in values], points=points)
+    return Scatter(
+        low=low, ticks=[(value, place(value)) for value in reversed(values)], points=points
+    )
 
 
 def _winner(case: Case) -> str:

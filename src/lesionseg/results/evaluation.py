@@ -8,10 +8,10 @@ from typing import Self
 import pandas as pd
 from pydantic import FiniteFloat
 
-from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, EvaluationFiles
+from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, EvaluationFiles, Results
 from lesionseg.results.records import FORMAT, read_record, unreadable, write_record
 from lesionseg.results.tables import Table
-from lesionseg.results.vocabulary import METRICS, POOLED, SCOPES, STRATA
+from lesionseg.results.vocabulary import METRICS, POOLED, RUN_LABELS, SCOPES, STRATA
 
 Interval = tuple[FiniteFloat, FiniteFloat]
 Scores = dict[str, FiniteFloat]
@@ -21,7 +21,9 @@ DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg p
 
 @dataclass(frozen=True, kw_only=True)
 class ModelScores:
-    """The file `<run>.json`: means over the test images, as `dvc metrics show` has them.
+    """The file `<run>.json`: means over a test set's images.
+
+    Of an external test set the keys are the same: `test` is the size, not the split.
 
     Attributes:
         test: At the network's size: each of `METRICS`, `failure_rate`, `pooled_<metric>` and
@@ -55,6 +57,40 @@ class ModelScores:
             _require(path, scores.at(scope), names, within=scope)
         _require(path, scores.test, ("ece",), within="test")
         return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """The file metrics.json: the five numbers that `dvc metrics show` and `dvc exp show` print.
+
+    DVC makes one row of the file and a column of each number: five with short names fit a
+    terminal. All others are in `ModelScores` and `Comparison`.
+
+    Attributes:
+        frozen: Of model 1, `jaccard` and `dice` on the test split at the network's size.
+        tuned: The same of model 2, and `val`: its jaccard on the validation split, by which
+            experiments are chosen.
+    """
+
+    frozen: Scores
+    tuned: Scores
+
+    @classmethod
+    def of(cls, scores: Mapping[str, ModelScores], *, val: float) -> Self:
+        """The headline of both models' scores.
+
+        Args:
+            scores: By run.
+            val: The fine-tuned model's jaccard on the validation split.
+        """
+        frozen, tuned = (
+            {name: scores[run].test[name] for name in ("jaccard", "dice")} for run in RUNS
+        )
+        return cls(frozen=frozen, tuned={**tuned, "val": val})
+
+    def write(self, results: Results) -> None:
+        """Write metrics.json."""
+        write_record(results.metrics, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +222,24 @@ class Comparison:
         """By metric at one of `SCOPES`."""
         return {"test": self.test, "test_own_size": self.test_own_size}[scope]
 
+    def lines(self) -> list[str]:
+        """A table for a terminal: both models side by side at the network's size."""
+        frozen, finetuned = (RUN_LABELS[run] for run in RUNS)
+        lines = [
+            f"mean over {self.num_images} test images",
+            f"{'':23}{frozen:>8}{finetuned:>12}{'difference':>12}   "
+            f"{100 * self.confidence:g} % interval",
+        ]
+        for name, metric in METRICS.items():
+            row, digits = self.test[name], metric.decimals
+            low, high = row.interval
+            label = f"{metric.label} (lower is better)" if metric.lower_is_better else metric.label
+            lines.append(
+                f"{label:23}{row.train_frozen:8.{digits}f}{row.train_finetuned:12.{digits}f}"
+                f"{row.difference:+12.{digits}f}   {low:+.{digits}f} to {high:+.{digits}f}"
+            )
+        return lines
+
     def write(self, files: EvaluationFiles) -> None:
         """Write comparison.json."""
         write_record(files.comparison, self)
@@ -225,7 +279,7 @@ def _by_run(*names: str) -> tuple[str, ...]:
     return tuple(f"{run}_{name}" for name in names for run in RUNS)
 
 
-# By the names of their files.
+# By the names of their files. All but `thresholds` are there for external test sets too.
 TABLES = {
     # A row for each image, run and scope.
     "per_image": Table(stage=_STAGE, text=("id", "run", "scope"), numbers=(*METRICS,)),
@@ -236,7 +290,7 @@ TABLES = {
         numbers=_by_run("jaccard"),
         blank=tuple(stratum.measure for stratum in STRATA.values()),
     ),
-    # Scores in each group of images; no interval for a single image.
+    # Scores in each group of images; no interval of fewer than `FEW_IMAGES`.
     "strata": Table(
         stage=_STAGE,
         text=("stratum", "group"),
@@ -260,6 +314,9 @@ TABLES = {
         numbers=("num_models", "num_views", *METRICS),
     ),
 }
+
+
+EXTERNAL_TABLES = {name: table for name, table in TABLES.items() if name != "thresholds"}
 
 
 def rows_of(table: pd.DataFrame, run: str, scope: str) -> pd.DataFrame:

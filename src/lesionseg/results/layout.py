@@ -42,7 +42,7 @@ class TrainingFiles:
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """The files of `evaluate`."""
+    """The files of `evaluate` about one test set: `test`, or an external one."""
 
     folder: Path
 
@@ -55,6 +55,16 @@ class EvaluationFiles:
     def masks(self) -> Path:
         """Holds a folder of masks for each run."""
         return self.folder / "masks"
+
+    @property
+    def external(self) -> Path:
+        """Holds a folder for each external test set, with the files of one; only beside `test`."""
+        return self.folder / "external"
+
+    def externals(self) -> dict[str, "EvaluationFiles"]:
+        """The files about each external test set, by its name."""
+        folders = sorted(self.external.glob("*/")) if self.external.is_dir() else []
+        return {folder.name: EvaluationFiles(folder) for folder in folders}
 
     def scores(self, run: str) -> Path:
         """`evaluation.ModelScores` of one run."""
@@ -111,6 +121,16 @@ class Results:
         return EvaluationFiles(self.root / "evaluate")
 
     @property
+    def metrics(self) -> Path:
+        """`evaluation.Headline`: what DVC prints."""
+        return self.root / "metrics.json"
+
+    @property
     def report(self) -> Path:
         """The page."""
         return self.root / "report/report.html"
+
+    @property
+    def segment_page(self) -> Path:
+        """What `lesionseg export html` writes; the report has a link to it."""
+        return self.root / "segment.html"

@@ -60,7 +60,7 @@ METRICS = {
     "hd95": Metric(
         label="hd95",
         meaning="How far apart the two outlines are at their 95th percentile, in % of the image's "
-        "diagonal; 0 is perfect, lower is better (the only such metric here).",
+        "diagonal; 0 is perfect, lower is better.",
         lower_is_better=True,
         decimals=2,
     ),
@@ -76,8 +76,9 @@ POOLED = ("jaccard", "dice", "accuracy", "sensitivity", "specificity")
 # Where a mask is scored.
 SCOPES = {
     "test": "Scored at the size the network sees, the same for all images.",
-    "test_own_size": "Scored at each image's own size, as in the challenge.",
+    "test_own_size": "Scored at each image's own size, as the ISIC challenges do.",
 }
+SCOPE_LABELS = {"test": "test", "test_own_size": "test, own size"}
 
 # Ways to predict, by their name in variants.csv; `single` is the main number.
 VARIANTS = {
@@ -89,6 +90,10 @@ VARIANTS = {
 }
 
 UNKNOWN = "unknown"  # the group of an image on which a measure says nothing
+WHY_UNKNOWN = (
+    "The measure says nothing about these images: the mask is empty, no skin is left around the "
+    "lesion, or the skin's colour is bluish, as no skin is."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ _STRATA = (
         limits=(0.25,),
         groups=("smooth", "rough", UNKNOWN),
         meaning="Outline of the true mask. Rough: smoothing it changes more than a quarter as many "
-        "pixels as the outline has. ISIC's masks come from several tools.",
+        "pixels as the outline has. Masks drawn with different tools differ in this.",
     ),
     Stratum(
         name="hair",

@@ -2,28 +2,27 @@
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
 
 from lesionseg.config import load_config, read_yaml
-from lesionseg.errors import ConfigError, DataError, LesionsegError
+from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.files import write_csv
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.results.evaluation import TABLES, rows_of
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.layout import RUNS
 from lesionseg.results.training import TrainingRecord, seed_scores_table
 from lesionseg.sweep.configurations import Configuration, read_configurations
+from lesionseg.sweep.finished import Experiment, Row, read_finished, run_missing
 from lesionseg.sweep.space import Settings, parse_settings
 from lesionseg.sweep.tables import ablation_tables, failures, words
-from lesionseg.sweep.trials import SECTIONS, Outcome, Trial, make_trial
-from lesionseg.sweep.workspaces import Repository, open_experiment, open_pool, open_repository
+from lesionseg.sweep.trials import SECTIONS, Trial, make_trial
+from lesionseg.sweep.workspaces import Repository, open_repository
 
 COLUMNS = ["run", "seed", "val_jaccard", "test_jaccard", "test_dice", "seconds"]
-Row = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -51,7 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
     repository = open_repository(Path.cwd())
     wanted = [trials[name] for name in chosen]
     with stopped_like_ctrl_c():
-        failed = run_missing(repository, wanted, jobs=arguments.jobs, archives=archives)
+        failed = run_missing(
+            repository, wanted, jobs=arguments.jobs, archives=archives, read=score_rows
+        )
     path = Path("results") / f"{arguments.file.stem}.csv"
     sys.stdout.write(collect(repository, trials, configurations, path=path))
     if failed:
@@ -111,22 +112,6 @@ def plan(
     return trials
 
 
-def run_missing(
-    repository: Repository, trials: Sequence[Trial], *, jobs: int, archives: str
-) -> list[Outcome]:
-    """Run the trials that are not finished; those that failed are returned."""
-    failed = []
-    with open_pool(repository, jobs=jobs, archives=archives) as pool:
-        missing = [trial for trial in trials if not read_rows(repository, trial)]
-        for outcome in pool.run(missing):
-            if not outcome.scores:
-                failed.append(outcome)
-            elif not read_rows(repository, outcome.trial):
-                error = "its results are not in DVC's cache"
-                failed.append(Outcome(trial=outcome.trial, error=error, log=outcome.log))
-    return failed
-
-
 def collect(
     repository: Repository,
     trials: Mapping[str, Trial],
@@ -138,7 +123,7 @@ def collect(
     rows = [
         {"name": name, **row}
         for name, trial in trials.items()
-        for row in read_rows(repository, trial)
+        for row in read_finished(repository, trial, score_rows) or []
     ]
     if not rows:
         return ""
@@ -148,49 +133,26 @@ def collect(
     return heading + ablation_tables(pd.DataFrame(rows), configurations)
 
 
-def read_rows(repository: Repository, trial: Trial) -> list[Row]:
-    """Scores of each model and seed of a finished trial; none where it is not there, or not whole.
-
-    `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
-    """
-    files = open_experiment(repository, trial.name)
-    if files is None:
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        results = Results(Path(folder))
-
-        def fetch(path: Path) -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.get_file(str("results" / path.relative_to(results.root)), str(path))
-
-        try:
-            return [row for run in RUNS for row in score_rows(results, run, fetch=fetch)]
-        except (FileNotFoundError, DataError):
-            return []
-
-
-def score_rows(results: Results, run: str, *, fetch: Callable[[Path], None]) -> list[Row]:
-    """Rows of ablation.csv for one model of an experiment, a row for each seed.
-
-    Args:
-        results: Where its files are read from.
-        run: One of `RUNS`.
-        fetch: Brings one of them there.
+def score_rows(experiment: Experiment) -> list[Row]:
+    """Rows of ablation.csv for an experiment, a row for each model and seed.
 
     Raises:
         FileNotFoundError: The experiment does not have a file.
         DataError: One is damaged.
     """
-    on_val, on_test = results.seed_scores(run), results.evaluation.table("seeds")
-    fetch(on_val)
-    fetch(on_test)
-    val = seed_scores_table(run).read(on_val)
-    test = rows_of(TABLES["seeds"].read(on_test), run, "test")
+    return [row for run in RUNS for row in _score_rows(experiment, run)]
+
+
+def _score_rows(experiment: Experiment, run: str) -> list[Row]:
+    results = experiment.results
+    val = seed_scores_table(run).read(experiment.fetch(results.seed_scores(run)))
+    on_test = TABLES["seeds"].read(experiment.fetch(results.evaluation.table("seeds")))
+    test = rows_of(on_test, run, "test")
     scores = val.merge(test, on="seed", validate="one_to_one")
     scores = scores.rename(columns={"jaccard": "test_jaccard", "dice": "test_dice"})
     first = int(scores["seed"].min())
     trainings = results.trainings(run, range(first, first + len(scores))).values()
     for training in trainings:
-        fetch(training.record)
+        experiment.fetch(training.record)
     scores["seconds"] = [TrainingRecord.read(one, run=run).seconds for one in trainings]
     return cast("list[Row]", scores[COLUMNS].to_dict("records"))

@@ -1,4 +1,4 @@
-"""The options of `lesionseg sweep` and `lesionseg ablation`; importing them takes no time."""
+"""The options of `lesionseg sweep`, `ablation` and `curve`; importing them takes no time."""
 
 import argparse
 from pathlib import Path
@@ -21,6 +21,16 @@ Each is a DVC experiment of the pipeline. Ends with a table for each model, and 
 in results/ablation.csv, which is named as the file, of all configurations that are finished. Test
 scores are reported; to choose a configuration look at val. Interrupted, the same command goes
 on."""
+CURVE = """How good are both models with fewer labelled images, and what would more bring?
+
+  lesionseg curve --jobs 2
+  lesionseg curve --sizes 40,80,160,320,all --seeds 5
+
+Each number of training images is a DVC experiment of the pipeline, with the same steps for both
+models and all numbers. Each seed draws its own images, the fewer ones among the more. Ends with a
+table for each test set; results/curve/ has a page of it, curve.html, its parts as curve.svg and
+curve.md, every seed's scores in curve.csv, and all numbers in curve.json. Interrupted, the same
+command goes on."""
 STATUS = "Exit status: 0; 1 if anything failed; 2 for wrong arguments; 130 after Ctrl-C."
 
 
@@ -73,6 +83,36 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
         help="trainings of each model (default: %(default)s)",
     )
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all")
+    _add_common(parser)
+
+
+def add_curve(parser: argparse.ArgumentParser) -> None:
+    """Give the parser the options of a learning curve."""
+    parser.description, parser.epilog = CURVE, STATUS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add(
+        "--sizes",
+        default="",
+        metavar="N,N,...",
+        help="numbers of training images, or all (default: all, a half, a quarter and so on: at "
+        "most five sizes, of at least 10 images)",
+    )
+    add(
+        "--seeds",
+        type=_count,
+        default=5,
+        metavar="N",
+        help="trainings of each model at each size (default: %(default)s)",
+    )
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all")
+    add(
+        "--from",
+        type=Path,
+        dest="file",
+        metavar="FILE",
+        help="only write page, figure and text again, beside this curve.json",
+    )
     _add_common(parser)
 
 

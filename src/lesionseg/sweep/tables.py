@@ -98,11 +98,11 @@ def words(settings: Settings) -> str:
 
 def _next_steps(best: Row) -> list[str]:
     """What to do with the best one."""
-    keep = "|".join(["Experiment", ".*metrics.json:val.jaccard", *best.settings])
+    keep = "|".join(["Experiment", "tuned.val", *best.settings])
     return [
         f"Best by the fine-tuned model's val jaccard: {best.name} ({words(best.settings)})",
         f"Take it over:  dvc exp apply {best.name} && dvc repro",
-        f"See them all:  dvc exp show --md --drop '.*' --keep '{keep}'",
+        f"See them all:  dvc exp show --no-pager --drop '.*' --keep '{keep}'",
     ]
 
 

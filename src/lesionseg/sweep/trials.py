@@ -37,12 +37,10 @@ class Trial:
     Attributes:
         name: The experiment's; it holds a hash of every parameter a score depends on.
         settings: What is set with `-S`.
-        num_seeds: Trainings of each model in it.
     """
 
     name: str
     settings: Settings = field(hash=False)
-    num_seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +101,8 @@ def check_axes(content: dict[str, Any], axes: Sequence[Axis], fixed: Settings) -
 
 
 def whole_numbers(config: Config) -> dict[str, bool]:
-    """Of each parameter, whether it is a whole number."""
-    names = [section.name for section in dataclasses.fields(config)]
-    return {name: isinstance(value, int) for name, value in config.flat(*names).items()}
+    """Of each parameter that a sweep varies, whether it is a whole number."""
+    return {name: isinstance(value, int) for name, value in config.flat(*SECTIONS).items()}
 
 
 def make_trial(
@@ -127,23 +124,21 @@ def make_trial(
         ConfigError: The values cannot be together.
     """
     config = check(content, settings)
-    text = json.dumps(config.flat(*sections), sort_keys=True)
+    values = dataclasses.asdict(config)
+    text = json.dumps({section: values[section] for section in sections}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Trial(name=f"{prefix}-{digest}", settings=settings, num_seeds=config.train.num_seeds)
+    return Trial(name=f"{prefix}-{digest}", settings=settings)
 
 
-def confirm(outcome: Outcome, shown: Mapping[str, Mapping[str, Sequence[float]]]) -> Outcome:
-    """The outcome, or a failed one where DVC does not show its experiment with its score.
+def confirm(outcome: Outcome, kept: Mapping[str, Sequence[float]] | None) -> Outcome:
+    """The outcome, or a failed one where DVC does not have its experiment with its score.
 
     Args:
         outcome: Of a trial.
-        shown: Val jaccards by experiment and model, the first seed's first.
+        kept: Val jaccards of its experiment by model; None where there is none.
     """
-    there = shown.get(outcome.trial.name)
-    if outcome.scores and (
-        there is None or any(there[run][0] != outcome.scores[run][0] for run in RUNS)
-    ):
-        reason = "DVC does not show its experiment with its score"
+    if outcome.scores and kept != outcome.scores:
+        reason = "DVC does not have its experiment with its score"
         return Outcome(trial=outcome.trial, error=reason, log=outcome.log)
     return outcome
 

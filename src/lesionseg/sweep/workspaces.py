@@ -6,9 +6,7 @@ and shares the cache, so that nothing is computed twice. Each trial is a `dvc ex
 experiment is then fetched into the repository.
 """
 
-import json
 import logging
-import math
 import os
 import shutil
 import subprocess
@@ -19,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lesionseg.errors import LesionsegError
 from lesionseg.processes import (
@@ -37,9 +34,6 @@ from lesionseg.sweep.space import Value
 from lesionseg.sweep.tables import outcome_line
 from lesionseg.sweep.trials import Outcome, Trial
 from lesionseg.tracking import store
-
-if TYPE_CHECKING:
-    from dvc.api import DVCFileSystem
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
 CODE = ("src", "stages", "dvc.yaml", ".dvcignore")
@@ -150,34 +144,6 @@ def only_one(root: Path) -> Iterator[int]:
         yield stream.fileno()
 
 
-def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]:
-    """Val jaccards by experiment of this commit, as `dvc exp show` has them."""
-    text = _output([*DVC, "exp", "show", "--json"], repository.root, repository.environment)
-    scores = {}
-    for baseline in json.loads(text):
-        if baseline["rev"] != repository.commit:
-            continue
-        for experiment in baseline["experiments"] or []:
-            for revision in experiment["revs"] or []:
-                metrics = (revision["data"] or {}).get("metrics") or {}
-                found = {run: metrics.get(f"results/{run}/metrics.json", {}) for run in RUNS}
-                jaccards = {run: [jaccard_in(value.get("data"))] for run, value in found.items()}
-                if all(math.isfinite(score) for (score,) in jaccards.values()):
-                    scores[revision["name"]] = jaccards
-    return scores
-
-
-def open_experiment(repository: Repository, name: str) -> "DVCFileSystem | None":
-    """The files of a finished experiment of this commit, as git and DVC's cache have them.
-
-    None where there is no such experiment.
-    """
-    from dvc.api import DVCFileSystem  # it takes a while to load
-
-    revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(name))
-    return DVCFileSystem(repo=repository.root, rev=revision) if revision else None
-
-
 @dataclass
 class Workspace:
     """A clone in which one trial runs at a time."""
@@ -285,13 +251,6 @@ def read_scores(results: Results, run: str) -> list[float]:
     return [float(score) for score in scores["val_jaccard"]]
 
 
-def jaccard_in(metrics: object) -> float:
-    """The val jaccard in a metrics.json, NaN where there is none."""
-    val = metrics.get("val") if isinstance(metrics, dict) else None
-    score = val.get("jaccard") if isinstance(val, dict) else None
-    return float(score) if isinstance(score, int | float) else math.nan
-
-
 def dvc_value(value: Value) -> str:
     """A value as `dvc exp run -S` reads it; text is quoted, so that it stays text."""
     if isinstance(value, str):
@@ -336,7 +295,7 @@ class Pool:
         # Paths in params.yaml start at the repository, not at its clone.
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
-            command = [*DVC, "repro", "preprocess"]
+            command = [*DVC, "repro", "external"]  # which needs the splits
             status = run_to_end(command, cwd=first.path, environment=environment, log=stream)
         if status:
             raise LesionsegError(

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lesionseg.errors import DataError
 from lesionseg.files import require
-from lesionseg.results.evaluation import DEFAULT_THRESHOLD, TABLES, Comparison
+from lesionseg.results.evaluation import DEFAULT_THRESHOLD, TABLES, Compared, Comparison
 from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results, TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, Value, history_table
 from lesionseg.results.vocabulary import FAILURE_BELOW, FEW_IMAGES
@@ -77,12 +77,14 @@ class Facts:
         best: Its epoch, and scores on val.
         comparison: None if this model has not been evaluated.
         strata: Scores in groups of test images, likewise.
+        external: Of each external test set, by its name.
     """
 
     record: TrainingRecord
     best: BestEpoch
     comparison: Comparison | None
     strata: pd.DataFrame | None
+    external: dict[str, Comparison]
 
     @property
     def run(self) -> str:
@@ -115,7 +117,14 @@ def read_facts(results: Results) -> Facts:
         )
     comparison = _read_comparison(results.evaluation, record)
     strata = _read_strata(results.evaluation, run, comparison) if comparison else None
-    return Facts(record=record, best=best[run], comparison=comparison, strata=strata)
+    external = {
+        name: found
+        for name, files in results.evaluation.externals().items()
+        if (found := _read_comparison(files, record))
+    }
+    return Facts(
+        record=record, best=best[run], comparison=comparison, strata=strata, external=external
+    )
 
 
 def _sources(record: TrainingRecord) -> list[str]:
@@ -248,13 +257,22 @@ def _tabulate_scores(facts: Facts) -> str:
     if facts.comparison is None:
         return "\n".join([*lines, "", "Not evaluated on test images when it was registered."])
     for scope, label in _SCOPES.items():
-        cells = []
-        for name in SHOWN:
-            score = facts.comparison.at(scope)[name]
-            low, high = score.mean_interval(facts.run)
-            cells.append(f"{score.mean(facts.run):.3f} ({low:.3f} to {high:.3f})")
+        cells = _say_scores(facts.comparison.at(scope), facts.run)
         lines.append(f"| {label.format(size=size)} | {' | '.join(cells)} |")
+    for name, comparison in facts.external.items():
+        cells = _say_scores(comparison.test, facts.run)
+        label = f"external test set {name}, {comparison.num_images} images, at {size} px"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _say_scores(scores: Mapping[str, Compared], run: str) -> list[str]:
+    """The mean and its interval of each of `SHOWN`."""
+    cells = []
+    for name in SHOWN:
+        low, high = scores[name].mean_interval(run)
+        cells.append(f"{scores[name].mean(run):.3f} ({low:.3f} to {high:.3f})")
+    return cells
 
 
 def _list_failures(facts: Facts) -> str:

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from lesionseg.errors import TrackingError
 from lesionseg.files import replacing
 
+LOCKS = (".lock", ".parents.lock")  # of the whole store, and of looking for a parent
 _LOCK_SECONDS = 16
 # All columns of MLflow 3.17 that hold where artefacts lie.
 _LOCATIONS = (
@@ -33,15 +34,19 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCKS[0]) -> Iterator[None]:
     """The folder, made if need be, for one process at a time.
+
+    Args:
+        folder: Of a store.
+        name: The lock's; each stands for itself.
 
     Raises:
         TrackingError: It cannot be written, or another process keeps it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     require_access(folder)
-    lock = FileLock(folder / ".lock", timeout=_LOCK_SECONDS)
+    lock = FileLock(folder / name, timeout=_LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
@@ -61,7 +66,7 @@ def require_access(folder: Path) -> None:
     Raises:
         TrackingError: Another user made it.
     """
-    for path in (folder, *(folder / name for name in (".lock", "mlflow.db", "artifacts"))):
+    for path in (folder, *(folder / name for name in (*LOCKS, "mlflow.db", "artifacts"))):
         mode = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
         if path.exists() and not os.access(path, mode):
             raise TrackingError(

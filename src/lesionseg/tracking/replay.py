@@ -4,30 +4,49 @@ After a server was away, or for results that came from DVC's cache or from a col
 has already is left alone, so that any number of replays gives the same runs.
 """
 
-import logging
-from collections.abc import Iterator
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.data.dataset import Split, load_split
+from lesionseg.data.dataset import load_split
 from lesionseg.data.images import resize_mask
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import LesionsegError, MissingFileError
 from lesionseg.files import made_by, require, sha256
 from lesionseg.report.figures import draw_curves
 from lesionseg.report.overlays import draw_overlay
+from lesionseg.report.page import answer, answer_of_seeds
+from lesionseg.report.style import RUN_COLORS
 from lesionseg.results.evaluation import TABLES, Comparison, ModelScores, rows_of
 from lesionseg.results.layout import FINETUNED, RUNS, Results
 from lesionseg.results.records import unreadable
 from lesionseg.results.training import TrainingRecord, history_table
-from lesionseg.results.vocabulary import METRICS, SCOPES
-from lesionseg.tracking.runs import Run, complete_training, find_run
+from lesionseg.tracking.handle import Run
+from lesionseg.tracking.parents import Training, find_scored, scored_run
+from lesionseg.tracking.runs import complete_training, find_run
+from lesionseg.tracking.scores import (
+    evaluation_files,
+    pipeline_scores,
+    seed_scores,
+    test_sets,
+    training_scores,
+)
 from lesionseg.tracking.store import patiently
+from lesionseg.tracking.views import NOTE
 
+COLOR = "mlflow.runColor"
 EXAMPLES = ("best", "median", "worst")
-_log = logging.getLogger(__name__)
+# MLflow shows the first lines, and the rest on demand; it keeps line breaks.
+_NOTE = """[Open the report]({artifacts}/report/report.html). {sentences}
+
+Its artefacts hold the rest:
+- `report/report.html`: every image and case
+- `evaluate/`: every score of every image, as tables
+- `overlays/`: the best, the median and the worst image with both outlines
+- `curves.png`: both trainings
+"""
 
 
 def replay(results: Results, processed_dir: Path) -> int:
@@ -43,105 +62,84 @@ def replay(results: Results, processed_dir: Path) -> int:
         raise MissingFileError(f"{results.root} holds no training. Run: dvc repro, or dvc pull")
     with patiently():
         runs = [complete_training(files, run=run) for run, files in trainings]
+        num_trainings = len({run.run_id for run in runs if run.run_id})
         if results.evaluation.comparison.exists():
             runs += complete_evaluation(results, processed_dir)
         runs += attach_report(results)
     errors = [run.error for run in runs if run.error]
     if errors:
         raise LesionsegError(f"not all is in MLflow: {errors[0]}")
-    return len({run.run_id for run in runs if run.run_id})
+    return num_trainings
 
 
-def complete_evaluation(
-    results: Results, processed_dir: Path, *, redraw: bool = False
-) -> list[Run]:
-    """The runs of the evaluated models, with what the test split and the report say of them.
+def complete_evaluation(results: Results, processed_dir: Path) -> list[Run]:
+    """The pipeline run of the evaluated models and its trainings' runs, with their scores.
 
     Args:
         results: Holds the trainings and their evaluation.
         processed_dir: Holds the test split.
-        redraw: Whether figures that a run has already are drawn again.
     """
+    trainings = []
+    for name, files in results.found():
+        record = TrainingRecord.read(files, run=name)
+        require(files.model, stage=name)
+        run = find_run(model_sha256=record.model_sha256)
+        if files == results.training(name):
+            run.log_summary(training_scores(name, results))
+        else:
+            run.log_summary(seed_scores(name, int(files.folder.name), results))
+        if not run.tag(COLOR):  # somebody may have chosen another
+            run.set_tags({COLOR: RUN_COLORS[name]})
+        trainings.append(Training(record=record, run=run))
+    parent = scored_run(trainings)
+    parent.log_summary(pipeline_scores(results))
+    _log_evaluation(parent, results, processed_dir)
+    parent.finish()
+    return [*(training.run for training in trainings), parent]
+
+
+def _log_evaluation(parent: Run, results: Results, processed_dir: Path) -> None:
+    """Add the evaluation's files and figures, but where the run has those of this evaluation."""
+    for files in test_sets(results).values():
+        for name in RUNS:
+            ModelScores.read(files, name)  # which is refused here if it is damaged
+    found = list(evaluation_files(results))
+    digest = hashlib.sha256("".join(sha256(path) for _, path in found).encode()).hexdigest()
+    if not parent.is_lost and parent.tag("evaluation_sha256") != digest:
+        for folder, path in found:
+            parent.log_file(path, folder)
+        _log_figures(parent, results, processed_dir)
+        parent.set_tags({NOTE: _note(parent, results)})
+        parent.set_tags({"evaluation_sha256": digest})  # last: all is there
+
+
+def _note(parent: Run, results: Results) -> str:
+    """What stands above the pipeline run in the UI: its answer, and where to look."""
     comparison = Comparison.read(results.evaluation)
-    test = load_split(processed_dir, "test")
-    runs = []
-    for name in RUNS:
-        scores = ModelScores.read(results.evaluation, name)
-        run = _find(results.training(name).model, stage=name)
-        run.log_summary(test_metrics(name, scores, comparison))
-        if not run.is_lost and (redraw or not _has_figures(run)):
-            _log_figures(run, name, results, test)
-        runs.append(run)
-    return runs + list(_complete_seeds(results))
-
-
-def _has_figures(run: Run) -> bool:
-    """Whether a run has what `_log_figures` adds, and not the part of one that was killed."""
-    return "curves.png" in run.artifacts() and len(run.artifacts("overlays")) == len(EXAMPLES)
+    return _NOTE.format(
+        sentences=f"{answer(comparison)} {answer_of_seeds(comparison)}",
+        artifacts=f"#{parent.path}/artifacts",
+    )
 
 
 def attach_report(results: Results) -> list[Run]:
-    """Add the report, where there is one, to the runs of both models, which are returned."""
+    """Add the report, where there is one, to its pipeline run, which is returned."""
     if not results.report.exists():
         return []
-    runs = []
+    records = [TrainingRecord.read(files, run=run) for run, files in results.found()]
+    parent = find_scored(records)
     digest = sha256(results.report)
-    for name in RUNS:
-        record = TrainingRecord.read(results.training(name), run=name)
-        run = find_run(model_sha256=record.model_sha256, quiet=True)
-        if run.tag("report_sha256") != digest:
-            run.log_file(results.report)
-            run.set_tags({"report_sha256": digest})
-        runs.append(run)
-    return runs
+    if parent.tag("report_sha256") != digest:
+        parent.log_file(results.report, "report")
+        parent.set_tags({"report_sha256": digest})
+    return [parent]
 
 
-def test_metrics(name: str, scores: ModelScores, comparison: Comparison) -> dict[str, float]:
-    """A model's numbers on test under MLflow's names.
-
-    `test/jaccard`, its interval `test/jaccard_low` and `_high`; for the fine-tuned model also
-    `difference/test/jaccard`, what it has more than the frozen one, with its interval.
-    """
-    logged = {
-        f"{scope}/{key}": value for scope in SCOPES for key, value in scores.at(scope).items()
-    }
-    for scope in SCOPES:
-        for metric, result in comparison.at(scope).items():
-            label, interval = f"{scope}/{metric}", result.mean_interval(name)
-            logged |= _with_interval(label, result.mean(name), interval)
-            if name == FINETUNED:
-                label = f"difference/{label}"
-                logged |= _with_interval(label, result.difference, result.interval)
-    return logged
-
-
-def _with_interval(label: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
-    low, high = interval
-    return {label: value, f"{label}_low": low, f"{label}_high": high}
-
-
-def _complete_seeds(results: Results) -> Iterator[Run]:
-    """The runs of the further seeds, with their means on test."""
-    seeds = TABLES["seeds"].read(results.evaluation.table("seeds"))
-    for name, files in results.found():
-        if files == results.training(name):
-            continue
-        run = _find(files.model, stage=name)
-        for scope in SCOPES:
-            rows = rows_of(seeds, name, scope)
-            for row in rows[rows["seed"] == int(files.folder.name)].to_dict("records"):
-                run.log_summary({f"{scope}/{metric}": row[metric] for metric in METRICS})
-        yield run
-
-
-def _find(model: Path, *, stage: str) -> Run:
-    return find_run(model_sha256=sha256(require(model, stage=stage)))
-
-
-def _log_figures(run: Run, name: str, results: Results, test: Split) -> None:
-    """Add the training's curves, and three test images with their outlines."""
-    history = history_table(name).read(results.training(name).history)
-    run.log_figure(draw_curves({name: history}), "curves.png")
+def _log_figures(parent: Run, results: Results, processed_dir: Path) -> None:
+    """Add both trainings' curves, and three test images with both models' outlines."""
+    histories = {run: history_table(run).read(results.training(run).history) for run in RUNS}
+    parent.log_figure(draw_curves(histories), "curves.png")
+    test = load_split(processed_dir, "test")
     path = results.evaluation.table("per_image")
     finetuned = rows_of(TABLES["per_image"].read(path), FINETUNED, "test")
     if len(finetuned) != len(test.ids):
@@ -151,13 +149,17 @@ def _log_figures(run: Run, name: str, results: Results, test: Split) -> None:
         )
         raise unreadable(problem, stage="evaluate")
     for example, position in choose_examples(finetuned["jaccard"].to_numpy()).items():
-        image, truth = test.images[position], test.masks[position]
-        image_id = test.ids[position]
-        mask_path = require(results.evaluation.mask(name, image_id), stage="evaluate")
-        with made_by("evaluate"):
-            prediction = resize_mask(read_mask(mask_path), size=len(image))
-        figure = draw_overlay(image, truth, {name: prediction})
-        run.log_figure(figure, f"overlays/{example}_{image_id}.png")
+        image, image_id = test.images[position], test.ids[position]
+        predictions = {run: _read_prediction(results, run, image_id, len(image)) for run in RUNS}
+        figure = draw_overlay(image, test.masks[position], predictions)
+        parent.log_figure(figure, f"overlays/{example}_{image_id}.png")
+
+
+def _read_prediction(results: Results, run: str, image_id: str, size: int) -> NDArray[np.uint8]:
+    """A model's mask of a test image at the network's size in pixels."""
+    path = require(results.evaluation.mask(run, image_id), stage="evaluate")
+    with made_by("evaluate"):
+        return resize_mask(read_mask(path), size=size)
 
 
 def choose_examples(jaccard: NDArray[np.float64]) -> dict[str, int]:

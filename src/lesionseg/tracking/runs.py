@@ -10,217 +10,70 @@ import json
 import logging
 import re
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lesionseg.errors import TrackingError
 from lesionseg.files import project_root, require, write_bytes
 from lesionseg.results.layout import TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, history_table
-from lesionseg.tracking import store
+from lesionseg.tracking import parents, store
+from lesionseg.tracking.handle import MAX_TAG, Run, shorten, steps_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-_SAMPLING_SECONDS = 5  # between two samples of CPU, memory, disk and GPU
-_UPLOAD_BYTES = 1_000_000  # a second, of the slowest connection that counts as one
-_MAX_PARAM, _MAX_TAG = 6000, 5000  # characters of a value
+# Of each epoch; history.csv, an artefact of the run, has all.
+EPOCH_METRICS = ("train_loss", "val_loss", "val_jaccard", "val_dice", "lr")
 _log = logging.getLogger(__name__)
 _started: dict[tuple[str, str], str] = {}  # runs of this process, by store and training_key
-_Result = TypeVar("_Result")
-
-
-class Run:
-    """One MLflow run, or nothing where its store fails.
-
-    Attributes:
-        run_id: MLflow's, or nothing.
-        error: Why the run may not have all: what has failed, in one line; or nothing.
-    """
-
-    def __init__(
-        self,
-        client: "MlflowClient | None",
-        run_id: str,
-        *,
-        error: str = "",
-        logged_steps: frozenset[int] = frozenset(),
-    ) -> None:
-        self._client = client
-        self.run_id = run_id
-        self.error = error
-        self._logged_steps = logged_steps
-
-    def _call(
-        self,
-        function: Callable[["MlflowClient"], _Result],
-        *,
-        default: _Result,
-        extra_seconds: float = 0,
-    ) -> _Result:
-        client = self._client
-        if client is None:
-            return default
-        try:
-            return store.current().ask(lambda: function(client), extra_seconds=extra_seconds)
-        except TrackingError as error:
-            self._client, self.error = None, str(error)
-            store.current().warn(error)
-            return default
-
-    def _facts(self, kind: str) -> dict[str, Any]:
-        """The run's `params`, `tags`, or latest `metrics`."""
-        return self._call(
-            lambda client: dict(getattr(client.get_run(self.run_id).data, kind)), default={}
-        )
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether a call has failed, so that the run may not have all, or there is no run."""
-        return self._client is None
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Add the parameters that the run does not have; each can be set once."""
-        from mlflow.entities import Param
-
-        known = self._facts("params")
-        new = [
-            Param(key, _shorten(str(value), _MAX_PARAM))
-            for key, value in params.items()
-            if key not in known
-        ]
-        if new:
-            self._call(lambda client: client.log_batch(self.run_id, params=new), default=None)
-
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Add one value of each metric, but for a step that the run had when it was taken up."""
-        from mlflow.entities import Metric
-
-        if self.is_lost or not metrics or step in self._logged_steps:
-            return
-        now = int(time.time() * 1000)
-        entities = [Metric(key, value, now, step) for key, value in metrics.items()]
-        self._call(lambda client: client.log_batch(self.run_id, metrics=entities), default=None)
-
-    def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of which the run has not this very value already, at step 0."""
-        known = self._facts("metrics")
-        self.log_metrics({k: v for k, v in metrics.items() if known.get(k) != v})
-
-    def logged_steps(self, metric: str) -> set[int]:
-        """Steps at which the run already has a value of `metric`."""
-        return self._call(lambda client: _steps(client, self.run_id, metric), default=set())
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Add or replace tags."""
-        from mlflow.entities import RunTag
-
-        entities = [RunTag(key, _shorten(value, _MAX_TAG)) for key, value in tags.items()]
-        self._call(lambda client: client.log_batch(self.run_id, tags=entities), default=None)
-
-    def tag(self, name: str) -> str | None:
-        """The value of a tag, or None."""
-        return self._facts("tags").get(name)
-
-    def artifacts(self, folder: str | None = None) -> dict[str, int | None]:
-        """The run's artifacts, or a folder's: sizes in bytes under their names, None of folders."""
-        return self._call(
-            lambda client: {
-                file.path: file.file_size for file in client.list_artifacts(self.run_id, folder)
-            },
-            default={},
-        )
-
-    def log_file(self, path: Path) -> None:
-        """Add a file as an artifact, in the place of one of its name."""
-        self._call(
-            lambda client: client.log_artifact(self.run_id, str(path)),
-            default=None,
-            extra_seconds=path.stat().st_size / _UPLOAD_BYTES,
-        )
-
-    def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
-        """Say which data the run has used; any number of times."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name=name,
-            digest=digest[:36],  # as many as MLflow keeps
-            source_type="local",
-            source=json.dumps({"uri": source}),
-        )
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
-        self._call(lambda client: client.log_inputs(self.run_id, inputs), default=None)
-
-    def log_figure(self, figure: Any, name: str) -> None:
-        """Add a matplotlib figure as an artifact."""
-        self._call(lambda client: client.log_figure(self.run_id, figure, name), default=None)
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """End the run."""
-        self._call(lambda client: client.set_terminated(self.run_id, status), default=None)
-
-    @contextmanager
-    def system_metrics(self) -> Iterator[None]:
-        """Samples of CPU, memory, disk, network and GPU for as long as the block takes."""
-        monitor = self._call(lambda _: _start_monitor(self.run_id), default=None)
-        try:
-            yield
-        finally:
-            if monitor is not None and self.is_lost:  # it stops, and nobody waits for it
-                threading.Thread(target=monitor.finish, daemon=True).start()
-            elif monitor is not None:
-                self._call(lambda _: monitor.finish(), default=None)
-
-
-def _shorten(value: str, limit: int) -> str:
-    """A value that MLflow takes; run.json, an artifact of the run, has it whole."""
-    return value if len(value) <= limit else f"{value[: limit - 1]}…"
-
-
-def _steps(client: "MlflowClient", run_id: str, metric: str) -> set[int]:
-    return {value.step for value in client.get_metric_history(run_id, metric)}
-
-
-def _start_monitor(run_id: str) -> "SystemMetricsMonitor | None":
-    """MLflow's sampling of the machine, or None: for want of samples no run is given up."""
-    with suppress(Exception):
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        monitor = SystemMetricsMonitor(
-            run_id,
-            sampling_interval=_SAMPLING_SECONDS,
-            resume_logging=True,
-            tracking_uri=store.uri(),
-        )
-        monitor.start()
-        return monitor
-    return None
 
 
 @contextmanager
 def training_run(
-    name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], id_path: Path
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    id_path: Path,
+    pipeline: parents.Pipeline | None = None,
 ) -> Iterator[Run]:
     """A run that ends with the block: FINISHED, FAILED after an error, KILLED when interrupted.
 
     A training that was killed is taken up again in its own run, whose id `id_path` keeps. Without
     it that run is known by its tag `training_key`, its status RUNNING, and where it ran.
+
+    Args:
+        name: One of `RUNS`.
+        params: All parameters of the training, flat.
+        tags: What it is found by.
+        id_path: The file of the run's id.
+        pipeline: The pipeline run that is its parent, if there is one.
     """
-    run = _start_run(name, params=params, tags={**tags, **_place()}, id_path=id_path)
-    try:
-        with run.system_metrics():
-            yield run
-    except BaseException as error:
-        run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
-        raise
-    run.finish()
+    with parents.joined(pipeline, tags=tags) as parent:
+        own = {**_facts(tags, params), **_place(), **({parents.PARENT: parent} if parent else {})}
+        run = _start_run(name, params=params, tags={**tags, **own}, id_path=id_path)
+        try:
+            with run.system_metrics():
+                yield run
+        except BaseException as error:
+            run.finish("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        run.finish()
+
+
+def _facts(tags: Mapping[str, str], params: Mapping[str, Any]) -> dict[str, str]:
+    """What is added to a training's tags for whoever looks for it."""
+    sweep = parents.sweep_of(tags.get("dvc_experiment", ""))
+    return {"kind": "training", **parents.facts_of(params), **({"sweep": sweep} if sweep else {})}
+
+
+def _origin(tags: Mapping[str, str]) -> dict[str, str]:
+    return parents.origin(source="stages/train.py", commit=tags.get("commit", ""))
 
 
 def _place() -> dict[str, str]:
@@ -234,9 +87,15 @@ def _start_run(
     def start() -> tuple[str, frozenset[int]]:
         run_id = _take_up(client, experiment_id, tags=tags, id_path=id_path)
         if run_id:
-            return run_id, frozenset(_steps(client, run_id, "val/jaccard"))
-        short = {key: _shorten(value, _MAX_TAG) for key, value in tags.items()}
-        created = client.create_run(experiment_id, run_name=name, tags=short)
+            if parents.PARENT in tags:
+                client.set_tag(run_id, parents.PARENT, tags[parents.PARENT])
+            return run_id, frozenset(steps_of(client, run_id, "val/jaccard"))
+        own = {**tags, **_origin(tags)}
+        created = client.create_run(
+            experiment_id,
+            run_name=parents.training_name(name, params),
+            tags={key: shorten(value, MAX_TAG) for key, value in own.items()},
+        )
         return str(created.info.run_id), frozenset()
 
     try:
@@ -316,6 +175,7 @@ def complete_training(files: TrainingFiles, *, run: str) -> Run:
     record, best = TrainingRecord.read(files, run=run), BestEpoch.read(files, run=run)
     history = history_table(run).read(files.history)
     logged = _open_run(record)
+    logged.rename(record.run, to=parents.training_name(record.run, record.params))
     logged.set_tags(run_tags(record))
     logged.log_params(record.params)
     known_epochs = logged.logged_steps("val/jaccard")
@@ -325,7 +185,7 @@ def complete_training(files: TrainingFiles, *, run: str) -> Run:
     logged.log_summary(
         {
             "best/epoch": best.best_epoch,
-            **{f"best/val_{key}": value for key, value in best.val.items()},
+            "best/val_jaccard": best.val["jaccard"],
             "seconds": record.seconds,
             "images_per_second": record.images_per_second,
         }
@@ -343,23 +203,17 @@ def complete_training(files: TrainingFiles, *, run: str) -> Run:
 
 def epoch_metrics(row: Mapping[Any, float]) -> dict[str, float]:
     """A row of history.csv under MLflow's names: `val_jaccard` as `val/jaccard`."""
-    return {
-        re.sub("^(train|val)_", r"\1/", str(key)): float(value)
-        for key, value in row.items()
-        if key not in ("epoch", "seconds")
-    }
+    return {re.sub("^(train|val)_", r"\1/", key): float(row[key]) for key in EPOCH_METRICS}
 
 
 def run_tags(record: TrainingRecord) -> dict[str, str]:
     """What a run is found by."""
     params = json.dumps(record.params, sort_keys=True)
+    tags = {name: str(getattr(record, name)) for name in parents.SHARED}
     return {
-        "commit": record.commit,
+        **tags,
+        **_facts(tags, record.params),
         "dvc_stage": record.dvc_stage,
-        "dvc_experiment": record.dvc_experiment,
-        "data_sha256": record.data_sha256,
-        "device": record.device,
-        "precision": record.precision,
         "training_key": record.training_key,
         "model_sha256": record.model_sha256,
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
@@ -381,7 +235,12 @@ def _open_run(record: TrainingRecord) -> Run:
         if found:
             return found
         start = int((time.time() - record.seconds) * 1000)
-        created = client.create_run(experiment_id, run_name=record.run, start_time=start)
+        created = client.create_run(
+            experiment_id,
+            run_name=parents.training_name(record.run, record.params),
+            start_time=start,
+            tags=_origin({"commit": record.commit}),
+        )
         return str(created.info.run_id)
 
     try:

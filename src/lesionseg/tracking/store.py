@@ -12,14 +12,14 @@ import re
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from lesionseg.errors import TrackingError
 from lesionseg.files import project_root
-from lesionseg.tracking import database
+from lesionseg.tracking import database, views
 from lesionseg.tracking.availability import Store
 
 if TYPE_CHECKING:
@@ -48,6 +48,18 @@ def patiently() -> Iterator[None]:
         yield
     finally:
         current().is_patient = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A block that one process of this machine runs at a time, where the store is a file.
+
+    Raises:
+        TrackingError: Another process keeps it.
+    """
+    path = _database_path()
+    with database.locked(path.parent, database.LOCKS[1]) if path else nullcontext():
+        yield
 
 
 def connect() -> "tuple[MlflowClient, str]":
@@ -236,13 +248,15 @@ def _open_experiment(artifacts: str | None) -> "tuple[MlflowClient, str]":
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         try:
-            return client, str(client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+            client.create_experiment(EXPERIMENT, artifact_location=artifacts)
         except MlflowException:  # the lock is this machine's; on a server another was faster
-            experiment = client.get_experiment_by_name(EXPERIMENT)
-            if experiment is None:
+            if client.get_experiment_by_name(EXPERIMENT) is None:
                 raise
+        experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment.lifecycle_stage == "deleted":
         raise _deleted(experiment.experiment_id)
+    with suppress(MlflowException):  # somebody who may not: then another one does
+        views.describe(client, experiment)
     return client, str(experiment.experiment_id)
 
 

@@ -140,12 +140,12 @@ class Training:
             yield record
 
     def _train_epoch(self, epoch: int) -> float:
-        """Mean loss over the images of one epoch."""
-        num_images = len(self.train.ids)
+        """Mean loss over the images that one epoch shows."""
+        num_images = self.train.images_per_epoch
         seed = int(np.random.SeedSequence([self.recipe.seed, epoch]).generate_state(1)[0])
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)  # order and views
-        order = torch.randperm(num_images, generator=generator).split(self.recipe.train.batch_size)
+        order = self._order(generator).split(self.recipe.train.batch_size)
         first_step = (epoch - 1) * len(order)
         image_size = self.image_size(epoch)
         self.model.train()
@@ -164,6 +164,16 @@ class Training:
             total += loss * len(batch)
             progress.set_postfix(loss=f"{loss:.3f}")
         return total / num_images
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Rows of the training images in the order in which an epoch shows them.
+
+        Each comes once before any comes again; the last pass may end before its end.
+        """
+        length, num_images = self.train.images_per_epoch, len(self.train.ids)
+        num_passes = math.ceil(length / num_images)
+        passes = [torch.randperm(num_images, generator=generator) for _ in range(num_passes)]
+        return torch.cat(passes)[:length]
 
     def image_size(self, epoch: int) -> int:
         """Height and width in pixels of what the network sees in an epoch, the first being 1.

@@ -15,7 +15,7 @@ from lesionseg.files import project_root, require, sha256
 from lesionseg.hardware import describe, make_deterministic
 from lesionseg.models.segmenter import save_model
 from lesionseg.processes import only_writer
-from lesionseg.results.layout import Results, TrainingFiles
+from lesionseg.results.layout import RUNS, Results, TrainingFiles
 from lesionseg.results.tables import Row
 from lesionseg.results.training import (
     VAL_SCORES,
@@ -26,6 +26,8 @@ from lesionseg.results.training import (
     seed_scores_table,
 )
 from lesionseg.tracking import runs
+from lesionseg.tracking.handle import Run
+from lesionseg.tracking.parents import Pipeline
 from lesionseg.training.checkpoints import (
     checkpoint_dir,
     claimed,
@@ -112,14 +114,23 @@ def _train_seed(
     run = training.recipe.run
     params = config.training_params(run, seed=training.recipe.seed)
     tags = {**provenance.tags(stage=run), **facts, "training_key": checkpoints.name}
-    id_path = checkpoints / "run_id"
-    with runs.training_run(run, params=params, tags=tags, id_path=id_path) as logged:
+    id_path, pipeline = checkpoints / "run_id", _pipeline(config)
+    with runs.training_run(
+        run, params=params, tags=tags, id_path=id_path, pipeline=pipeline
+    ) as logged:
         train(training, checkpoints, logged)
         write_results(files, config, training, tags=tags, params=params)
     runs.complete_training(files, run=run)
 
 
-def train(training: Training, folder: Path, logged: runs.Run) -> None:
+def _pipeline(config: Config) -> Pipeline:
+    """What the MLflow runs of both trainings have in common."""
+    seeds = config.seeds()
+    trainings = {run: config.training_params(run, seed=seeds[0]) for run in RUNS}
+    return Pipeline(trainings=trainings, num_seeds=len(seeds))
+
+
+def train(training: Training, folder: Path, logged: Run) -> None:
     """Run the epochs still to come, each saved in `folder` before it is reported."""
     run, num_epochs = training.recipe.run, training.recipe.train.epochs
     if checkpoint := load_checkpoint(folder):
@@ -144,7 +155,7 @@ def train(training: Training, folder: Path, logged: runs.Run) -> None:
         )
 
 
-def _log_epoch(epoch: Epoch, logged: runs.Run) -> None:
+def _log_epoch(epoch: Epoch, logged: Run) -> None:
     """Add one epoch's metrics to the MLflow run."""
     logged.log_metrics(runs.epoch_metrics(dataclasses.asdict(epoch)), step=epoch.epoch)
 
@@ -169,7 +180,7 @@ def write_results(
     rows = [dataclasses.asdict(epoch) for epoch in training.history]
     seconds = sum(row.pop("seconds") for row in rows)
     recipe, weights = training.recipe, list(training.model.parameters())
-    num_images = len(training.train.ids)
+    num_images = training.train.images_per_epoch * recipe.train.epochs
     save_model(
         files.model,
         state=training.best["state"],
@@ -190,8 +201,8 @@ def write_results(
         precision=tags["precision"],
         training_key=tags["training_key"],
         seconds=seconds,
-        images_per_second=num_images * recipe.train.epochs / seconds,
-        num_images=num_images,
+        images_per_second=num_images / seconds,
+        num_images=len(training.train.ids),
         num_parameters=sum(weight.numel() for weight in weights),
         num_trained_parameters=sum(w.numel() for w in weights if w.requires_grad),
         versions=provenance.versions(),

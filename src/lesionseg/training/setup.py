@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.config import Config
-from lesionseg.data.dataset import Fold, Split, load_split, split_fold
+from lesionseg.data.dataset import Fold, Split, draw_subset, load_split, split_fold
 from lesionseg.hardware import choose_device, choose_precision
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state
 from lesionseg.training.loop import Recipe, Training
@@ -33,7 +33,8 @@ def make_training(config: Config, run: str, *, seed: int, inputs: Inputs) -> Tra
     """The training of one model with one seed.
 
     Raises:
-        ConfigError: The device is not there, or there are fewer folds than seeds.
+        ConfigError: The device is not there, or there are fewer folds than seeds, or fewer images
+            than `train.num_images`.
         MissingFileError: An input is not there.
         DataError: An input is damaged.
     """
@@ -77,6 +78,8 @@ def choose_images(
 ) -> tuple[Split | Fold, Split | Fold]:
     """What the training with one seed learns from, and what it validates on."""
     train, val = load_split(processed_dir, "train"), load_split(processed_dir, "val")
+    if config.train.num_images:  # which cannot be with folds
+        return draw_subset(train, num_images=config.train.num_images, seed=seed), val
     if not config.train.cross_validate:
         return train, val
     return split_fold(

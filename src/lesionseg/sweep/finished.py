@@ -1,0 +1,123 @@
+"""What finished trials have left, read from git and DVC's cache; and the trials still to be run."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lesionseg.errors import DataError
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.sweep.workspaces import Repository, open_pool, read_scores
+
+if TYPE_CHECKING:
+    from dvc.api import DVCFileSystem
+
+Row = dict[str, Any]
+Found = TypeVar("Found")
+
+
+class Experiment:
+    """The files of a finished trial, each brought into a folder of their own when asked for.
+
+    Attributes:
+        results: Where those of `results/` are, once they are fetched.
+    """
+
+    def __init__(self, files: "DVCFileSystem", root: Path) -> None:
+        self._files, self._root = files, root
+        self.results = Results(root / "results")
+
+    def fetch(self, path: Path) -> Path:
+        """Bring a file to `path`, one of `results` or below `at`.
+
+        Raises:
+            FileNotFoundError: The trial does not have it, or the cache has lost it.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lost_folders_are_missing():
+            self._files.get_file(self._name(path), str(path))
+        return path
+
+    def at(self, name: str) -> Path:
+        """Where a file of the repository is, once it is fetched."""
+        return self._root / name
+
+    def folders(self, path: Path) -> list[str]:
+        """The names of the folders in one, sorted; none where it is not there.
+
+        Raises:
+            FileNotFoundError: The cache has lost what is in it.
+        """
+        name = self._name(path)
+        with _lost_folders_are_missing():
+            entries = self._files.ls(name, detail=True) if self._files.exists(name) else []
+        return sorted(Path(one["name"]).name for one in entries if one["type"] == "directory")
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+
+@contextmanager
+def _lost_folders_are_missing() -> Iterator[None]:
+    """A block in which a folder that DVC's cache has lost is a file that is not there."""
+    from dvc_data.index import DataIndexDirError  # it takes a while to load
+
+    try:
+        yield
+    except DataIndexDirError as error:
+        raise FileNotFoundError(str(error)) from error
+
+
+def read_finished(
+    repository: Repository, trial: Trial, read: Callable[[Experiment], Found]
+) -> Found | None:
+    """What `read` finds in a finished trial; None where it is not there, or not whole.
+
+    `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
+    """
+    from dvc.api import DVCFileSystem  # it takes a while to load
+
+    revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(trial.name))
+    if not revision:
+        return None
+    files = DVCFileSystem(repo=repository.root, rev=revision)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return read(Experiment(files, Path(folder)))
+        except (FileNotFoundError, DataError):
+            return None
+
+
+def val_scores(experiment: Experiment) -> dict[str, list[float]]:
+    """Best val jaccards of a finished trial by model, one for each of its training seeds.
+
+    Raises:
+        FileNotFoundError: The trial does not have them.
+        DataError: They cannot be read.
+    """
+    for run in RUNS:
+        experiment.fetch(experiment.results.seed_scores(run))
+    return {run: read_scores(experiment.results, run) for run in RUNS}
+
+
+def run_missing(
+    repository: Repository,
+    trials: Sequence[Trial],
+    *,
+    jobs: int,
+    archives: str,
+    read: Callable[[Experiment], object],
+) -> list[Outcome]:
+    """Run the trials in which `read` finds nothing; those that failed are returned."""
+    failed = []
+    with open_pool(repository, jobs=jobs, archives=archives) as pool:
+        missing = [trial for trial in trials if read_finished(repository, trial, read) is None]
+        for outcome in pool.run(missing):
+            if not outcome.scores:
+                failed.append(outcome)
+            elif read_finished(repository, outcome.trial, read) is None:
+                error = "its results are not in DVC's cache"
+                failed.append(Outcome(trial=outcome.trial, error=error, log=outcome.log))
+    return failed

@@ -1,0 +1,121 @@
+"""README is short, and the numbers of the pages are those of the files in docs/results/."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs import fill_numbers
+from lesionseg.results.evaluation import Comparison
+from lesionseg.results.layout import Results
+from tests.report_inputs import write_report_inputs
+
+ROOT = Path(__file__).parents[1]
+ABOUT = ["--machine", "a machine", "--date", "2027-01-31"]
+# A score: three digits behind the point. 0.65 is a threshold.
+SCORE = r"\d\.\d{3}\b"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A copy of docs/results/, and pages of which there are none."""
+    store = tmp_path / "store"
+    shutil.copytree(fill_numbers.STORE, store)
+    monkeypatch.setattr(fill_numbers, "STORE", store)
+    monkeypatch.setattr(fill_numbers, "PAGES", [])
+    return store
+
+
+def test_the_readme_has_at_most_1200_words():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
+@pytest.mark.parametrize("page", fill_numbers.PAGES, ids=lambda page: page.name)
+def test_a_page_has_the_numbers_of_the_files(page):
+    text = page.read_text(encoding="utf-8")
+    assert fill_numbers.fill(text) == text, "Run: make docs-numbers"
+    assert text.count("<!-- numbers: ") == text.count("<!-- /numbers -->")
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_no_score_is_typed_into_a_page_of_results(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert re.search(SCORE, text)
+    assert re.findall(SCORE, fill_numbers.BLOCK.sub("", text)) == []
+
+
+def test_it_needs_nothing_but_python():
+    command = [sys.executable, "-I", "-S", ROOT / "docs/fill_numbers.py", "--help"]
+    assert "docs/results/" in subprocess.check_output(command, text=True)
+
+
+def test_a_run_takes_the_place_of_the_numbers(store, tmp_path):
+    write_report_inputs(tmp_path, num_seeds=3, num_views=2)
+    results = Results(tmp_path / "results")
+    clinic = results.evaluation.folder / "external/clinic"
+    clinic.mkdir(parents=True)
+    shutil.copy(results.evaluation.comparison, clinic)
+    fill_numbers.main(["results", str(results.root), "--data", "seven phantoms", *ABOUT])
+    row = Comparison.read(results.evaluation).test["jaccard"]
+    answer = fill_numbers.answer()
+    assert f"on 7 test images: {row.train_frozen:.3f} frozen" in answer
+    assert f"a difference of {row.difference:+.3f}**" in answer
+    assert "Over 3 trainings" in answer
+    assert f"({row.interval[0]:+.3f} to {row.interval[1]:+.3f})" in fill_numbers.metrics()
+    assert "2027-01-31 at commit `0123456789abcdef" in fill_numbers.about("answer")
+    assert "seven phantoms; a machine, bfloat16" in fill_numbers.about("answer")
+    assert "| `ensemble+tta` | 3 | 2 |" in fill_numbers.variants()
+    assert f"| `clinic` | 7 | {row.train_frozen:.3f} (" in fill_numbers.external()
+    assert "| smooth | " in fill_numbers.outline()
+    assert "of 7 frozen" in fill_numbers.beside()
+    assert fill_numbers.read("ablation") == json.loads(
+        (fill_numbers.ROOT / "docs/results/ablation.json").read_text()
+    )
+
+
+def test_a_run_of_one_seed_says_nothing_of_seeds(store, tmp_path):
+    write_report_inputs(tmp_path, num_seeds=1)
+    fill_numbers.main(["results", str(tmp_path / "results"), "--data", "phantoms", *ABOUT])
+    assert "trainings" not in fill_numbers.answer()
+
+
+def test_an_ablation_is_taken_over_with_differences_seed_by_seed(store, tmp_path):
+    write_report_inputs(tmp_path)
+    values = {"default": (0.80, 0.84), "plain": (0.78, 0.80)}
+    lines = ["name,run,seed,val_jaccard,test_jaccard,test_dice,seconds"]
+    for name, means in values.items():
+        for run, mean in zip(fill_numbers.RUNS, means, strict=True):
+            for seed in (0, 1):
+                lines.append(f"{name},{run},{seed},{mean},{mean + seed / 100},{mean},{20 - seed}")
+    (tmp_path / "results/ablation.csv").write_text("\n".join(lines))
+    fill_numbers.main(["results", str(tmp_path / "results"), "--data", "phantoms", *ABOUT])
+    default, plain = fill_numbers.read("ablation")["rows"]
+    assert default["what"] == "nothing"  # as before: the values do not say it
+    assert default["difference"]["jaccard"] == pytest.approx([0.04, 0.0])
+    assert plain["train_finetuned"]["to_base"] == pytest.approx([-0.04, 0.0])
+    assert plain["train_frozen"]["test_jaccard"] == pytest.approx([0.785, 0.00707], abs=1e-5)
+    table = fill_numbers.decoders("plain,default")
+    assert "| fine-tuned | 0.845 ±0.007 | 0.840 ±0.000 | 0.840 ±0.000 | 19 s |" in table
+    assert "**+0.040 ±0.000**" in table
+
+
+def test_a_table_that_a_command_printed_takes_the_place_of_one(store, tmp_path):
+    printed = "load average 0.1\n\n| command | s |\n| --- | ---: |\n| dvc --version | 0.20 |\n"
+    (tmp_path / "out.md").write_text(printed)
+    command = ["table", "speed.startup", str(tmp_path / "out.md"), "--commit", "c0ffee", *ABOUT]
+    fill_numbers.main(command)
+    assert f"\n\n{fill_numbers.table('speed.startup')}\n" in printed
+    assert "at commit `c0ffee`" in fill_numbers.about("tables/speed.startup")
+    with pytest.raises(SystemExit, match=r"no table is called speed\.other; there are accuracy"):
+        fill_numbers.main(["table", "speed.other", str(tmp_path / "out.md"), *ABOUT])
+
+
+def test_a_block_is_written_where_it_stands():
+    text = "It says: <!-- numbers: answer -->old<!-- /numbers --> And on."
+    assert fill_numbers.fill(text) == text.replace("old", fill_numbers.answer())
+    with pytest.raises(KeyError):
+        fill_numbers.fill("<!-- numbers: unknown --><!-- /numbers -->")
