@@ -280,7 +280,8 @@ OF_PROJECTS = {
     "tracking/card.py": "and lesionseg register",
     "tracking/replay.py": "and lesionseg replay",
     "cli.py": "the help of doctor",
-    "export/command.py": "after another remedy",
+    "tracking/pages.py": "and lesionseg ui",
+    "tracking/parents.py": "the name of what has started a run",
 }
 
 

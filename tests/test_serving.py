@@ -212,6 +212,12 @@ def test_what_cannot_be_answered_is_refused_in_one_line_and_the_server_goes_on(
     assert post(url, files={"image": JPEG}).status_code == 200
 
 
+def test_a_wrong_query_is_refused_in_one_line(url):
+    refused = post(url, "predict?probability=perhaps", files={"image": JPEG})
+    assert refused.status_code == 422
+    assert re.fullmatch(r"probability: Input should be a valid bool.*", refused.json()["detail"])
+
+
 def test_two_files_are_refused(url):
     refused = post(url, files=[("image", JPEG), ("image", JPEG)])
     assert (refused.status_code, refused.json()["detail"][-5:]) == (400, "got 2")
@@ -376,27 +382,20 @@ def test_the_page_shows_the_routes_and_loads_nothing_from_elsewhere(url):
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_a_browser_shows_the_mask_of_a_file(url, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
-    from tests.test_report_browser import BROWSER
-
-    if not BROWSER:
-        pytest.skip("no chromium")
+def test_a_browser_shows_the_mask_of_a_file(url, browser, tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     (tmp_path / "b.jpg").write_bytes(b"none")
-    with playwright.sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        problems = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("requestfailed", lambda request: problems.append(request.url))
-        page.goto(url)
-        page.set_input_files("#image", tmp_path / "a.jpg")
-        page.wait_for_selector("#shown:not([hidden])")
-        assert re.fullmatch(r"120 x 90 pixels .*, \d+\.\d % lesion", page.inner_text("#said"))
-        page.set_input_files("#image", tmp_path / "b.jpg")
-        page.wait_for_selector("#said:has-text('neither a JPEG nor a PNG')")
-        browser.close()
+    page = browser.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("requestfailed", lambda request: problems.append(request.url))
+    page.goto(url)
+    page.set_input_files("#image", tmp_path / "a.jpg")
+    page.wait_for_selector("#shown:not([hidden])")
+    assert re.fullmatch(r"120 x 90 pixels .*, \d+\.\d % lesion", page.inner_text("#said"))
+    page.set_input_files("#image", tmp_path / "b.jpg")
+    page.wait_for_selector("#said:has-text('neither a JPEG nor a PNG')")
+    page.close()
     assert problems == []
 
 

@@ -102,7 +102,7 @@ def test_the_views_show_metrics_that_are_logged(with_store):
 
 
 def test_without_runs_the_next_step_is_named(project):
-    with pytest.raises(MissingFileError, match=r"holds no runs\. Run: make demo"):
+    with pytest.raises(MissingFileError, match=r"holds no runs\. Run: dvc repro$"):
         pages.find_sites(project)
 
 

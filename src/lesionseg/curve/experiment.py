@@ -16,7 +16,7 @@ from lesionseg.curve.record import Curve, read_curve, write_curve
 from lesionseg.curve.scores import Measured, read_measured
 from lesionseg.curve.sizes import choose_sizes, count_images
 from lesionseg.curve.text import curve_text
-from lesionseg.errors import ConfigError, DataError, LesionsegError
+from lesionseg.errors import ConfigError, DataError, LesionsegError, repro
 from lesionseg.files import write_bytes, write_csv
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.sweep.finished import read_finished, run_missing
@@ -83,7 +83,7 @@ def check_split(found: Sequence[Measured], *, num_train: int) -> None:
         if (actual := measured.setting.num_train) != num_train:
             raise DataError(
                 f"data/processed/train has {num_train} images, and with params.yaml as it is now "
-                f"it has {actual}. Run: dvc repro preprocess, then the same command again"
+                f"it has {actual}. Run: {repro('preprocess')}, then the same command again"
             )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.data.dataset import load_split
-from lesionseg.errors import DataError, MissingFileError
+from lesionseg.errors import DataError, MissingFileError, repro
 from lesionseg.export import gate, graph, latency, precision
 from lesionseg.export.origin import Origin, find_threshold, model_metadata
 from lesionseg.export.page import render_page
@@ -138,7 +138,7 @@ def read_material(paths: Sequence[Path], *, image_size: int) -> Material:
     if not test_dir.exists():
         raise MissingFileError(
             f"{test_dir} is missing, and the exported masks are compared on images",
-            remedy="Give some with --images, or run: dvc repro preprocess",
+            remedy=f"Give some with --images, or run: {repro('preprocess')}",
         )
     test, val = (load_split(PROCESSED_DIR, name) for name in ("test", "val"))
     if test.image_size != image_size:

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 
@@ -66,6 +67,7 @@ def make_app(service: Service, limits: Limits) -> FastAPI:
     )
     app.add_middleware(Admission, limits=limits)
     app.add_exception_handler(DataError, _refuse)
+    app.add_exception_handler(RequestValidationError, _refuse_query)
 
     async def compute(request: Request, work: Callable[[bytes], bytes], kind: str) -> Response:
         content_type = request.headers.get("content-type", "")
@@ -149,3 +151,9 @@ class _Workers:
 async def _refuse(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     assert isinstance(error, DataError)
     return JSONResponse({"detail": problem_of(error)}, 400)
+
+
+async def _refuse_query(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)

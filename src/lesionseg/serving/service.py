@@ -58,7 +58,8 @@ class Service:
         self._network = threading.Lock()
         self._large = threading.Lock()
         self.served = served
-        self.image_size = predictor.image_size
+        self.image_size = size = predictor.image_size
+        predictor.forward(np.zeros((1, size, size, 3), np.uint8))  # the first one takes longest
 
     def answer(self, content: bytes, *, probability: bool) -> bytes:
         """JSON of an `Answer`.

@@ -94,7 +94,7 @@ def find_sites(root: Path) -> list[Site]:
         remedy = error.mend and f"{error.mend} run: lesionseg ui"
         raise LesionsegError(error.problem, remedy) from error
     if not sites:
-        raise MissingFileError(f"{root / 'mlruns'} holds no runs. Run: make demo, or dvc repro")
+        raise MissingFileError(f"{root / 'mlruns'} holds no runs. Run: dvc repro")
     return sites
 
 
