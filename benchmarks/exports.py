@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -88,12 +89,12 @@ def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         "onnx": {},
         "page": {},
     }
+    pages = {}
     for name in PRECISIONS:
         try:
             exported = _export(model_path, material, name)
         except ExportError as error:
             found["onnx"][name] = {"refused": error.problem}
-            yield found
             continue
         found["onnx"][name] = {
             "megabytes": len(exported.onnx) / 1e6,
@@ -102,8 +103,12 @@ def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         }
         logger.info("onnx %s: %s", name, exported.agreement)
         if name != "int8":  # its gain is in speed, and a page would not have it
-            html = render_page(exported.onnx, exported.metadata, load_runtime())
-            images = _measure_page(html, model_path, paths, found["versions"])
+            pages[name] = render_page(exported.onnx, exported.metadata, load_runtime())
+    yield found
+    torch.set_num_threads(1)  # the browser works at the same time
+    for name, html in pages.items():
+        images = _measure_page(html, model_path, paths, found["versions"])
+        if images:
             found["page"][name] = {"megabytes": len(html) / 1e6, "images": images}
         yield found
 
@@ -174,8 +179,7 @@ def _opened(html: bytes, folder: Path) -> Iterator[Any]:
 def _compare(page: Any, predictor: Predictor, paths: Sequence[Path]) -> dict[str, Any]:
     """What the masks of one batch of files have in common, and how long the page took."""
     differing, jaccards, times, num_pixels = [], [], [], 0
-    for path in paths:
-        [probability] = predictor.predict_encoded([path])
+    for path, probability in zip(paths, predictor.predict_encoded(paths), strict=True):
         ours = probability > THRESHOLD
         theirs, milliseconds = _segment(page, path)
         union = int((ours | theirs).sum())

@@ -69,8 +69,10 @@ def read_asset(name: str) -> str:
 def _as_global(module: str) -> str:
     """A module whose exports are a global object `ort`: nothing could import it in a page.
 
-    So the page needs no script but those whose hashes its policy names.
+    So the page needs no script but those whose hashes its policy names. It must not know that it
+    comes from a file: it would make an address out of the page's origin, which Firefox has none of.
     """
+    module = module.replace("import.meta.url", '"page:///"')
     found = re.fullmatch(r"(.*)export\{(.*?)\};\s*(?://#.*)?\s*", module, re.DOTALL)
     assert found is not None
     assert not re.search(r"</script|<!--", found[1], re.IGNORECASE)  # would end or hide the script

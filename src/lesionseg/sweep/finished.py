@@ -32,12 +32,14 @@ class Experiment:
     def fetch(self, path: Path) -> Path:
         """Bring a file to `path`, one of `results` or below `at`.
 
+        A copy: DVC's own way may make a link, and to fetch that a second time empties the cache.
+
         Raises:
             FileNotFoundError: The trial does not have it, or the cache has lost it.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lost_folders_are_missing():
-            self._files.get_file(self._name(path), str(path))
+        with _lost_folders_are_missing(), self._files.open(self._name(path), "rb") as source:
+            path.write_bytes(source.read())
         return path
 
     def at(self, name: str) -> Path:
