@@ -35,10 +35,11 @@ help:
 	@echo "make doctor    is this machine ready, and what to do where it is not"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
 	@echo "make experiments  every dvc exp run, the best on val first: scores and what was changed"
-	@echo "make ui        the MLflow UI on this project's runs, it prints where"
+	@echo "make ui        MLflow's pages on this project's runs and the demo's, it prints where"
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
-	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew"
+	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew,"
+	@echo "               make screenshots their pictures of MLflow"
 	@echo "make clean     remove .venv, the demo, the small sweep and the site; data, results and runs stay"
 
 setup: .venv/ready
@@ -92,10 +93,12 @@ experiments: setup
 	@$(SHOW) --sort-by tuned.val --sort-order desc 2> /dev/null || $(SHOW)
 
 ui: setup
-	@mkdir -p mlruns
 	@if ls results/*/run.json > /dev/null 2>&1; then lesionseg replay || true; fi
-	@echo "The runs: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+	@lesionseg ui
+
+# Of the demo's runs; needs chromium.
+screenshots: setup
+	@python -m experiments.screenshots
 
 check: setup
 	ruff check .

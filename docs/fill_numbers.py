@@ -1,7 +1,8 @@
-"""The numbers of README and docs, written from the files in docs/results/: `make docs-numbers`.
+"""The numbers of README and docs, and the map of the code: `make docs-numbers`.
 
 A page has its numbers between two comments, `<!-- numbers: NAME -->` and `<!-- /numbers -->`.
-Nobody types there: this writes them, and a test compares. It needs nothing but Python.
+Nobody types there: this writes them, from the files in docs/results/, and a test compares. The map
+of the code is made of the first line of each module. It needs nothing but Python.
 
     python docs/fill_numbers.py                          # write the pages anew
     python docs/fill_numbers.py results results --data "ISIC 2016" --machine "two cores of a ..."
@@ -14,6 +15,7 @@ Nobody types there: this writes them, and a test compares. It needs nothing but 
 """
 
 import argparse
+import ast
 import csv
 import json
 import re
@@ -441,6 +443,17 @@ def curve_table() -> str:
     return table_of(heading, rows)
 
 
+def modules(folder: str) -> str:
+    """What each module of a folder, and of those in it, says in its first line."""
+    rows = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        if said:
+            first = said.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+            rows.append([f"`{path.relative_to(ROOT / folder).as_posix()}`", first])
+    return lines_of([["file", "what it is"], ["---", "---"], *rows])
+
+
 def table(name: str) -> str:
     """A table of tables.json as it is."""
     content = read("tables")[name]
@@ -487,6 +500,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "ablation": ablation,
     "curve": curve,
     "curve_table": curve_table,
+    "modules": modules,
     "table": table,
 }
 

@@ -37,7 +37,7 @@ stages:
     outs:
       - results/train_frozen/run.json
       - results/train_frozen/seeds
-      - results/train_frozen/metrics.json: {cache: false}
+      - results/train_frozen/metrics.json
   train_finetuned:
     cmd: python fake.py train_finetuned
     params: [train, model]
@@ -45,7 +45,7 @@ stages:
     outs:
       - results/train_finetuned/run.json
       - results/train_finetuned/seeds
-      - results/train_finetuned/metrics.json: {cache: false}
+      - results/train_finetuned/metrics.json
   evaluate:
     cmd: python fake.py evaluate
     params: [train, model]

@@ -445,6 +445,7 @@ def test_the_help_of_each_command_has_an_example_that_is_understood(name):
         "experiments.demo",
         "experiments.sweep_demo",
         "benchmarks.__main__",
+        "benchmarks.serving",
     ],
 )
 def test_the_help_of_each_module_that_is_run_has_an_example(name, capsys):
@@ -548,6 +549,8 @@ def lesionseg(*arguments, cwd, code=None):
         ["ablation"],
         ["curve"],
         ["doctor"],
+        ["serve"],
+        ["new"],
     ],
 )
 def test_help_and_first_mistakes_load_nothing_that_takes_long(tmp_path, arguments):

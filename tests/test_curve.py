@@ -458,6 +458,21 @@ def test_a_size_whose_external_scores_the_cache_has_lost_is_run_again(measured, 
     assert again == output
 
 
+def test_data_that_are_not_those_of_the_experiments_are_told_of(measured, tmp_path):
+    original, _ = measured
+    folder = tmp_path / "project"
+    shutil.copytree(original, folder, symlinks=True)
+    with (folder / "data/processed/train/index.csv").open("a") as stream:
+        stream.write("100\n")
+    process = start(folder, *CURVE)
+    output, errors = process.communicate()
+    assert (process.returncode, output) == (1, "")
+    assert errors.splitlines()[-1] == (
+        "error: data/processed/train has 101 images, and with params.yaml as it is now it has 100. "
+        "Run: dvc repro preprocess, then the same command again"
+    )
+
+
 def test_a_size_that_fails_is_named_and_leaves_the_last_curve(measured, tmp_path):
     original, _ = measured
     folder = tmp_path / "project"

@@ -43,3 +43,39 @@ def test_a_block_freed_and_taken_again_is_not_cleared_again_by_the_system():
     }
     # A tenth rather than a number of pages, of which some systems make fewer and larger ones.
     assert faults["keep"] < faults["default"] / 10, faults
+
+
+KEPT = """
+import ctypes, sys, threading, psutil
+from lesionseg.memory import return_freed_memory
+if sys.argv[1] == "return":
+    return_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def use():  # blocks as of photographs, the last one freed first, below a small one that stays
+    blocks = [libc.malloc(ctypes.c_size_t(2**24)) for _ in range(2)]
+    for block in blocks:
+        ctypes.memset(block, 1, 2**24)
+    small = libc.malloc(ctypes.c_size_t(1000))
+    for block in blocks:
+        libc.free(block)
+before = psutil.Process().memory_info().rss
+for _ in range(3):  # the first freed ones raise glibc's threshold
+    for thread in (threads := [threading.Thread(target=use) for _ in range(4)]):
+        thread.start()
+        thread.join()
+print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
+def test_large_blocks_go_back_to_the_system_when_they_are_freed():
+    kept = {
+        how: int(
+            subprocess.run(
+                [sys.executable, "-c", KEPT, how], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for how in ("return", "default")
+    }
+    assert kept["return"] < 2**22 < kept["default"], kept

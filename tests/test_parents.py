@@ -307,6 +307,7 @@ def test_a_trial_that_is_scored_only_is_in_its_sweep_too(client, monkeypatch):
         ("my-decoders-cbdcecb8", "my-decoders"),
         ("ablation-no-dice-cbdcecb8", "ablation"),
         ("ablation-cbdcecb8", "ablation"),
+        ("curve-40-cbdcecb8", "curve"),
         ("puffy-daks", ""),
         ("", ""),
     ],

@@ -367,6 +367,18 @@ def test_the_card_tells_whether_a_commit_has_the_code(project, train, commit, ex
     assert expected in write_card_with(project, commit=commit)
 
 
+def test_the_registry_knows_the_threshold_of_a_model(project, train):
+    train(val=0.85)
+    registry.register(Results())
+    assert registry.read_threshold("models:/lesionseg/1") == 0.5
+    train(val=0.86, seed=1)
+    write_evaluation(project, threshold=0.4)
+    registry.register(Results())
+    assert registry.read_threshold("models:/lesionseg@champion") == 0.4
+    with pytest.raises(DataError, match=r"is no address of a registered model"):
+        registry.read_threshold("models:/lesionseg")
+
+
 def test_the_card_says_where_its_threshold_comes_from(project, train):
     train(val=0.8)
     assert "where it is above 0.5 (the default; it was not evaluated)." in write_card_with(project)

@@ -126,8 +126,9 @@ def test_the_pipeline_run_is_the_parent_and_says_the_answer_and_where_the_rest_i
     ]
     (run,) = runs_in(client_of(brought), "pipeline run")
     text = run.data.tags["mlflow.note.content"]
-    assert text.startswith(answer(Comparison.read(Results(brought / "results").evaluation)))
-    assert f"(#/experiments/1/runs/{run.info.run_id}/artifacts/report/report.html)" in text
+    link = f"#/experiments/1/runs/{run.info.run_id}/artifacts/report/report.html"
+    sentence = answer(Comparison.read(Results(brought / "results").evaluation))
+    assert text.startswith(f"[Open the report]({link}). {sentence}")
     expected = {
         "data_source": "isic2016",
         "encoder_start": "imagenet",

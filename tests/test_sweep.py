@@ -1,6 +1,5 @@
 """A sweep runs each setting once, names what failed, chooses by val, and goes on when killed."""
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from fake_pipeline import (
     PARAMS,
     ROOT,
     call,
+    environment,
     experiments,
     fake_repository,
     start,
@@ -26,8 +26,8 @@ from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import ConfigError, DataError, LesionsegError
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.results.training import seed_scores_table
-from lesionseg.sweep import workspaces
 from lesionseg.sweep.arguments import SAMPLERS
+from lesionseg.sweep.finished import read_finished, val_scores
 from lesionseg.sweep.space import (
     Axis,
     TpeSampler,
@@ -41,7 +41,6 @@ from lesionseg.sweep.trials import Outcome, Trial, check, confirm, make_trial, r
 from lesionseg.sweep.workspaces import (
     Repository,
     dvc_value,
-    finished_before,
     last_error,
     only_one,
     open_repository,
@@ -314,9 +313,8 @@ def test_the_best_is_model_2s_on_val_and_model_1_breaks_ties():
 def test_a_trial_whose_experiment_dvc_does_not_have_has_failed():
     kept, lost, other = (outcome(name, frozen=0.6, finetuned=0.7) for name in "abc")
     scores = {"train_frozen": [0.6], "train_finetuned": [0.7]}
-    there = {"a": scores, "c": {**scores, "train_finetuned": [0.8]}}
-    assert confirm(kept, there) == kept
-    for one in (lost, other):
+    assert confirm(kept, scores) == kept
+    for one, there in ((lost, None), (other, {**scores, "train_finetuned": [0.8]})):
         assert not confirm(one, there).scores
         assert "DVC does not have" in confirm(one, there).error
 
@@ -352,24 +350,17 @@ def test_a_damaged_score_is_that_trials_failure_and_named(tmp_path, kind):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("metrics", [{}, {"val": None}, {"val": {"jaccard": None}}, {"val": 1}, []])
-def test_an_experiment_without_a_score_is_not_finished(monkeypatch, metrics):
-    files = {"train_frozen": json.dumps(metrics), "train_finetuned": '{"val": {"jaccard": 0.5}}'}
-
-    def git(command, *_):
-        if command[1] == "for-each-ref":
-            return "sweep-1"
-        name = "refs/exps/c0/ffee/sweep-1:results"
-        return {f"{name}/{run}/metrics.json": text for run, text in files.items()}[command[2]]
-
-    monkeypatch.setattr(workspaces, "_output", git)
-    assert finished_before(Repository(Path(), "c0ffee", {})) == {}
-    files["train_frozen"] = "not JSON"
-    assert finished_before(Repository(Path(), "c0ffee", {})) == {}
-    files["train_frozen"] = '{"val": {"jaccard": 0.4}}'
-    assert finished_before(Repository(Path(), "c0ffee", {})) == {
-        "sweep-1": {"train_frozen": [0.4], "train_finetuned": [0.5]}
-    }
+def test_an_experiment_that_is_not_whole_is_not_finished(tmp_path):
+    folder = fake_repository(tmp_path / "project")
+    call(folder, "dvc", "exp", "run", "--name", "whole", "-S", "train.num_seeds=2")
+    commit = call(folder, "git", "rev-parse", "HEAD").strip()
+    repository = Repository(folder, commit, environment(folder))
+    whole, unknown = (Trial(name=name, settings={}) for name in ("whole", "unknown"))
+    expected = {run: pytest.approx([0.9, 0.89]) for run in RUNS}
+    assert read_finished(repository, whole, val_scores) == expected
+    assert read_finished(repository, unknown, val_scores) is None
+    shutil.rmtree(folder / ".dvc/cache/files")
+    assert read_finished(repository, whole, val_scores) is None
 
 
 def test_values_reach_dvc_as_they_are_meant(tmp_path):

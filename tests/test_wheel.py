@@ -1,6 +1,7 @@
 """The built wheel in an environment and a folder of its own: all commands, and the pipeline."""
 
 import importlib.util
+import io
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 import yaml
 from PIL import Image
@@ -93,18 +95,23 @@ def _isolation(arguments):
 
 def run(*command, cwd=None, status=0, python=None):
     """What a command prints; nothing of this process's project or sources is known to it."""
-    folders = [str(Path(python).parent)] if python else []
-    env = {
+    words = [str(word) for word in command]
+    env = environment(python)
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def environment(python):
+    """The variables of a process: the environment's programs first."""
+    folders = [str(python.parent)] if python else []
+    return {
         **{name: os.environ[name] for name in ("HOME", "TMPDIR") if name in os.environ},
         "PATH": os.pathsep.join([*folders, os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -174,6 +181,21 @@ def test_it_predicts(lesionseg, image_path, model_path, tmp_path):
 def test_it_exports(lesionseg, image_path, model_path, tmp_path):
     lesionseg("export", "onnx", "--model", model_path, "--images", "lesion.png")
     assert (tmp_path / "lesionseg.onnx").stat().st_size > 1_000_000
+
+
+def test_it_serves(python, image_path, model_path, tmp_path):
+    command = [python.with_name("lesionseg"), "serve", "--model", model_path, "--port", "0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(python), stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            address = re.search(r"http://\S+/", process.stdout.readline())[0]
+            with image_path.open("rb") as file:
+                answer = requests.post(f"{address}mask", files={"image": file}, timeout=60)
+        finally:
+            process.terminate()
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 48)
+    assert {path.name for path in tmp_path.iterdir()} == {"lesion.png"}
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,9 @@ Exit status: 0; 1 if anything failed, files that cannot be read or written being
 and all others done; 2 for wrong arguments."""
 
 
+SERVE = """Answer POST /predict and /mask with the mask of a JPEG or PNG image, sent as a form, as
+base64 in JSON or as it is. The page at / says how, and lets one try it. Ctrl-C stops the server."""
+
 NEW = """Write a project into a folder: params.yaml, dvc.yaml, the stages' scripts, and what DVC and
 git need. Its code is the installed package's. The folder becomes a git repository if it lies in
 none; what is there already stays."""
@@ -114,10 +117,12 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_predict(commands)
     _add_export(commands)
+    _add_serve(commands)
     _add_sweep(commands)
     _add_ablation(commands)
     _add_curve(commands)
     _add_replay(commands)
+    _add_ui(commands)
     _add_register(commands)
     _add_champion(commands)
     _add_new(commands)
@@ -273,6 +278,30 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog="Example: lesionseg replay",
     )
     parser.set_defaults(run=_replay)
+
+
+def _add_ui(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "ui",
+        help="show the runs in MLflow's pages, until Ctrl-C",
+        description="Serve MLflow's pages on this project's runs, and on those of make demo and "
+        "make sweep where there are any, to this machine only. Links lead to the comparison of "
+        "both models, to all pipeline runs and to the newest report. With MLFLOW_TRACKING_URI at "
+        "a server it prints the links into that one.",
+        epilog="Example: lesionseg ui --port 5001",
+    )
+    parser.add_argument(
+        "--port", type=int, default=5000, help="the first one that is tried (default: %(default)s)"
+    )
+    parser.set_defaults(run=_ui)
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from lesionseg.tracking import pages
+
+    _require_project()
+    pages.show(Path.cwd(), port=arguments.port)
+    return OK
 
 
 def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -476,6 +505,117 @@ def _find_origin(text: str, path: Path) -> "Origin":
         return origin
     commit, data_sha256 = same[-1].commit, same[-1].data_sha256
     return Origin(model_sha256=origin.model_sha256, commit=commit, data_sha256=data_sha256)
+
+
+def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="answer requests for masks over HTTP",
+        description=SERVE,
+        epilog="Example: lesionseg serve --model models:/lesionseg@champion --port 8001",
+    )
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="MODEL",
+        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=threshold,
+        metavar="P",
+        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
+        "evaluated with, or else 0.5)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
+    parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s)")
+    for name, default, what in (
+        ("--max-requests", 100, "requests that wait or are answered; more get 429"),
+        ("--max-megabytes", 20, "of a request; of all that wait three times as many"),
+        ("--max-megapixels", 25, "of an image"),
+    ):
+        parser.add_argument(
+            name,
+            type=_at_least_1,
+            default=default,
+            metavar="N",
+            help=f"{what} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto takes CUDA where there is one; or cpu, cuda, cuda:1 (default: %(default)s)",
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """Answer requests until stopped; the exit status."""
+    path = _find_model(arguments.model)  # before what takes seconds to load
+    from lesionseg.memory import return_freed_memory
+
+    return_freed_memory()  # before there are threads
+    from lesionseg.files import sha256
+    from lesionseg.hardware import make_deterministic
+    from lesionseg.serving.app import make_app
+    from lesionseg.serving.limits import Limits
+    from lesionseg.serving.server import serve
+    from lesionseg.serving.service import Served, Service
+
+    limits = Limits(
+        max_requests=arguments.max_requests,
+        max_body=arguments.max_megabytes * 1_000_000,
+        max_bytes=arguments.max_megabytes * 3_000_000,
+        max_pixels=arguments.max_megapixels * 1_000_000,
+    )
+    make_deterministic()  # as in predict, whose masks these are
+    predictor = _load_predictor([path], device=arguments.device)
+    model_sha256 = sha256(path)
+    served = Served(
+        name=arguments.model,
+        sha256=model_sha256,
+        threshold=arguments.threshold or _find_threshold(arguments.model, model_sha256),
+    )
+    serve(
+        make_app(Service(predictor, served, limits), limits),
+        host=arguments.host,
+        port=arguments.port,
+        ready=lambda url: _say(f"{served.name} ({model_sha256:.12}) is served at {url}"),
+    )
+    return OK
+
+
+def _find_threshold(text: str, model_sha256: str) -> float:
+    """The threshold that a model was evaluated with: what the registry says, or results/."""
+    if text.startswith("models:/"):
+        from lesionseg.tracking.registry import read_threshold
+
+        return read_threshold(text)
+    from lesionseg.export.origin import find_threshold
+    from lesionseg.results.layout import Results
+
+    return find_threshold(Results(), model_sha256=model_sha256)
+
+
+def _say(line: str) -> None:
+    """Show a line at once, whoever reads it."""
+    sys.stdout.write(f"{printable(line)}\n")
+    sys.stdout.flush()
+
+
+def _port(text: str) -> int:
+    value = number(int, text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 65535], got '{text}'")
+    return int(value)
+
+
+def _at_least_1(text: str) -> int:
+    value = number(int, text)
+    if not 1 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [1, 10000], got '{text}'")
+    return int(value)
 
 
 def _batch_size(text: str) -> int:

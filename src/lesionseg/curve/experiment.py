@@ -16,7 +16,7 @@ from lesionseg.curve.record import Curve, read_curve, write_curve
 from lesionseg.curve.scores import Measured, read_measured
 from lesionseg.curve.sizes import choose_sizes, count_images
 from lesionseg.curve.text import curve_text
-from lesionseg.errors import ConfigError, LesionsegError
+from lesionseg.errors import ConfigError, DataError, LesionsegError
 from lesionseg.files import write_bytes, write_csv
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.sweep.finished import read_finished, run_missing
@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     found = [one for trial in trials if (one := read_finished(repository, trial, read_measured))]
     if found:
+        check_split(found, num_train=num_train)
         del fixed[SEEDS]
         curve = write_results(found, commit=repository.commit, changed=fixed, folder=FOLDER)
         show(FOLDER, curve)
@@ -70,6 +71,20 @@ def run(arguments: argparse.Namespace) -> None:
             f"{len(failed)} of {len(trials)} sizes failed, see above. "
             "The same command tries just these again"
         )
+
+
+def check_split(found: Sequence[Measured], *, num_train: int) -> None:
+    """Return when the experiments have drawn from as many images as the sizes were planned for.
+
+    Raises:
+        DataError: They have not, so that two sizes may be the same.
+    """
+    for measured in found:
+        if (actual := measured.setting.num_train) != num_train:
+            raise DataError(
+                f"data/processed/train has {num_train} images, and with params.yaml as it is now "
+                f"it has {actual}. Run: dvc repro preprocess, then the same command again"
+            )
 
 
 def plan(

@@ -15,6 +15,7 @@ from lesionseg.errors import DataError, first_line
 
 PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
 PILLOW_PIXELS = 89_478_485  # from twice as many on it takes an image for a decompression bomb
+_ROWS = 256  # that are rounded at a time
 # Of the many formats that Pillow reads, some run other programs.
 FORMATS = ("JPEG", "PNG")
 
@@ -64,12 +65,16 @@ def count_pixels(content: bytes, *, where: str = "") -> int:
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     """An 8-bit grey PNG of a mask, (H, W) bool: 255 in the lesion and 0 elsewhere."""
-    return _to_png(mask.astype(np.uint8) * np.uint8(255))
+    return _to_png(mask.view(np.uint8) * np.uint8(255))
 
 
 def probability_png(probability: NDArray[np.float32]) -> bytes:
     """A 16-bit grey PNG of probabilities, (H, W) float32 in [0, 1]: its levels are 65535 times."""
-    return _to_png(np.rint(probability * PROBABILITY_LEVELS).astype(np.uint16))
+    levels = np.empty(probability.shape, np.uint16)
+    for start in range(0, len(levels), _ROWS):  # of a photograph whole copies are 100 MB each
+        rows = slice(start, start + _ROWS)
+        levels[rows] = np.rint(probability[rows] * PROBABILITY_LEVELS)
+    return _to_png(levels)
 
 
 def to_text(content: bytes) -> str:

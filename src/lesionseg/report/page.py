@@ -204,22 +204,29 @@ def render_page(
         strata=_strata_rows(inputs.strata),
         has_unknown=vocabulary.UNKNOWN in inputs.strata["group"].tolist(),
         best_thresholds={run: _best_threshold(inputs.thresholds, run) for run in RUNS},
-        # Data and provenance.
-        splits=_split_rows(inputs.splits),
-        image_size=inputs.splits["test"].images.shape[1:3],
-        leaks=inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
-        num_leaks=len(inputs.leaks),
-        has_groups=any("group" in split.index for split in inputs.splits.values()),
-        has_archive_ids=facts.has_archive_ids(inputs.records[FINETUNED]),
-        settings=facts.list_settings(inputs),
-        is_of_patients=inputs.records[FINETUNED].params.get("download.source") != "phantom",
-        parameters=facts.parameter_rows(inputs.records),
-        provenance=facts.provenance_rows(inputs.records),
-        experiment=inputs.records[FINETUNED].dvc_experiment,
-        # From the report's folder; whether it is there is not known: the report would depend on it.
-        segment_page=f"../{Results().segment_page.name}",
-        commit=inputs.records[FINETUNED].commit,
+        **_of_data(inputs),
     )
+
+
+def _of_data(inputs: Inputs) -> dict[str, object]:
+    """What the page tells of data and provenance, by the template's names."""
+    record = inputs.records[FINETUNED]
+    return {
+        "splits": _split_rows(inputs.splits),
+        "image_size": inputs.splits["test"].images.shape[1:3],
+        "leaks": inputs.leaks[_LEAK_COLUMNS].head(_MAX_LEAKS).round(2).to_dict("records"),
+        "num_leaks": len(inputs.leaks),
+        "has_groups": any("group" in split.index for split in inputs.splits.values()),
+        "has_archive_ids": facts.has_archive_ids(record),
+        "settings": facts.list_settings(inputs),
+        "is_of_patients": record.params.get("download.source") != "phantom",
+        "parameters": facts.parameter_rows(inputs.records),
+        "provenance": facts.provenance_rows(inputs.records),
+        "experiment": record.dvc_experiment,
+        # From the report's folder; whether it is there is not known: the report would depend on it.
+        "segment_page": f"../{Results().segment_page.name}",
+        "commit": record.commit,
+    }
 
 
 @functools.cache

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg.errors import DataError
-from lesionseg.results.layout import Results
+from lesionseg.results.layout import RUNS, Results
 from lesionseg.sweep.trials import Outcome, Trial
-from lesionseg.sweep.workspaces import Repository, open_pool
+from lesionseg.sweep.workspaces import Repository, open_pool, read_scores
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
@@ -88,6 +88,18 @@ def read_finished(
             return read(Experiment(files, Path(folder)))
         except (FileNotFoundError, DataError):
             return None
+
+
+def val_scores(experiment: Experiment) -> dict[str, list[float]]:
+    """Best val jaccards of a finished trial by model, one for each of its training seeds.
+
+    Raises:
+        FileNotFoundError: The trial does not have them.
+        DataError: They cannot be read.
+    """
+    for run in RUNS:
+        experiment.fetch(experiment.results.seed_scores(run))
+    return {run: read_scores(experiment.results, run) for run in RUNS}
 
 
 def run_missing(

@@ -10,6 +10,7 @@ from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.results.layout import FINETUNED
+from lesionseg.sweep.finished import read_finished, val_scores
 from lesionseg.sweep.space import (
     Sampler,
     Settings,
@@ -21,7 +22,7 @@ from lesionseg.sweep.space import (
 )
 from lesionseg.sweep.tables import summary, words
 from lesionseg.sweep.trials import Outcome, Trial, check_axes, confirm, make_trial, whole_numbers
-from lesionseg.sweep.workspaces import Pool, finished_before, open_pool, open_repository
+from lesionseg.sweep.workspaces import Pool, Repository, open_pool, open_repository
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -88,23 +89,21 @@ class Sweep:
         repository = open_repository(Path.cwd())
         jobs, archives = self._arguments.jobs, self._archives
         with open_pool(repository, jobs=jobs, archives=archives) as pool:
-            known = finished_before(repository)
             for batch in self._batches():
-                self._run_batch(pool, batch, known)
-            kept = finished_before(repository)
+                self._run_batch(pool, batch, repository)
             self._outcomes = {
-                name: confirm(outcome, kept) for name, outcome in self._outcomes.items()
+                name: confirm(outcome, read_finished(repository, outcome.trial, val_scores))
+                for name, outcome in self._outcomes.items()
             }
 
-    def _run_batch(
-        self, pool: Pool, batch: Sequence[Trial], known: dict[str, dict[str, list[float]]]
-    ) -> None:
+    def _run_batch(self, pool: Pool, batch: Sequence[Trial], repository: Repository) -> None:
         new = []
         for trial in dict.fromkeys(batch):
-            # Of several seeds, metrics.json has only the first: the rest comes from the cache.
-            if trial.name in known and trial.num_seeds == 1:
-                self._outcomes[trial.name] = Outcome(trial=trial, scores=known[trial.name])
-            elif trial.name not in self._outcomes:
+            if trial.name in self._outcomes:
+                continue
+            if scores := read_finished(repository, trial, val_scores):
+                self._outcomes[trial.name] = Outcome(trial=trial, scores=scores)
+            else:
                 self._outcomes[trial.name] = Outcome(trial=trial, error="it was never started")
                 new.append(trial)
         for outcome in pool.run(new):

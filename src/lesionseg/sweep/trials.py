@@ -37,12 +37,10 @@ class Trial:
     Attributes:
         name: The experiment's; it holds a hash of every parameter a score depends on.
         settings: What is set with `-S`.
-        num_seeds: Trainings of each model in it.
     """
 
     name: str
     settings: Settings = field(hash=False)
-    num_seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,20 +127,17 @@ def make_trial(
     values = dataclasses.asdict(config)
     text = json.dumps({section: values[section] for section in sections}, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Trial(name=f"{prefix}-{digest}", settings=settings, num_seeds=config.train.num_seeds)
+    return Trial(name=f"{prefix}-{digest}", settings=settings)
 
 
-def confirm(outcome: Outcome, kept: Mapping[str, Mapping[str, Sequence[float]]]) -> Outcome:
+def confirm(outcome: Outcome, kept: Mapping[str, Sequence[float]] | None) -> Outcome:
     """The outcome, or a failed one where DVC does not have its experiment with its score.
 
     Args:
         outcome: Of a trial.
-        kept: Val jaccards by experiment and model, the first seed's first.
+        kept: Val jaccards of its experiment by model; None where there is none.
     """
-    there = kept.get(outcome.trial.name)
-    if outcome.scores and (
-        there is None or any(there[run][0] != outcome.scores[run][0] for run in RUNS)
-    ):
+    if outcome.scores and kept != outcome.scores:
         reason = "DVC does not have its experiment with its score"
         return Outcome(trial=outcome.trial, error=reason, log=outcome.log)
     return outcome

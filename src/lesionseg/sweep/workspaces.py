@@ -6,9 +6,7 @@ and shares the cache, so that nothing is computed twice. Each trial is a `dvc ex
 experiment is then fetched into the repository.
 """
 
-import json
 import logging
-import math
 import os
 import shutil
 import subprocess
@@ -146,26 +144,6 @@ def only_one(root: Path) -> Iterator[int]:
         yield stream.fileno()
 
 
-def finished_before(repository: Repository) -> dict[str, dict[str, list[float]]]:
-    """Val jaccards by experiment of this commit; DVC keeps each as a commit, metrics.json in it."""
-    names = repository.git("for-each-ref", "--format=%(refname:lstrip=4)", repository.ref(""))
-    scores = {}
-    for name in names.split():
-        jaccards = {run: [_committed_jaccard(repository, name, run)] for run in RUNS}
-        if all(math.isfinite(score) for (score,) in jaccards.values()):
-            scores[name] = jaccards
-    return scores
-
-
-def _committed_jaccard(repository: Repository, name: str, run: str) -> float:
-    """The val jaccard of one model of an experiment, NaN where there is none."""
-    path = Results().training(run).metrics.as_posix()
-    try:
-        return jaccard_in(json.loads(repository.git("show", f"{repository.ref(name)}:{path}")))
-    except (LesionsegError, json.JSONDecodeError):
-        return math.nan
-
-
 @dataclass
 class Workspace:
     """A clone in which one trial runs at a time."""
@@ -271,13 +249,6 @@ def read_scores(results: Results, run: str) -> list[float]:
     """
     scores = seed_scores_table(run).read(results.seed_scores(run))
     return [float(score) for score in scores["val_jaccard"]]
-
-
-def jaccard_in(metrics: object) -> float:
-    """The val jaccard in a metrics.json, NaN where there is none."""
-    val = metrics.get("val") if isinstance(metrics, dict) else None
-    score = val.get("jaccard") if isinstance(val, dict) else None
-    return float(score) if isinstance(score, int | float) else math.nan
 
 
 def dvc_value(value: Value) -> str:

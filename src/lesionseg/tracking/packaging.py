@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 import lesionseg
+from lesionseg.results.evaluation import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
@@ -38,6 +39,12 @@ def save(target: Path, model_path: Path, described: "Model", *, threshold: float
         input_example=_make_example(),
         model_config={"threshold": threshold},
     )
+
+
+def read_threshold(described: "Model") -> float:
+    """The threshold that `save` was given, or the default in a model of somebody else's."""
+    served = described.flavors.get("python_function", {})
+    return float(served.get("config", {}).get("threshold", DEFAULT_THRESHOLD))
 
 
 def _make_signature() -> "ModelSignature":

@@ -113,9 +113,9 @@ def user() -> str:
 def sweep_of(experiment: str) -> str:
     """The sweep that an experiment is a trial of, or nothing: `sweep` of `sweep-cbdcecb8`.
 
-    All configurations of ablations, `ablation-NAME-HASH`, are of `ablation`.
+    All of `ablation-NAME-HASH` are of `ablation`, and all of `curve-SIZE-HASH` of `curve`.
     """
-    found = re.fullmatch(r"(ablation(?=-.+-)|.+)(-.+)?-[0-9a-f]{8}", experiment)
+    found = re.fullmatch(r"((?:ablation|curve)(?=-.+-)|.+)(-.+)?-[0-9a-f]{8}", experiment)
     return found[1] if found else ""
 
 

@@ -156,15 +156,9 @@ def download_model(uri: str) -> Path:
         DataError: The address cannot be, or the file is not what was registered.
         DownloadError: The registry cannot be reached.
     """
-    address = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
-    if not address:
-        raise DataError(
-            f"{uri} is no address of a registered model. Write models:/{NAME}@{ALIAS} or "
-            f"models:/{NAME}/1"
-        )
     with _open_registry() as (client, _):
-        found = _find_version(client, *address.groups(), uri=uri)
-        path = _fetch(client, found)
+        found = _find_version(client, uri)
+        path = _fetch(client, found, packaging.MODEL_FILE)
     expected = found.tags.get("model_sha256")
     if expected and sha256(path) != expected:
         raise DataError(
@@ -172,6 +166,22 @@ def download_model(uri: str) -> Path:
             f"Take another version; lesionseg champion lists all"
         )
     return path
+
+
+def read_threshold(uri: str) -> float:
+    """The threshold that a registered model's masks are made with, in (0, 1).
+
+    Args:
+        uri: As `download_model` takes it.
+
+    Raises:
+        LesionsegError: As by `download_model`.
+    """
+    from mlflow.models import Model
+
+    with _open_registry() as (client, _):
+        path = _fetch(client, _find_version(client, uri), "MLmodel")
+    return packaging.read_threshold(Model.load(str(path)))
 
 
 @contextmanager
@@ -339,11 +349,16 @@ def _choose_champion(
     )
 
 
-def _find_version(
-    client: "MlflowClient", name: str, alias: str | None, version: str | None, *, uri: str
-) -> "ModelVersion":
+def _find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
     from mlflow.exceptions import MlflowException
 
+    address = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if not address:
+        raise DataError(
+            f"{uri} is no address of a registered model. Write models:/{NAME}@{ALIAS} or "
+            f"models:/{NAME}/1"
+        )
+    name, alias, version = address.groups()
     try:
         if alias:
             return client.get_model_version_by_alias(name, alias)
@@ -357,8 +372,8 @@ def _find_version(
         raise
 
 
-def _fetch(client: "MlflowClient", found: "ModelVersion") -> Path:
-    """The path of a version's model.pt: where it lies, or for a server's a copy in mlruns/."""
+def _fetch(client: "MlflowClient", found: "ModelVersion", name: str) -> Path:
+    """The path of one of a version's files: where it lies, or for a server's a copy in mlruns/."""
     from mlflow.artifacts import download_artifacts
 
     location = client.get_model_version_download_uri(found.name, found.version)
@@ -367,7 +382,7 @@ def _fetch(client: "MlflowClient", found: "ModelVersion") -> Path:
         folder = project_root() / "mlruns/downloads" / f"{found.name}-{found.version}"
         folder.mkdir(parents=True, exist_ok=True)
     path: str = download_artifacts(
-        artifact_uri=f"{location}/{packaging.MODEL_FILE}",
+        artifact_uri=f"{location}/{name}",
         dst_path=folder and str(folder),
         tracking_uri=client.tracking_uri,
     )

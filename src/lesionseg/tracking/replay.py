@@ -38,11 +38,14 @@ from lesionseg.tracking.views import NOTE
 
 COLOR = "mlflow.runColor"
 EXAMPLES = ("best", "median", "worst")
-_NOTE = """{sentences}
+# MLflow shows the first lines, and the rest on demand; it keeps line breaks.
+_NOTE = """[Open the report]({artifacts}/report/report.html). {sentences}
 
-Its artefacts hold the rest: [report/report.html]({artifacts}/report/report.html), every image and
-case; `evaluate/`, every score of every image as tables; `overlays/`, the best, the median and the
-worst image with both outlines; `curves.png`.
+Its artefacts hold the rest:
+- `report/report.html`: every image and case
+- `evaluate/`: every score of every image, as tables
+- `overlays/`: the best, the median and the worst image with both outlines
+- `curves.png`: both trainings
 """
 
 

@@ -16,50 +16,61 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment
 
 NOTE = "mlflow.note.content"
-_VIEW = "mlflow.sharedViewState."
+_VIEW, _KIND = "mlflow.sharedViewState.", "mlflow.experimentKind"
 # In milliseconds since 1970. A view of an earlier date is written anew, one of a later date stays.
 _WRITTEN = 1_795_910_400_000
 _TEST, _DIFFERENCE = f"test/{MAIN}", f"difference/{MAIN}"
-_MODELS, _MEANS, _PIPELINES, _TABLE = "models", "means", "differences", "table"
-# MLflow shows the first line, and the rest on demand.
-_NOTE = """[{models}]({links[models]}) · [{means}]({links[means]}) ·
-[{differences}]({links[differences]}) · [{table}]({links[table]})
-
-- **Frozen or fine-tuned**: test jaccard of every training, in the colour of its model
-- **Means by decoder**: the same, averaged over the trainings of each decoder and model
-- **Differences**: fine-tuned minus frozen, of every pipeline run
-- **Table of pipeline runs**: the same with intervals; unfold a run for the trainings of both models
-
-The answer of a pipeline run stands on its own page, and its artefacts hold the report,
-`report/report.html`. Few numbers are metrics here; all others are in the artefacts, as files.
-"""
-_NAMES = {
-    _MODELS: "Frozen or fine-tuned",
-    _MEANS: "Means by decoder",
-    _PIPELINES: "Differences",
-    _TABLE: "Table of pipeline runs",
+_TABLE = "table"
+# The name and the meaning of each view.
+_VIEWS = {
+    "models": (
+        "Frozen or fine-tuned",
+        "test jaccard of every training, in the colour of its model",
+    ),
+    "means": (
+        "Means by decoder",
+        "the same, averaged over the trainings of each decoder and model",
+    ),
+    "differences": (
+        "Differences",
+        "fine-tuned minus frozen, of every pipeline run",
+    ),
+    _TABLE: (
+        "Table of pipeline runs",
+        "the same with intervals; unfold a run for the trainings of both models",
+    ),
 }
+_ELSEWHERE = """The page of a pipeline run begins with a link to its report, and its answer.
+Few numbers are metrics here; all others are in the artefacts, as files."""
 
 
 def describe(client: "MlflowClient", experiment: "Experiment") -> None:
     """Give an experiment its note, unless it has one, and its views, unless it has later ones."""
     experiment_id, tags = str(experiment.experiment_id), experiment.tags
-    if NOTE not in tags:
-        client.set_experiment_tag(experiment_id, NOTE, note(experiment_id))
+    wanted = {NOTE: note(experiment_id), _KIND: "custom_model_development"}
+    new = {key: value for key, value in wanted.items() if key not in tags}
     for name, state in _states().items():
         key = _VIEW + _key(name)
         if _written(tags.get(key)) < _WRITTEN:
-            client.set_experiment_tag(experiment_id, key, _view(_NAMES[name], state))
+            new[key] = _view(_VIEWS[name][0], state)
+    for key, value in new.items():
+        client.set_experiment_tag(experiment_id, key, value)
 
 
 def note(experiment_id: str) -> str:
-    """The experiment's note as Markdown: where to look."""
-    return _NOTE.format(links=links(experiment_id), **_NAMES)
+    """The experiment's note as Markdown: where to look.
+
+    MLflow shows its first line, and the rest on demand; line breaks stay.
+    """
+    addresses = links(experiment_id)
+    first = " · ".join(f"[{title}]({addresses[name]})" for name, (title, _) in _VIEWS.items())
+    rest = [f"- **{title}**: {meaning}" for title, meaning in _VIEWS.values()]
+    return "\n".join([first, "", *rest, "", _ELSEWHERE])
 
 
 def links(experiment_id: str) -> dict[str, str]:
     """Addresses of the views within MLflow's pages: `models`, `means`, `differences`, `table`."""
-    return {name: link(experiment_id, viewStateShareKey=_key(name)) for name in _NAMES}
+    return {name: link(experiment_id, viewStateShareKey=_key(name)) for name in _VIEWS}
 
 
 def link(experiment_id: str, **query: str) -> str:
@@ -89,27 +100,20 @@ def _view(name: str, state: Mapping[str, Any]) -> str:
 
 
 def _states() -> dict[str, dict[str, Any]]:
-    """The page's state in each view."""
-    trainings, pipelines = "tags.kind = 'training'", "tags.kind = 'pipeline run'"
+    """The page's state in each of `_VIEWS`."""
+    trainings = _search("tags.kind = 'training'", order=_TEST)
+    pipelines = _search("tags.kind = 'pipeline run'", order=_DIFFERENCE)
     of_models = [_bars(_TEST), _bars(f"test_own_size/{MAIN}"), _lines(f"val/{MAIN}")]
+    groups = [{"mode": "param", "groupByData": name} for name in ("model.decoder", "encoder")]
     return {
-        _MODELS: {
-            **_search(trainings, order=_TEST),
-            **_charts("Frozen or fine-tuned?", of_models),
-        },
-        _MEANS: {
-            **_search(trainings, order=_TEST),
+        "models": {**trainings, **_charts("Frozen or fine-tuned?", of_models)},
+        "means": {
+            **trainings,
             **_charts("Means by decoder and model", of_models),
-            "groupBy": {
-                "aggregateFunction": "average",
-                "groupByKeys": [
-                    {"mode": "param", "groupByData": "model.decoder"},
-                    {"mode": "param", "groupByData": "encoder"},
-                ],
-            },
+            "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
         },
-        _PIPELINES: {
-            **_search(pipelines, order=_DIFFERENCE),
+        "differences": {
+            **pipelines,
             **_charts("Fine-tuned minus frozen", [_bars(_DIFFERENCE), _against_each_other()]),
         },
         # Sorted by time, MLflow leaves trainings within their pipeline runs.

@@ -1,0 +1,97 @@
+"""MLflow's own pages in a real browser: a link leads straight to the comparison and to the report.
+
+They are MLflow's, and what the views are made of is not documented: this is what an upgrade breaks.
+"""
+
+import shutil
+import urllib.error
+import urllib.request
+
+import pytest
+
+from lesionseg.files import sha256
+from lesionseg.results.layout import RUNS, Results
+from lesionseg.tracking import pages
+from lesionseg.tracking.replay import replay
+from tests.report_inputs import write_report_inputs
+from tests.test_report_browser import BROWSER, browser, playwright  # noqa: F401  (a fixture)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
+
+MILLISECONDS = 120_000  # for a busy machine
+NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, empty_store):
+    """A project with one pipeline run, the address of its pages, and its links by name."""
+    root = tmp_path_factory.mktemp("project")
+    write_report_inputs(root)
+    for run in RUNS:
+        files = Results(root / "results").training(run)
+        files.model.write_bytes(run.encode())
+        text = files.record.read_text()
+        for model in ("12" * 32, "34" * 32):
+            text = text.replace(model, sha256(files.model))
+        files.record.write_text(text)
+    report = root / "results/report/report.html"
+    report.parent.mkdir()
+    report.write_text("<!doctype html><title>The page</title><h1>Which is better?</h1>")
+    (root / "mlruns").mkdir()
+    shutil.copy(empty_store, root / "mlruns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        replay(Results(root / "results"), root / "data/processed")
+        sites = pages.find_sites(root)
+        with pages.serve(sites, port=5600) as (url,):
+            yield url, dict(line.strip().rsplit("  ", 1) for line in sites[0].lines(url)[1:])
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=5)
+
+
+@pytest.fixture
+def links(site):
+    return {name.strip(): link for name, link in site[1].items()}
+
+
+@pytest.fixture
+def page(browser):  # noqa: F811
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(MILLISECONDS)
+    page.add_init_script(NO_ASSISTANT)
+    yield page
+    context.close()
+
+
+def test_the_first_link_leads_straight_to_the_chart_of_both_models(page, links):
+    page.goto(links["frozen or fine-tuned"])
+    page.get_by_text("Frozen or fine-tuned?").first.wait_for()
+    chart = page.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="test/jaccard")
+    for name in ("transposed · frozen · seed 0", "transposed · fine-tuned · seed 0"):
+        chart.first.get_by_text(name).first.wait_for()
+    assert page.locator(".bars .point").count() >= 4  # of two charts with two bars each
+    assert page.get_by_text("share key is invalid").count() == 0
+
+
+def test_the_table_has_a_line_for_each_pipeline_run_with_its_difference(page, links):
+    page.goto(links["table"])
+    page.get_by_role("link", name="frozen vs fine-tuned · seed 0").wait_for()
+    heads = page.get_by_role("columnheader").all_inner_texts()
+    assert {"difference/jaccard", "difference/jaccard_low", "frozen/jaccard"} <= set(heads)
+    assert page.locator(".ag-center-cols-container [role=row]").count() == 1
+
+
+def test_the_differences_are_a_chart(page, links):
+    page.goto(links["differences"])
+    page.get_by_text("Fine-tuned minus frozen").first.wait_for()
+    page.locator(".bars .point").first.wait_for()
+
+
+def test_the_note_of_a_pipeline_run_leads_to_its_report(page, links):
+    page.goto(links["newest report"].partition("/artifacts")[0])
+    link = page.get_by_role("link", name="Open the report")
+    assert links["newest report"].endswith(link.get_attribute("href"))
+    page.goto(links["newest report"])
+    page.frame_locator("iframe").get_by_text("Which is better?").wait_for()
