@@ -74,7 +74,7 @@ def test_where_all_is_well_nothing_is_to_be_done(machine, monkeypatch, capsys):
         "mlflow",
         "errors",
     ]
-    assert "6 stages" in out
+    assert "7 stages" in out
     assert out.endswith("\nno errors\n")
 
 
