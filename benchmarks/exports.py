@@ -15,7 +15,6 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -99,7 +98,6 @@ def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         found["onnx"][name] = {
             "megabytes": len(exported.onnx) / 1e6,
             "agreement": _values(exported.agreement),
-            "latencies": [asdict(row) for row in exported.latencies],
         }
         logger.info("onnx %s: %s", name, exported.agreement)
         if name != "int8":  # its gain is in speed, and a page would not have it
@@ -115,7 +113,7 @@ def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _export(model_path: Path, material: Material, precision: str) -> Exported:
     network = load_network(model_path, stage="train_finetuned")
-    settings = Settings(precision=precision, threshold=THRESHOLD, is_timed=True)
+    settings = Settings(precision=precision, threshold=THRESHOLD)
     return export_model(network, read_origin(model_path), settings, material)
 
 

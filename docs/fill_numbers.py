@@ -454,6 +454,53 @@ def modules(folder: str) -> str:
     return lines_of([["file", "what it is"], ["---", "---"], *rows])
 
 
+def exported(kind: str) -> str:
+    """What exported files give beside torch: `onnx`, `page`, or the `versions` of all."""
+    content = read("export")
+    return {"onnx": of_onnx, "page": of_page, "versions": of_versions}[kind](content)
+
+
+def of_onnx(content: Json) -> str:
+    """A row for each precision."""
+    rows = []
+    for name, found in content["onnx"].items():
+        cells = ["refused by the gate", *[""] * len(AGREEMENT)]
+        if "refused" not in found:
+            cells = [f"{found['megabytes']:.1f}", *agreement(found["agreement"])]
+        rows.append([f"`{name}`", *cells])
+    return table_of(["`--precision`", "MB", *AGREEMENT], rows)
+
+
+def of_page(content: Json) -> str:
+    """A row for each precision and size of images."""
+    rows = []
+    for name, found in content["page"].items():
+        for size, row in found["images"].items():
+            images = f"{row['num_images']} JPEGs, {size}"
+            cells = [f"`{name}`", f"{found['megabytes']:.1f}", images, *agreement(row)]
+            rows.append([*cells, f"{row['milliseconds']:.0f}"])
+    return table_of(["`--precision`", "MB", "images", *AGREEMENT, "ms an image"], rows)
+
+
+def of_versions(content: Json) -> str:
+    """What was used, in one sentence."""
+    names = [f"{name} {version}" for name, version in content["versions"].items()]
+    return f"Versions: {', '.join(names)}."
+
+
+AGREEMENT = ("pixels that differ", "most in an image", "jaccard, mean", "jaccard, least")
+
+
+def agreement(row: Json) -> list[str]:
+    """Cells for how much two sets of masks have in common."""
+    return [
+        f"{row['differing']:,} of {row['num_pixels']:,}",
+        f"{row['at_most']:,}",
+        f"{row['jaccard']:.5f}",
+        f"{row['least_jaccard']:.5f}",
+    ]
+
+
 def table(name: str) -> str:
     """A table of tables.json as it is."""
     content = read("tables")[name]
@@ -501,6 +548,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "curve": curve,
     "curve_table": curve_table,
     "modules": modules,
+    "export": exported,
     "table": table,
 }
 

@@ -20,6 +20,7 @@ LONG_FILES = (
     "test_curve.py",
     "test_real_data.py",
     "test_wheel.py",
+    "test_segment_page.py",
     "test_report_browser.py",
     "test_training.py",
     "test_served.py",

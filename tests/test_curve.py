@@ -96,6 +96,11 @@ def test_the_interval_is_that_of_student_s_t():
     assert found.values == values.tolist()
 
 
+@pytest.mark.parametrize(("lowest", "low"), [(0, 0.0), (-1, -1.0)])
+def test_an_interval_has_no_scores_that_cannot_be(lowest, low):
+    assert estimate(np.array([0.1, 0.9]), confidence=0.95, lowest=lowest).interval == (low, 1)
+
+
 def test_one_seed_has_no_interval():
     assert estimate(np.array([0.8]), confidence=0.95).interval is None
 
@@ -134,7 +139,7 @@ def points_of(*differences, sizes=SIZES):
             num_images=size,
             train_frozen=estimate(np.zeros(len(values)), confidence=0.95),
             train_finetuned=estimate(np.array(values), confidence=0.95),
-            difference=estimate(np.array(values), confidence=0.95),
+            difference=estimate(np.array(values), confidence=0.95, lowest=-1),
             num_better=sum(value > 0 for value in values),
         )
         for size, values in zip(sizes, differences, strict=False)
@@ -252,6 +257,16 @@ def test_a_guess_says_what_it_would_have_been_without_the_last_size():
     three = make_guess(sizes[:3], {r: j[:, :3] for r, j in jaccards.items()}, confidence=0.95)
     assert three.num_images == 318
     assert three.train_frozen.checked is None
+
+
+def test_the_interval_of_a_guess_has_no_scores_that_cannot_be():
+    rng = np.random.default_rng(0)
+    jaccards = {run: rng.uniform(0, 1, (2, 5)) for run in RUNS}
+    guess = make_guess(np.array(SIZES, dtype=float), jaccards, confidence=0.95)
+    for run in RUNS:
+        low, high = guess.at(run).jaccard.interval
+        assert 0 <= low <= guess.at(run).jaccard.value <= high <= 1
+    assert guess.difference.interval[0] >= -1
 
 
 def test_one_seed_gives_a_guess_without_an_interval_and_two_sizes_give_none():

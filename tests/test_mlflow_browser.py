@@ -69,7 +69,7 @@ def test_the_first_link_leads_straight_to_the_chart_of_both_models(page, links):
     page.goto(links["frozen or fine-tuned"])
     page.get_by_text("Frozen or fine-tuned?").first.wait_for()
     chart = page.get_by_test_id("experiment-view-compare-runs-card").filter(has_text="test/jaccard")
-    for name in ("transposed · frozen · seed 0", "transposed · fine-tuned · seed 0"):
+    for name in ("pyramid · frozen · seed 0", "pyramid · fine-tuned · seed 0"):
         chart.first.get_by_text(name).first.wait_for()
     assert page.locator(".bars .point").count() >= 4  # of two charts with two bars each
     assert page.get_by_text("share key is invalid").count() == 0

@@ -119,3 +119,12 @@ def test_a_block_is_written_where_it_stands():
     assert fill_numbers.fill(text) == text.replace("old", fill_numbers.answer())
     with pytest.raises(KeyError):
         fill_numbers.fill("<!-- numbers: unknown --><!-- /numbers -->")
+
+
+def test_a_precision_that_the_gate_refuses_is_a_row_without_numbers(store):
+    content = fill_numbers.read("export")
+    content["onnx"]["int8"] = {"refused": "not written"}
+    fill_numbers.write("export", content)
+    heading, _, *rows = fill_numbers.exported("onnx").splitlines()
+    assert rows[-1].startswith("| `int8` | refused by the gate |")
+    assert {row.count("|") for row in rows} == {heading.count("|")}

@@ -613,7 +613,8 @@ def test_the_notebook_runs_on_what_the_pipeline_wrote(project, monkeypatch):
     drawn = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(drawn) == 4
     tables = "".join(output.get("data", {}).get("text/plain", "") for output in outputs)
-    assert all(run in tables for run in RUNS)  # as MLflow has them
+    for name in ("frozen vs fine-tuned", "· frozen ·", "· fine-tuned ·"):  # as MLflow has them
+        assert name in tables
 
 
 def test_the_results_that_other_tests_make_up_hold_what_the_pipeline_writes(project, tmp_path):

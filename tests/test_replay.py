@@ -18,7 +18,7 @@ from tests.damage import KINDS, damage
 from tests.mlflow_contents import client_of, contents, runs_in
 from tests.report_inputs import write_report_inputs
 
-PIPELINE = "shaky-clam · transposed · frozen vs fine-tuned · seed 0"
+PIPELINE = "shaky-clam · pyramid · frozen vs fine-tuned · seed 0"
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_the_pipeline_run_is_the_parent_and_says_the_answer_and_where_the_rest_i
     assert found[PIPELINE]["parent"] is None
     assert {found[name]["parent"] for name in RUNS} == {PIPELINE}
     assert [found[name]["name"] for name in RUNS] == [
-        "transposed · frozen · seed 0",
-        "transposed · fine-tuned · seed 0",
+        "pyramid · frozen · seed 0",
+        "pyramid · fine-tuned · seed 0",
     ]
     (run,) = runs_in(client_of(brought), "pipeline run")
     text = run.data.tags["mlflow.note.content"]
@@ -168,7 +168,7 @@ def test_a_run_of_an_earlier_version_gets_its_name_and_its_parent(again):
     bring(again)
     found = contents(client)
     assert found.keys() == expected.keys()
-    assert found["train_frozen"]["name"] == "transposed · frozen · seed 0"
+    assert found["train_frozen"]["name"] == "pyramid · frozen · seed 0"
     assert found["train_frozen"]["parent"] == PIPELINE
 
 
@@ -258,6 +258,14 @@ def test_without_a_server_a_replay_fails_in_one_line_and_the_files_stay(
 def test_without_results_the_next_step_is_named(tmp_path):
     with pytest.raises(MissingFileError, match="holds no training"):
         replay(Results(tmp_path / "results"), tmp_path / "data/processed")
+
+
+def test_an_evaluation_without_one_of_its_trainings_names_the_stage(project):
+    shutil.rmtree(project / "results/train_frozen")
+    with pytest.raises(
+        MissingFileError, match=r"run\.json is missing\. Run: dvc repro train_frozen"
+    ):
+        bring(project)
 
 
 def test_a_damaged_record_is_named_with_the_stage_to_run(project):

@@ -466,6 +466,7 @@ def test_the_command_on_the_page_sets_every_parameter_as_it_was(fresh, tmp_path)
             {"download.source": "folder", "download.folder": "../ours"},
             "Data: the folder ../ours, 7 train, 7 val, 7 test images.",
         ),
+        ({"train.num_images": 100}, "Data: isic2016, 100 of 7 train, 7 val, 7 test images."),
         ({"download.weights": "none"}, "The encoder starts with random weights; decoder"),
         ({"download.weights": "imagenet"}, "The encoder starts with ImageNet weights; decoder"),
         ({"download.weights": "our.pth"}, "starts with the weights of our.pth; decoder"),

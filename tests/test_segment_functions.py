@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lesionseg.data.images import resize_image
-from lesionseg.export.page import SCRIPTS, read_asset
+from lesionseg.export.page import SCRIPTS, _as_global, read_asset
 from lesionseg.inference.contours import to_geojson
 from lesionseg.inference.outputs import summarise
 from lesionseg.inference.prediction import resize_probabilities
@@ -336,3 +336,9 @@ def test_a_damaged_or_missing_orientation_is_none(blank):
     stream = io.BytesIO()
     Image.new("RGB", (8, 8)).save(stream, "JPEG")
     assert orientation_of(blank, stream.getvalue()) == 1
+
+
+def test_the_runtime_is_a_script_that_knows_no_file_and_no_module():
+    module = "var a=1,b=import.meta.url;export{a as Tensor,b as env};\n//# sourceMappingURL=x.map\n"
+    script = _as_global(module)
+    assert script == 'var a=1,b="page:///";globalThis.ort={Tensor:a,env:b};'

@@ -64,24 +64,25 @@ def _estimate_point(
         num_images=num_images,
         train_frozen=estimate(frozen, confidence=confidence),
         train_finetuned=estimate(finetuned, confidence=confidence),
-        difference=estimate(difference, confidence=confidence),
+        difference=estimate(difference, confidence=confidence, lowest=-1),
         num_better=int((difference > 0).sum()),
     )
 
 
-def estimate(values: Numbers, *, confidence: float) -> Estimate:
+def estimate(values: Numbers, *, confidence: float, lowest: float = 0) -> Estimate:
     """The mean over seeds with its interval by Student's t.
 
     Args:
-        values: (S,), one for each seed.
+        values: (S,), one for each seed, in [lowest, 1]; the interval lies there too.
         confidence: Coverage, in (0, 1).
+        lowest: 0 for jaccards, -1 for differences of them.
     """
     mean = float(values.mean())
     interval: Interval | None = None
     if len(values) > 1:
         error = values.std(ddof=1) / np.sqrt(len(values))
         margin = float(t.ppf((1 + confidence) / 2, len(values) - 1) * error)
-        interval = (mean - margin, mean + margin)
+        interval = (max(mean - margin, lowest), min(mean + margin, 1.0))
     return Estimate(mean=mean, interval=interval, values=values.tolist())
 
 

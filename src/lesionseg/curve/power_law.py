@@ -18,6 +18,7 @@ from lesionseg.results.layout import FINETUNED, FROZEN, RUNS
 Numbers = NDArray[np.float64]
 EXPONENTS = (0.01, 2.0)  # below, b * n^-c is a second constant; no curve of labels is steeper
 NUM_RESAMPLES = 1000
+_LOWEST = (0, -1, 0, -1, -1)  # that each of `_values` can be
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,11 @@ def make_guess(
     laws = _fit(sizes, jaccards)
     values, margins = _values(laws, sizes), _margins(sizes, jaccards, confidence=confidence)
     predictions = [
-        Prediction(value=value, interval=(value - margin, value + margin) if margins else None)
-        for value, margin in zip(values, margins or values, strict=True)
+        Prediction(
+            value=value,
+            interval=(max(value - margin, low), min(value + margin, 1.0)) if margins else None,
+        )
+        for value, margin, low in zip(values, margins or values, _LOWEST, strict=True)
     ]
     frozen, finetuned = (
         Law(

@@ -103,7 +103,10 @@ def _which_is_better(points: Sequence[Point]) -> list[str]:
         if found[run]
     ]
     if found[""]:
-        better.append(f"With {_listed(found[''])} no difference is shown: the interval holds 0.")
+        better.append(
+            f"With {_listed(found[''])} training images no difference is shown: the interval "
+            "holds 0."
+        )
     return better
 
 

@@ -20,7 +20,10 @@ def say_facts(inputs: Inputs) -> str:
     if source == "folder":
         source = f"the folder {record.param('download.folder')}"
     weights = str(record.param("download.weights"))
-    images = ", ".join(f"{len(split.index):,} {name}" for name, split in inputs.splits.items())
+    counts = {name: f"{len(split.index):,}" for name, split in inputs.splits.items()}
+    if record.params.get("train.num_images"):
+        counts["train"] = f"{record.num_images:,} of {counts['train']}"
+    images = ", ".join(f"{count} {name}" for name, count in counts.items())
     return (
         f"Data: {source}, {images} images. The encoder starts "
         f"{_OF_ENCODER.get(weights, f'with the weights of {weights}')}; decoder "

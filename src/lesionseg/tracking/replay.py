@@ -78,7 +78,13 @@ def complete_evaluation(results: Results, processed_dir: Path) -> list[Run]:
     Args:
         results: Holds the trainings and their evaluation.
         processed_dir: Holds the test split.
+
+    Raises:
+        MissingFileError: One of the files is not there.
+        DataError: One of them is damaged.
     """
+    for name in RUNS:
+        require(results.training(name).record, stage=name)
     trainings = []
     for name, files in results.found():
         record = TrainingRecord.read(files, run=name)
