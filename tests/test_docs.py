@@ -25,6 +25,8 @@ OTHERS = {
     "export",
     "git",
     "curl",
+    "cut",
+    "docker",
     "sqlite3",
     "wc",
     "printf",
