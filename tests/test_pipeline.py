@@ -494,7 +494,8 @@ def test_a_mistake_in_a_parameter_stops_before_any_work_with_one_line(copy):
 def test_a_stage_without_its_input_says_in_one_line_which_stage_to_run(
     tmp_path, enter, stage, arguments
 ):
-    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    for name in ("params.yaml", "dvc.yaml"):  # what makes a folder a project
+        shutil.copyfile(ROOT / name, tmp_path / name)
     enter(tmp_path)
     with pytest.raises(MissingFileError) as caught:
         stage.main(arguments)
