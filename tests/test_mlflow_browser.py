@@ -14,9 +14,6 @@ from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import pages
 from lesionseg.tracking.replay import replay
 from tests.report_inputs import write_report_inputs
-from tests.test_report_browser import BROWSER, browser, playwright  # noqa: F401  (a fixture)
-
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome")
 
 MILLISECONDS = 120_000  # for a busy machine
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"
@@ -56,7 +53,7 @@ def links(site):
 
 
 @pytest.fixture
-def page(browser):  # noqa: F811
+def page(browser):
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     page = context.new_page()
     page.set_default_timeout(MILLISECONDS)
