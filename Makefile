@@ -23,7 +23,7 @@ export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \
-	experiments ui clean
+	experiments ui screenshots clean
 
 help:
 	@echo "make demo      set up, then the whole pipeline on synthetic lesions (minutes, no data needed)"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+WIDTH = 1400  # pixels
 PATIENCE = 120_000  # milliseconds for a page, on a busy machine
 SETTLED = 3_000  # milliseconds, until bars and curves stand still
 # MLflow opens its assistant, a chat, at the first visit.
@@ -59,7 +60,7 @@ def take(project: Path, folder: Path) -> list[Path]:
     site = pages.site_of(project)
     with pages.serve([site]) as (url,), sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 720})
+        page = browser.new_page(viewport={"width": WIDTH, "height": 800})
         page.set_default_timeout(PATIENCE)
         page.add_init_script(NO_ASSISTANT)
         links = {name: f"{url}/{path}" for name, path in site.links().items()}
@@ -82,7 +83,7 @@ def _table(page: "Page", link: str, path: Path) -> Path:
     page.goto(link)
     page.reload()  # from one view to another MLflow keeps what was shown
     page.locator(UNFOLD).first.click()
-    return _shoot(page, path, height=460)
+    return _shoot(page, path, height=520)
 
 
 def _run(page: "Page", link: str, path: Path) -> Path:
@@ -92,8 +93,8 @@ def _run(page: "Page", link: str, path: Path) -> Path:
     return _shoot(page, path)
 
 
-def _shoot(page: "Page", path: Path, *, height: int = 720) -> Path:
-    page.set_viewport_size({"width": 1280, "height": height})
+def _shoot(page: "Page", path: Path, *, height: int = 800) -> Path:
+    page.set_viewport_size({"width": WIDTH, "height": height})
     page.wait_for_timeout(SETTLED)
     page.screenshot(path=path)
     return path

@@ -188,6 +188,9 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(untrained, project
         assert sha256(untrained / path) == sha256(project / path)
     (run,) = trainings_of(untrained)
     assert run.info.status == "FINISHED"
+    (parent,) = runs_in(client_of(untrained), "pipeline run")
+    assert parent.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     history = client_of(untrained).get_metric_history(run.info.run_id, "val/jaccard")
     assert {metric.step for metric in history} == {1, 2, 3, 4}
 

@@ -25,17 +25,26 @@ PIPELINE = "shaky-clam · pyramid · frozen vs fine-tuned · seed 0"
 def results(tmp_path_factory, empty_store):
     """A project with all results and no MLflow runs, to be copied."""
     root = tmp_path_factory.mktemp("results")
-    write_report_inputs(root)
+    write_project(root, empty_store)
+    return root
+
+
+def write_project(root, empty_store, **options):
+    write_report_inputs(root, **options)
     (root / "mlruns").mkdir()
     shutil.copy(empty_store, root / "mlruns")
+    comparisons = list((root / "results/evaluate").rglob("comparison.json"))
     for run in RUNS:
         folder = root / "results" / run
         (folder / "model.pt").write_bytes(run.encode())
-        edit_json(folder / "run.json", model_sha256=sha256(folder / "model.pt"))
+        digest = sha256(folder / "model.pt")
+        edit_json(folder / "run.json", model_sha256=digest)
+        for path in comparisons:
+            models = json.loads(path.read_text())["models"]
+            edit_json(path, models={**models, run: digest})
     report = root / "results/report/report.html"
     report.parent.mkdir()
     report.write_text("<!doctype html>")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +199,25 @@ def test_the_same_training_in_two_experiments_is_two_runs(again):
     (pipeline,) = runs_in(client, "pipeline run")
     parents = {run.data.tags["mlflow.parentRunId"] for run in runs_in(client, "training")}
     assert parents == {pipeline.info.run_id}
+
+
+def test_scores_on_external_test_sets_stand_beside_those_on_test(
+    tmp_path, empty_store, monkeypatch
+):
+    write_project(tmp_path, empty_store, external=("elsewhere",))
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert bring(tmp_path) == 2
+    found = contents(client_of(tmp_path))
+    path = tmp_path / "results/evaluate/external/elsewhere/comparison.json"
+    result = json.loads(path.read_text())["test"]["jaccard"]
+    of_frozen, of_pipeline = (found[name]["metrics"] for name in ("train_frozen", PIPELINE))
+    assert of_frozen["external/elsewhere/jaccard"] == [(0, result["train_frozen"])]
+    assert of_pipeline["external/elsewhere/difference/jaccard"] == [(0, result["difference"])]
+    assert of_pipeline["external/elsewhere/frozen/jaccard"] == [(0, result["train_frozen"])]
+    assert "evaluate/external/elsewhere/comparison.json" in found[PIPELINE]["artifacts"]
+    (run,) = runs_in(client_of(tmp_path), "pipeline run")
+    assert "That is also so on elsewhere" in run.data.tags["mlflow.note.content"]
 
 
 def test_a_pipeline_run_that_a_kill_cut_short_is_made_whole(project, monkeypatch):

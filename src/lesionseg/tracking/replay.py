@@ -15,6 +15,7 @@ from lesionseg.data.images import resize_mask
 from lesionseg.data.masks import read_mask
 from lesionseg.errors import LesionsegError, MissingFileError
 from lesionseg.files import made_by, require, sha256
+from lesionseg.report.external import answer_elsewhere, read_external
 from lesionseg.report.figures import draw_curves
 from lesionseg.report.overlays import draw_overlay
 from lesionseg.report.page import answer, answer_of_seeds
@@ -115,15 +116,21 @@ def _log_evaluation(parent: Run, results: Results, processed_dir: Path) -> None:
         for folder, path in found:
             parent.log_file(path, folder)
         _log_figures(parent, results, processed_dir)
-        parent.set_tags({NOTE: _note(parent, results)})
+        note = _note(parent, results, processed_dir.with_name("external"))
+        parent.set_tags({NOTE: note})
         parent.set_tags({"evaluation_sha256": digest})  # last: all is there
 
 
-def _note(parent: Run, results: Results) -> str:
+def _note(parent: Run, results: Results, external_dir: Path) -> str:
     """What stands above the pipeline run in the UI: its answer, and where to look."""
     comparison = Comparison.read(results.evaluation)
+    external = []
+    if results.evaluation.externals():
+        external = read_external(results.evaluation, external_dir, models=comparison.models)
+    elsewhere = answer_elsewhere(comparison, external)
+    sentences = [answer(comparison), elsewhere, answer_of_seeds(comparison)]
     return _NOTE.format(
-        sentences=f"{answer(comparison)} {answer_of_seeds(comparison)}",
+        sentences=" ".join(filter(None, sentences)),
         artifacts=f"#{parent.path}/artifacts",
     )
 

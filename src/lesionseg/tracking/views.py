@@ -175,5 +175,5 @@ def _columns() -> dict[str, Any]:
     return {
         "selectedColumns": shown,
         "columnOrder": [name, "runDateAndNestInfo", *shown],
-        "columnWidths": {name: 330, "runDateAndNestInfo": 150, **dict.fromkeys(shown, 135)},
+        "columnWidths": {name: 330, "runDateAndNestInfo": 150, **dict.fromkeys(shown, 165)},
     }
