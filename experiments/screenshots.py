@@ -88,7 +88,8 @@ def _table(page: "Page", link: str, path: Path) -> Path:
 
 def _run(page: "Page", link: str, path: Path) -> Path:
     """The page of a pipeline run: its answer, its metrics, its trainings."""
-    page.goto(link.partition("/artifacts")[0] + "?workflowType=machine_learning")
+    run, _, rest = link.partition("/artifacts")
+    page.goto(f"{run}?{rest.partition('?')[2]}")
     page.get_by_role("link", name="Open the report").wait_for()
     return _shoot(page, path)
 

@@ -1,6 +1,13 @@
 """What a user sees of a project's MLflow runs, to compare stores."""
 
+import json
+import shutil
+
 from mlflow import MlflowClient
+
+from lesionseg.files import sha256
+from lesionseg.results.layout import RUNS
+from tests.report_inputs import write_report_inputs
 
 
 def client_of(project):
@@ -58,3 +65,26 @@ def artifacts_of(client, run_id, folder=None):
             yield from artifacts_of(client, run_id, file.path)
         else:
             yield file.path
+
+
+def write_project(root, empty_store, *, report="<!doctype html>", **options):
+    """A project with all results and an empty store; options as of `write_report_inputs`."""
+    write_report_inputs(root, **options)
+    (root / "mlruns").mkdir()
+    shutil.copy(empty_store, root / "mlruns")
+    comparisons = list((root / "results/evaluate").rglob("comparison.json"))
+    for run in RUNS:
+        folder = root / "results" / run
+        (folder / "model.pt").write_bytes(run.encode())
+        digest = sha256(folder / "model.pt")
+        edit_json(folder / "run.json", model_sha256=digest)
+        for path in comparisons:
+            models = json.loads(path.read_text())["models"]
+            edit_json(path, models={**models, run: digest})
+    path = root / "results/report/report.html"
+    path.parent.mkdir()
+    path.write_text(report)
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -3,39 +3,26 @@
 They are MLflow's, and what the views are made of is not documented: this is what an upgrade breaks.
 """
 
-import shutil
 import urllib.error
 import urllib.request
 
 import pytest
 
-from lesionseg.files import sha256
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.layout import Results
 from lesionseg.tracking import pages
 from lesionseg.tracking.replay import replay
-from tests.report_inputs import write_report_inputs
+from tests.mlflow_contents import write_project
 
 MILLISECONDS = 120_000  # for a busy machine
 NO_ASSISTANT = "localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false')"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, empty_store):
+def site(browser, tmp_path_factory, empty_store):
     """A project with one pipeline run, the address of its pages, and its links by name."""
     root = tmp_path_factory.mktemp("project")
-    write_report_inputs(root)
-    for run in RUNS:
-        files = Results(root / "results").training(run)
-        files.model.write_bytes(run.encode())
-        text = files.record.read_text()
-        for model in ("12" * 32, "34" * 32):
-            text = text.replace(model, sha256(files.model))
-        files.record.write_text(text)
-    report = root / "results/report/report.html"
-    report.parent.mkdir()
-    report.write_text("<!doctype html><title>The page</title><h1>Which is better?</h1>")
-    (root / "mlruns").mkdir()
-    shutil.copy(empty_store, root / "mlruns")
+    page = "<!doctype html><title>The page</title><h1>Which is better?</h1>"
+    write_project(root, empty_store, report=page)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -54,7 +41,7 @@ def links(site):
 
 @pytest.fixture
 def page(browser):
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context = browser.new_context(viewport={"width": 1800, "height": 900})
     page = context.new_page()
     page.set_default_timeout(MILLISECONDS)
     page.add_init_script(NO_ASSISTANT)

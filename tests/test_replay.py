@@ -8,15 +8,14 @@ import pandas as pd
 import pytest
 
 from lesionseg.errors import DataError, LesionsegError, MissingFileError, TrackingError, rerun
-from lesionseg.files import sha256
 from lesionseg.report.page import answer
 from lesionseg.results.evaluation import TABLES, Comparison
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.tracking import runs, store
 from lesionseg.tracking.replay import EXAMPLES, replay
+from lesionseg.tracking.views import report_link
 from tests.damage import KINDS, damage
-from tests.mlflow_contents import client_of, contents, runs_in
-from tests.report_inputs import write_report_inputs
+from tests.mlflow_contents import client_of, contents, edit_json, runs_in, write_project
 
 PIPELINE = "shaky-clam · pyramid · frozen vs fine-tuned · seed 0"
 
@@ -27,24 +26,6 @@ def results(tmp_path_factory, empty_store):
     root = tmp_path_factory.mktemp("results")
     write_project(root, empty_store)
     return root
-
-
-def write_project(root, empty_store, **options):
-    write_report_inputs(root, **options)
-    (root / "mlruns").mkdir()
-    shutil.copy(empty_store, root / "mlruns")
-    comparisons = list((root / "results/evaluate").rglob("comparison.json"))
-    for run in RUNS:
-        folder = root / "results" / run
-        (folder / "model.pt").write_bytes(run.encode())
-        digest = sha256(folder / "model.pt")
-        edit_json(folder / "run.json", model_sha256=digest)
-        for path in comparisons:
-            models = json.loads(path.read_text())["models"]
-            edit_json(path, models={**models, run: digest})
-    report = root / "results/report/report.html"
-    report.parent.mkdir()
-    report.write_text("<!doctype html>")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +57,6 @@ def enter(project, folder, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(folder))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
-
-
-def edit_json(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def bring(project):
@@ -135,7 +112,7 @@ def test_the_pipeline_run_is_the_parent_and_says_the_answer_and_where_the_rest_i
     ]
     (run,) = runs_in(client_of(brought), "pipeline run")
     text = run.data.tags["mlflow.note.content"]
-    link = f"#/experiments/1/runs/{run.info.run_id}/artifacts/report/report.html"
+    link = report_link("1", run.info.run_id)
     sentence = answer(Comparison.read(Results(brought / "results").evaluation))
     assert text.startswith(f"[Open the report]({link}). {sentence}")
     expected = {

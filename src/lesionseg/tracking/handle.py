@@ -72,12 +72,11 @@ class Run:
         return self._client is None
 
     @property
-    def path(self) -> str:
-        """Where MLflow's pages have it, after `#`."""
-        experiment_id = self._call(
-            lambda client: client.get_run(self.run_id).info.experiment_id, default=""
+    def experiment_id(self) -> str:
+        """MLflow's, of its experiment; nothing where the store fails."""
+        return self._call(
+            lambda client: str(client.get_run(self.run_id).info.experiment_id), default=""
         )
-        return f"/experiments/{experiment_id}/runs/{self.run_id}"
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Add the parameters that the run does not have; each can be set once."""

@@ -129,8 +129,7 @@ def _open(name: str) -> Site:
 
     def newest() -> str:
         found = client.search_runs([experiment_id], "tags.report_sha256 != ''", max_results=1)
-        path = f"#/experiments/{experiment_id}/runs/{found[0].info.run_id}" if found else ""
-        return path and f"{path}/artifacts/report/report.html"
+        return views.report_link(experiment_id, found[0].info.run_id) if found else ""
 
     ask = store.current().ask
     return Site(

@@ -35,12 +35,12 @@ from lesionseg.tracking.scores import (
     training_scores,
 )
 from lesionseg.tracking.store import patiently
-from lesionseg.tracking.views import NOTE
+from lesionseg.tracking.views import NOTE, REPORT, report_link
 
 COLOR = "mlflow.runColor"
 EXAMPLES = ("best", "median", "worst")
 # MLflow shows the first lines, and the rest on demand; it keeps line breaks.
-_NOTE = """[Open the report]({artifacts}/report/report.html). {sentences}
+_NOTE = """[Open the report]({report}). {sentences}
 
 Its artefacts hold the rest:
 - `report/report.html`: every image and case
@@ -131,7 +131,7 @@ def _note(parent: Run, results: Results, external_dir: Path) -> str:
     sentences = [answer(comparison), elsewhere, answer_of_seeds(comparison)]
     return _NOTE.format(
         sentences=" ".join(filter(None, sentences)),
-        artifacts=f"#{parent.path}/artifacts",
+        report=report_link(parent.experiment_id, parent.run_id),
     )
 
 
@@ -143,7 +143,7 @@ def attach_report(results: Results) -> list[Run]:
     parent = find_scored(records)
     digest = sha256(results.report)
     if parent.tag("report_sha256") != digest:
-        parent.log_file(results.report, "report")
+        parent.log_file(results.report, REPORT)
         parent.set_tags({"report_sha256": digest})
     return [parent]
 

@@ -21,6 +21,8 @@ _VIEW, _KIND = "mlflow.sharedViewState.", "mlflow.experimentKind"
 _WRITTEN = 1_795_910_400_000
 _TEST, _DIFFERENCE = f"test/{MAIN}", f"difference/{MAIN}"
 _TABLE = "table"
+_WORKFLOW = {"workflowType": "machine_learning"}  # and not the pages for language models
+REPORT = "report"  # the folder of a pipeline run's artefacts that holds its page
 # The name and the meaning of each view.
 _VIEWS = {
     "models": (
@@ -73,11 +75,17 @@ def links(experiment_id: str) -> dict[str, str]:
     return {name: link(experiment_id, viewStateShareKey=_key(name)) for name in _VIEWS}
 
 
+def report_link(experiment_id: str, run_id: str) -> str:
+    """The address of a pipeline run's report within MLflow's pages."""
+    run = f"#/experiments/{experiment_id}/runs/{run_id}"
+    return f"{run}/artifacts/{REPORT}/report.html?{urlencode(_WORKFLOW)}"
+
+
 def link(experiment_id: str, **query: str) -> str:
     """The address of the experiment's runs within MLflow's pages, as charts but for the table."""
     is_table = query.get("viewStateShareKey") == _key(_TABLE)
     mode = {} if is_table else {"compareRunsMode": "CHART"}
-    parts = urlencode({"workflowType": "machine_learning", **mode, **query})
+    parts = urlencode({**_WORKFLOW, **mode, **query})
     return f"#/experiments/{experiment_id}/runs?{parts}"
 
 
