@@ -555,6 +555,9 @@ def test_a_model_of_other_parameters_or_of_another_training_is_not_evaluated(pro
         check_trainings(config, results=results)
     path = tmp_path / "train_finetuned/model.pt"
     assert str(caught.value).startswith(f"{path} is not the model that run.json is about")
+    shutil.copy(tmp_path / "train_frozen/run.json", tmp_path / "train_finetuned")
+    with pytest.raises(DataError, match=r"is about train_frozen, not about train_finetuned\. Run:"):
+        check_trainings(config, results=results)
 
 
 def test_what_the_pipeline_wrote_is_registered_served_and_predicted_with(copy, enter, capsys):

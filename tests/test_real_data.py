@@ -1,6 +1,7 @@
 """A short training on real dermoscopy and real weights, where they lie beside the checkout."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from lesionseg.models.segmenter import load_model
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.training.run import write_results
 from lesionseg.training.setup import Inputs, make_training
-from stages import download, evaluate, preprocess
+from stages import download, evaluate, external, preprocess
 
 SHARED = Path(__file__).parents[2] / "shared"
 WEIGHTS = SHARED / "weights/mobilenet_v2_imagenet.pth"
@@ -55,6 +56,7 @@ def project(tmp_path_factory):
         monkeypatch.setenv("DVC_ROOT", str(tmp_path))
         download.main([])
         preprocess.main([])
+        external.main([])
         yield tmp_path
 
 
@@ -69,6 +71,7 @@ def trained(project):
         facts = {"data_sha256": "-", "device": "cpu", "precision": "float32", "training_key": name}
         tags = {**provenance.tags(stage=name), **facts}
         params = config.training_params(name, seed=0)
+        training.recipe = replace(training.recipe, run=name)
         write_results(Results().training(name), config, training, tags=tags, params=params)
     evaluate.main([])
     return project

@@ -70,6 +70,8 @@ class TrainingRecord:
             DataError: It cannot be read, or is about another model.
         """
         record = read_record(files.record, cls, stage=run)
+        if record.run != run:
+            raise unreadable(f"{files.record} is about {record.run}, not about {run}", stage=run)
         if files.model.exists() and record.model_sha256 != sha256(files.model):
             problem = f"{files.model} is not the model that {files.record.name} is about"
             raise unreadable(problem, stage=run)
