@@ -100,7 +100,7 @@ rows = [f"{seed},{val[seed]}" + ",0" * NUM_SCORES for seed in seeds]
 write(f"{name}/seeds/scores.csv", "SCORES", *rows)
 for seed in seeds:
     folder = f"{name}/seeds/{seed}" if seed else name
-    own = {"seconds": 10 + seed, "num_images": num_images or 100}
+    own = {"run": name, "seconds": 10 + seed, "num_images": num_images or 100}
     own["params"] = {
         f"{section}.{key}": value
         for section in ("download", "preprocess", "train") for key, value in params[section].items()

@@ -3,13 +3,18 @@
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from dvc.api import DVCFileSystem
 
 from lesionseg.processes import child_environment
-from lesionseg.sweep.finished import Experiment
+from lesionseg.results.records import unreadable
+from lesionseg.sweep import finished
+from lesionseg.sweep.finished import Experiment, run_missing
+from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.sweep.workspaces import Repository
 
 ROOT = Path(__file__).parents[1]
 CONTENT = b"run,seed\ntrain_frozen,0\n"
@@ -57,3 +62,20 @@ def test_a_file_that_the_cache_has_lost_is_not_there(repository, tmp_path):
     experiment = Experiment(DVCFileSystem(repo=repository), tmp_path / "out")
     with pytest.raises(FileNotFoundError):
         experiment.fetch(experiment.at("results/seeds.csv"))
+
+
+def test_a_finished_trial_that_cannot_be_read_fails_with_the_reason(monkeypatch):
+    class Pool:
+        def run(self, trials):
+            yield from (Outcome(trial=trial, scores={"train_frozen": [0.8]}) for trial in trials)
+
+    def read(experiment):
+        raise unreadable("run.json lacks seconds", stage="train_frozen")
+
+    monkeypatch.setattr(finished, "open_pool", lambda *_, **__: nullcontext(Pool()))
+    monkeypatch.setattr(finished, "_read", lambda *_: read(None))
+    repository = Repository(root=ROOT, commit="0" * 40, environment={})
+    (outcome,) = run_missing(
+        repository, [Trial(name="one", settings={})], jobs=1, archives="", read=read
+    )
+    assert outcome.error == "run.json lacks seconds"

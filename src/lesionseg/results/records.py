@@ -57,7 +57,7 @@ def read_record(path: Path, kind: type[Record], *, stage: str) -> Record:
 
 def unreadable(problem: str, *, stage: str) -> DataError:
     """The error about a file that `stage` has to write again."""
-    return DataError(f"{problem}. Run: {rerun(stage)}")
+    return DataError(problem, remedy=f"Run: {rerun(stage)}")
 
 
 def _explain(path: Path, kind: type[Record], content: bytes, error: ValidationError) -> str:

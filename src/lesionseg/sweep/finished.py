@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,17 +80,22 @@ def read_finished(
 
     `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
     """
+    try:
+        return _read(repository, trial, read)
+    except (FileNotFoundError, DataError):
+        return None
+
+
+def _read(repository: Repository, trial: Trial, read: Callable[[Experiment], Found]) -> Found:
+    """As `read_finished`, with the reason where it is not there."""
     from dvc.api import DVCFileSystem  # it takes a while to load
 
     revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(trial.name))
     if not revision:
-        return None
+        raise FileNotFoundError(f"there is no experiment {trial.name}")
     files = DVCFileSystem(repo=repository.root, rev=revision)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            return read(Experiment(files, Path(folder)))
-        except (FileNotFoundError, DataError):
-            return None
+        return read(Experiment(files, Path(folder)))
 
 
 def val_scores(experiment: Experiment) -> dict[str, list[float]]:
@@ -117,9 +123,18 @@ def run_missing(
     with open_pool(repository, jobs=jobs, archives=archives) as pool:
         missing = [trial for trial in trials if read_finished(repository, trial, read) is None]
         for outcome in pool.run(missing):
-            if not outcome.scores:
-                failed.append(outcome)
-            elif read_finished(repository, outcome.trial, read) is None:
-                error = "its results are not in DVC's cache"
-                failed.append(Outcome(trial=outcome.trial, error=error, log=outcome.log))
+            error = _lost(repository, outcome.trial, read) if outcome.scores else outcome.error
+            if error or not outcome.scores:
+                failed.append(replace(outcome, error=error))
     return failed
+
+
+def _lost(repository: Repository, trial: Trial, read: Callable[[Experiment], object]) -> str:
+    """Why `read` cannot read a trial that has just finished; nothing where it can."""
+    try:
+        _read(repository, trial, read)
+    except DataError as error:
+        return error.problem
+    except FileNotFoundError as error:
+        return f"its results are not in DVC's cache: {error}"
+    return ""
