@@ -260,10 +260,10 @@ def dvc_value(value: Value) -> str:
 
 
 class Pool:
-    """Workspaces that run trials side by side, and clean up after themselves."""
+    """The executor of this machine: workspaces side by side that clean up after themselves."""
 
     def __init__(self, repository: Repository, *, jobs: int, archives: str, keep_open: int) -> None:
-        self._repository, self._keep_open = repository, keep_open
+        self._repository, self._keep_open, self.jobs = repository, keep_open, jobs
         self._home = repository.root / HOME
         self._lock = self._home / "dvc.lock"
         self._all = [
