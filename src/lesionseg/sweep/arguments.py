@@ -1,6 +1,7 @@
 """The options of `lesionseg sweep`, `ablation` and `curve`; importing them takes no time."""
 
 import argparse
+import re
 from pathlib import Path
 
 MOST_TRIALS = 10_000  # a month of minutes
@@ -120,11 +121,54 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_count,
+        metavar="N",
+        help="trials side by side (default: 1; on a cluster as many as there is room for)",
+    )
+    group = parser.add_argument_group("on several machines (docs/team.md)")
+    add = group.add_argument
+    add(
+        "--cluster",
+        type=_address,
+        default="",
+        metavar="ADDRESS",
+        help="a Ray cluster to run trials on: ray://HOST:PORT, auto for the one that this machine "
+        "is a node of, local for one of this machine alone",
+    )
+    add(
+        "--num-cpus",
+        type=_count,
         default=1,
         metavar="N",
-        help="trials side by side (default: %(default)s)",
+        help="cores of a trial there, and its threads (default: %(default)s)",
+    )
+    add(
+        "--num-gpus",
+        type=_whole,
+        default=0,
+        metavar="N",
+        help="GPUs of a trial there (default: %(default)s)",
+    )
+    add(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="a folder that all nodes share: a trial whose node is lost goes on from its epoch",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would run")
+
+
+def _address(text: str) -> str:
+    """Where a cluster is."""
+    if text not in ("auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
+        raise argparse.ArgumentTypeError(f"must be ray://HOST:PORT, auto or local, got '{text}'")
+    return text
+
+
+def _whole(text: str) -> int:
+    """A number of GPUs, which may be none."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, got '{text}'")
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -1,9 +1,11 @@
 """What runs trials, the same for whoever has some: a sweep, a search, an ablation, a curve."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from lesionseg.sweep.finished import Experiment, read_finished, why_unread
@@ -30,15 +32,24 @@ class Placement:
     """Where trials run, and how many at once.
 
     Attributes:
-        jobs: None for one.
+        jobs: None for one here, and for as many as there is room for on a cluster.
+        cluster: Its address; nothing for this machine.
+        num_cpus: Cores of a trial on a cluster.
+        num_gpus: GPUs of a trial on a cluster.
+        checkpoints: A folder that all nodes share, or None.
     """
 
     jobs: int | None = None
+    cluster: str = ""
+    num_cpus: int = 1
+    num_gpus: int = 0
+    checkpoints: Path | None = None
 
 
 def placement(arguments: argparse.Namespace) -> Placement:
     """What a command line says, as `arguments` declares it."""
-    return Placement(jobs=arguments.jobs)
+    names = [field.name for field in dataclasses.fields(Placement)]
+    return Placement(**{name: getattr(arguments, name) for name in names})
 
 
 @contextmanager
@@ -48,8 +59,21 @@ def open_executor(repository: Repository, where: Placement, *, archives: str) ->
     Raises:
         LesionsegError: It cannot: the one line says why, and what to do.
     """
-    with open_pool(repository, jobs=where.jobs or 1, archives=archives) as pool:
-        yield pool
+    if not where.cluster:
+        with open_pool(repository, jobs=where.jobs or 1, archives=archives) as pool:
+            yield pool
+        return
+    from lesionseg.sweep.cluster import Demand, open_cluster  # which needs Ray
+
+    with open_cluster(
+        repository,
+        where.cluster,
+        demand=Demand(num_cpus=where.num_cpus, num_gpus=where.num_gpus),
+        jobs=where.jobs,
+        archives=archives,
+        checkpoints=where.checkpoints,
+    ) as cluster:
+        yield cluster
 
 
 def run_missing(
