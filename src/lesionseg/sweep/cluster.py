@@ -332,12 +332,14 @@ class _Board:
 
 
 def _work(project: node.Project, trial: Trial, attempt: str, known: str, board: Any) -> node.Report:
-    """A trial, as a node calls it."""
+    """A trial, as a node calls it. Ray lets a task go on whose node has ended: not this one."""
     import ray
 
-    address = ray.util.get_node_ip_address()
+    address, parent = ray.util.get_node_ip_address(), os.getppid()
 
     def tell(text: str) -> None:
+        if os.getppid() != parent:
+            raise LesionsegError("its node has ended")
         board.tell.remote(trial.name, f"{address}  {text}")
 
     return node.run_trial(project, trial, attempt=attempt, known=known, tell=tell)
