@@ -4,6 +4,7 @@ Ray listens on all interfaces, so it is given a network namespace with nothing b
 a namespace of processes nothing outlives the test.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -24,8 +25,8 @@ PORT, CLIENT_PORT, SERVER = 6379, 10001, "http://127.0.0.1:5000"
 ADDRESS = f"ray://{NODES[0]}:{CLIENT_PORT}"
 TOKEN = "a" * 64
 UNSHARE = ("unshare", "--net", "--pid", "--fork", "--mount-proc")
-# What a training of the fake pipeline does beside: it is a run in MLflow, takes as long as a file
-# says, and ends with its DVC, as stages do.
+# What a training of the fake pipeline does beside: it is a run in MLflow, lasts as long as a file
+# names it, and ends with its DVC, as stages do.
 LOGGED = """
 import json, os, sys, time
 from pathlib import Path
@@ -42,10 +43,11 @@ if name.startswith("train_") and os.environ.get("MLFLOW_TRACKING_URI", "").start
             "training_key": key, "params_sha256": key, "data_sha256": "-"}
     folder = Path(".checkpoints") / key
     folder.mkdir(parents=True, exist_ok=True)
-    slow = json.loads((Path(os.environ["FAKE_RUNS"]).parent / "slow.json").read_text())
+    slow = Path(os.environ["FAKE_RUNS"]).parent / "slow.json"
     with training_run(name, params={}, tags=tags, id_path=folder / "run_id"):
         print(f"{name} epoch 1/2: val jaccard 0.5, x; 1 s, about 0.1 min left", flush=True)
-        time.sleep(slow.get(key, 0))
+        while key in json.loads(slow.read_text()):
+            time.sleep(0.2)
 """
 
 
@@ -83,14 +85,14 @@ class World:
         call(project, "dvc", "remote", "add", "--default", "team", str(self.folder / "data"))
         call(project, "git", "commit", "--quiet", "--all", "--message", "remotes")
         call(project, "git", "push", "--quiet", "origin", "HEAD:main")
-        self.slow({})
+        self.hold()
         return project
 
-    def slow(self, seconds: dict[str, float]) -> None:
-        """How long trainings take, by run and dropout: `{"train_frozen-0.2": 60}`."""
-        import json
-
-        (self.folder / "slow.json").write_text(json.dumps(seconds))
+    def hold(self, *trainings: str) -> None:
+        """Let these trainings not end, and no others: `train_frozen-0.2`, its run and dropout."""
+        path = self.folder / "slow.json.new"
+        path.write_text(json.dumps(trainings))
+        path.replace(self.folder / "slow.json")
 
     def environment(self, **more: str) -> dict[str, str]:
         return {
@@ -176,10 +178,6 @@ class World:
 
     def processes(self) -> list[psutil.Process]:
         """All that run in the namespace."""
-        return [one for one in self._init.children(recursive=True) + self._strays()]
-
-    def _strays(self) -> list[psutil.Process]:
-        """Those whose parents have ended belong to the namespace's first process."""
         found, space = [], Path(f"/proc/{self._init.pid}/ns/pid").readlink()
         for process in psutil.process_iter():
             with suppress(OSError):
@@ -211,11 +209,13 @@ class World:
         query = """
             select stage.value, experiment.value, status from runs
             join tags as stage on stage.run_uuid = runs.run_uuid and stage.key = 'dvc_stage'
+            join tags as kind on kind.run_uuid = runs.run_uuid and kind.key = 'kind'
             join tags as experiment on experiment.run_uuid = runs.run_uuid
-                and experiment.key = 'dvc_experiment'
+                and experiment.key = 'dvc_experiment' where kind.value = 'training'
         """
         path = self.folder / "server.db"
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        address = f"file:{path}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=30)) as connection:
             return sorted(connection.execute(query).fetchall())
 
     def close(self) -> None:

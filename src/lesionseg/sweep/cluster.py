@@ -24,6 +24,7 @@ from lesionseg.sweep.workspaces import DVC, HOME, Pool, Repository, only_one, ou
 from lesionseg.tracking import attempts, store
 
 MOST_ATTEMPTS = 3  # at a trial whose nodes are lost
+ORIGIN = "origin"
 EXTRA = "Run: pip install -e '.[cluster]'"
 _log = logging.getLogger(__name__)
 
@@ -83,8 +84,11 @@ def _make_project(
     repository: Repository, demand: Demand, checkpoints: Path | None, *, is_local: bool
 ) -> node.Project:
     """What nodes must know; on this machine alone they share its repository and its cache."""
-    names = ("GIT_", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT")
+    names = ("GIT_AUTHOR_", "GIT_COMMITTER_", "MLFLOW_TRACKING_URI")
     environment = {k: v for k, v in repository.environment.items() if k.startswith(names)}
+    environment["OMP_NUM_THREADS"] = str(demand.num_cpus)
+    if not demand.num_gpus:  # Ray hides those of others, but not from who has asked for none
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     if not is_local and "MLFLOW_TRACKING_URI" not in os.environ:
         raise LesionsegError(
             "MLFLOW_TRACKING_URI is not set, and nodes cannot reach this machine's mlruns/mlflow.db"
@@ -96,7 +100,7 @@ def _make_project(
         params=(repository.root / "params.yaml").read_text(encoding="utf-8"),
         lock="",
         versions=node.versions(),
-        environment={**environment, "OMP_NUM_THREADS": str(demand.num_cpus)},
+        environment=environment,
         cache=repository.cache_dir if is_local else "",
         checkpoints=str(checkpoints.resolve()) if checkpoints else "",
         is_guarded=os.environ.get("RAY_AUTH_MODE", "token") == "token",
@@ -104,13 +108,12 @@ def _make_project(
 
 
 def _git_remote(repository: Repository) -> str:
-    """The address of the remote `origin`, or of the only one; DVC's remote must be there as well.
+    """The address of the remote `origin`; DVC's default remote must be there as well.
 
     Raises:
         LesionsegError: There is none.
     """
-    names = repository.git("remote").split()
-    if "origin" not in names and len(names) != 1:
+    if ORIGIN not in repository.git("remote").split():
         raise LesionsegError(
             "a cluster's nodes fetch the commit from the git remote origin, which is not there. "
             "Run: git remote add origin URL && git push --set-upstream origin HEAD"
@@ -124,7 +127,7 @@ def _git_remote(repository: Repository) -> str:
             "a cluster's nodes fetch the data from DVC's default remote, and there is none. Run: "
             "dvc remote add --default team URL && git commit -a -m remote && git push"
         ) from None
-    return repository.git("remote", "get-url", "origin" if "origin" in names else names[0])
+    return repository.git("remote", "get-url", ORIGIN)
 
 
 @contextmanager
@@ -137,7 +140,6 @@ def _connected(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before it is loaded
     if address == "local":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:

@@ -246,7 +246,7 @@ def _publish(
     reference = repository.ref(trial.name)
     lease = f"--force-with-lease={reference}:{known}"
     try:
-        repository.git("push", "--quiet", lease, project.url, f"+{reference}:{reference}")
+        repository.git("push", "--quiet", lease, project.url, f"{reference}:{reference}")
     except LesionsegError:
         if _published(repository, project, trial) in ("", known):
             raise
