@@ -128,7 +128,7 @@ class World:
 
     def run(self, *command: str, **more: str) -> tuple[int, str, str]:
         process = self.start(*command, **more)
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=600)
         return process.returncode, output, errors
 
     def lesionseg(self, *arguments: str, **more: str):
@@ -161,12 +161,9 @@ class World:
         command = [*("mlflow", "server", "--host", "127.0.0.1", "--port", "5000", "--workers", "1")]
         command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        self.start(*command, log="server.log", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-        ask = f"import urllib.request as r; r.urlopen('{SERVER}/health', timeout=5)"
-        deadline = time.monotonic() + 120
-        while self.run(sys.executable, "-c", ask)[0]:
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        options = {"log": "server.log", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server, log = self.start(*command, **options), self.folder / "server.log"
+        self.wait_for(lambda: "Application startup complete" in log.read_text(), server)
 
     def kill_node(self, address: str) -> None:
         """End a node by force: Ray's own process there, whose workers then end by themselves."""
@@ -197,10 +194,10 @@ class World:
         lines = {one.pid: " ".join(self._words(one)) for one in self.processes()}
         return [line for line in lines.values() if "fake.py" in line or "dvc exp run" in line]
 
-    def wait_for(self, condition, process, *, seconds: float = 180) -> None:
+    def wait_for(self, condition, process, *, seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.stderr and process.communicate()
             assert time.monotonic() < deadline, "it takes too long"
             time.sleep(0.2)
 

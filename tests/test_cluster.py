@@ -37,7 +37,7 @@ def num_running(world):
     return sum((stage, status) == (FINETUNED, "RUNNING") for stage, _, status in world.runs())
 
 
-def wait_until_idle(world, *, seconds=120):
+def wait_until_idle(world, *, seconds=300):
     """Return when no stage and no DVC runs in the namespace."""
     deadline = time.monotonic() + seconds
     while left := world.stages():
@@ -62,7 +62,7 @@ def with_a_killed_node(world):
     # While the other node goes on with its own trial, nothing is left of this one's.
     world.wait_for(lambda: len(world.stages()) <= before / 2, process)
     world.hold()
-    output, errors = process.communicate(timeout=400)
+    output, errors = process.communicate(timeout=600)
     return process.returncode, output, errors
 
 
