@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -36,7 +37,6 @@ from lesionseg.errors import (
     ConfigError,
     LesionsegError,
     explain,
-    first_line,
 )
 from lesionseg.processes import (
     Process,
@@ -185,7 +185,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _LostError(first_line(error)) from error
+        raise _LostError from error
 
 
 def in_processes(
@@ -329,6 +329,8 @@ def _failure(place: _Place, status: int) -> LesionsegError:
         return LesionsegError(f"{who} was ended by {signal.Signals(-status).name}", GOES_ON)
     if status == INTERRUPTED:
         return LesionsegError(f"{who} was interrupted", GOES_ON)
+    if status == _ALONE:
+        return LesionsegError(f"{who} has lost the others; LESIONSEG_DEBUG=1 shows how", GOES_ON)
     return LesionsegError(f"{who} ended with status {status}; what it says is above", GOES_ON)
 
 
@@ -343,17 +345,24 @@ def _work(train: Callable[[Group], None], place: _Place, device: str) -> None:
     try:
         with _joined(place, on_gpu=device != "cpu" and torch.cuda.is_available()):
             train(Group(place.rank, place.size))
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
-    except (LesionsegError, OSError) as error:
-        if os.environ.get("LESIONSEG_DEBUG"):
-            raise
+    except BaseException as error:  # noqa: BLE001  (whatever it is, this process ends)
+        status = _leave_word(error, place)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Without more ado: gloo's threads may still wait for the others, and would abort the end.
+        os._exit(status)
+
+
+def _leave_word(error: BaseException, place: _Place) -> int:
+    """The exit status of a process after an error, which it notes down or, if a bug, prints."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    known = isinstance(error, LesionsegError | OSError | _LostError)
+    if not known or os.environ.get("LESIONSEG_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, LesionsegError | OSError):
         place.word.write_text(explain(error), encoding="utf-8")
-        sys.exit(FAILED)
-    except _LostError as error:
-        what = f"process {place.rank} of the training's {place.size} has lost the others ({error})"
-        place.word.write_text(f"{what}. {GOES_ON}", encoding="utf-8")
-        sys.exit(_ALONE)
+    return _ALONE if isinstance(error, _LostError) else FAILED
 
 
 @contextmanager
