@@ -501,6 +501,16 @@ def agreement(row: Json) -> list[str]:
     ]
 
 
+def demo() -> str:
+    """The models of `make demo`, and the processors that have trained them."""
+    known = read("demo")
+    labels = {"train_frozen": "frozen", "train_finetuned": "fine-tuned"}
+    rows = [(labels[run], f"`{digest}`") for run, digest in known["models"].items()]
+    seen = "; ".join(known["seen_on"])
+    lines = table_of(("model", "SHA-256"), rows, texts=2)
+    return f"{lines}\n\nTorch {known['torch']}. Seen on: {seen}."
+
+
 def table(name: str) -> str:
     """A table of tables.json as it is."""
     content = read("tables")[name]
@@ -549,6 +559,7 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "curve_table": curve_table,
     "modules": modules,
     "export": exported,
+    "demo": demo,
     "table": table,
 }
 

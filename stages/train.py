@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lambda group: train_model(config, name, results=Results(), inputs=Inputs(), group=group),
         command=[sys.executable, "-m", "stages.train", name],
         num_processes=config.train.num_processes,
-        device=config.train.device,
+        device=config.train.device_name,
     )
 
 

@@ -1,8 +1,21 @@
 """What to compute on, and in which precision."""
 
+import logging
+import os
+
 import torch
 
 from lesionseg.errors import ConfigError
+
+_log = logging.getLogger("lesionseg.hardware")
+
+# Torch, oneDNN and MKL choose their kernels by the processor, and other kernels round sums in
+# another way. MKL does so by the maker too; COMPATIBLE is what it offers for all of them.
+_SAME_ANYWHERE = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+}
 
 
 def choose_device(name: str) -> torch.device:
@@ -51,3 +64,22 @@ def make_deterministic() -> None:
     # Filling fresh memory with NaN finds bugs, and costs time in every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+
+
+def compute_as_anywhere() -> None:
+    """From now on the CPU computes as every x86-64 CPU with AVX2 does: to the byte, on one thread.
+
+    Call it before torch computes anything in this process; later it is too late. A CPU of another
+    kind computes in its own way, and says so.
+    """
+    torch.set_num_threads(1)
+    # Asked of the CPU itself: torch's own choice is made once, when it is first asked for.
+    if not torch.cpu.get_capabilities().get("avx2"):
+        _log.warning(
+            "train.reproducible is anywhere, and this CPU is none of x86-64 with AVX2: the models' "
+            "bytes are those of its own kind"
+        )
+        return
+    os.environ.update(_SAME_ANYWHERE)
+    if torch.backends.cpu.get_cpu_capability() != "AVX2":
+        raise RuntimeError("torch has computed before in this process, with other instructions")

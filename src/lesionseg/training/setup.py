@@ -58,7 +58,7 @@ def assemble(
     group: Group = ALONE,
 ) -> Training:
     """The training of one model on images at hand; otherwise as `make_training`."""
-    device = group.device(choose_device(config.train.device))
+    device = group.device(choose_device(config.train.device_name))
     encoder_lr = config.encoder_lr(run)
     model = build_segmenter(
         encoder_state=load_encoder_state(encoder),
