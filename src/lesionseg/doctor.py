@@ -174,9 +174,11 @@ def _device(config: Config) -> Finding:
     """What the trainings compute on."""
     import torch
 
-    from lesionseg.hardware import choose_device, choose_precision, describe
+    from lesionseg.hardware import check_devices, choose_device, choose_precision, describe
 
-    device = choose_device(config.train.device)
+    device = choose_device(config.train.device_name)
+    if config.train.num_processes > 1:
+        check_devices(config.train.device_name, num_processes=config.train.num_processes)
     precision = choose_precision(config.train.precision, device)
     text = f"{describe(device, precision)} on {os.cpu_count()} CPUs"
     try:
