@@ -6,7 +6,6 @@ is, and how long it still takes.
 """
 
 import argparse
-import platform
 import re
 import shutil
 import subprocess
@@ -179,6 +178,8 @@ def digests(results: Results) -> dict[str, str]:
 
 def record(results: Results) -> None:
     """Make these the models to compare with, or add this machine to their list."""
+    from lesionseg.hardware import processor  # torch takes a while to load
+
     models, known = digests(results), read_json(KNOWN, stage="report")
     seen_on = set(known["seen_on"]) if models == known["models"] else set()
     content = {
@@ -187,16 +188,6 @@ def record(results: Results) -> None:
         "seen_on": sorted(seen_on | {processor()}),
     }
     write_json(KNOWN, content)
-
-
-def processor() -> str:
-    """The kind of processor, such as `Intel Xeon with AVX-512 BF16`."""
-    import torch  # it takes a while to load
-
-    can = torch.cpu.get_capabilities()
-    kinds = {"avx512_bf16": "AVX-512 BF16", "avx512_f": "AVX-512", "avx2": "AVX2"}
-    widest = next((label for name, label in kinds.items() if can.get(name)), "no AVX2")
-    return f"{can.get('cpu_name', platform.machine())} with {widest}"
 
 
 def shown(path: Path) -> str:
