@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -118,9 +118,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
     _add_serve(commands)
-    _add_sweep(commands)
-    _add_ablation(commands)
-    _add_curve(commands)
+    _add_trials(commands)
     _add_replay(commands)
     _add_ui(commands)
     _add_register(commands)
@@ -215,57 +213,32 @@ def _complete_paths(parser: argparse.ArgumentParser, how: object) -> None:
                 _complete_paths(command, how)
 
 
-def _add_sweep(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    from lesionseg.sweep.arguments import add_sweep
+def _add_trials(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_ablation, add_curve, add_sweep
 
-    parser = commands.add_parser("sweep", help="try parameters, and say what is best on val")
-    add_sweep(parser)
-    parser.set_defaults(run=_sweep)
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    _require_project()
-    from lesionseg.sweep import sweep
-
-    return _run_trials(lambda: sweep.run(arguments))
+    for name, add, about in (
+        ("sweep", add_sweep, "try parameters, and say what is best on val"),
+        ("ablation", add_ablation, "train and score each configuration of a file"),
+        ("curve", add_curve, "say how scores grow with the number of labels"),
+    ):
+        parser = commands.add_parser(name, help=about)
+        add(parser)
+        parser.set_defaults(run=_run_trials, command=name)
 
 
-def _add_ablation(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    from lesionseg.sweep.arguments import add_ablation
-
-    parser = commands.add_parser("ablation", help="train and score each configuration of a file")
-    add_ablation(parser)
-    parser.set_defaults(run=_ablation)
-
-
-def _ablation(arguments: argparse.Namespace) -> int:
-    _require_project()
-    from lesionseg.sweep import ablation
-
-    return _run_trials(lambda: ablation.run(arguments))
-
-
-def _add_curve(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    from lesionseg.sweep.arguments import add_curve
-
-    parser = commands.add_parser("curve", help="say how scores grow with the number of labels")
-    add_curve(parser)
-    parser.set_defaults(run=_curve)
-
-
-def _curve(arguments: argparse.Namespace) -> int:
-    _require_project()
-    from lesionseg.curve import experiment
-
-    return _run_trials(lambda: experiment.run(arguments))
-
-
-def _run_trials(run: Callable[[], None]) -> int:
+def _run_trials(arguments: argparse.Namespace) -> int:
     """Run trials, each logged as it ends; the exit status."""
     import logging
 
+    _require_project()
+    if arguments.command == "sweep":
+        from lesionseg.sweep.sweep import run
+    elif arguments.command == "ablation":
+        from lesionseg.sweep.ablation import run
+    else:
+        from lesionseg.curve.experiment import run
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return exit_status(run)
+    return exit_status(lambda: run(arguments))
 
 
 def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
