@@ -3,7 +3,6 @@
 import base64
 import functools
 import hashlib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lesionseg import files
-from lesionseg.report import facts, figures, style
+from lesionseg.report import facts, figures
 from lesionseg.report.external import answer_elsewhere, in_plain_words
 from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
 from lesionseg.report.inputs import IndexedSplit, Inputs, read_inputs
@@ -29,12 +28,6 @@ from lesionseg.results.training import VAL_SCORES
 
 _LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
-_PAGE_COLORS = {
-    style.INK: "currentColor",
-    style.PAPER: "var(--card)",
-    style.RUN_COLORS["train_frozen"]: "var(--frozen)",
-    style.RUN_COLORS["train_finetuned"]: "var(--finetuned)",
-}
 
 
 def write_report(
@@ -179,7 +172,7 @@ def render_page(
         outlines={"truth": "truth", **vocabulary.RUN_LABELS},
         terms=vocabulary,
         runs=RUNS,
-        svgs={name: _inline(name, svg) for name, svg in svgs.items()},
+        svgs={name: figures.inline_svg(name, svg) for name, svg in svgs.items()},
         # The answer and the comparison.
         answer=answer(comparison),
         answer_of_seeds=answer_of_seeds(comparison),
@@ -247,15 +240,6 @@ def _load_template() -> jinja2.Template:
 
 def _read_asset(name: str) -> str:
     return resources.files("lesionseg.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _inline(name: str, svg: str) -> Markup:
-    """The SVG element with ids of its own and with the page's colours, light or dark."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
-    for color, replacement in _PAGE_COLORS.items():
-        element = element.replace(color, replacement)
-    return Markup(element)  # drawn here: matplotlib escapes all text in it
 
 
 def _middle(cases: Sequence[Case]) -> Case:
