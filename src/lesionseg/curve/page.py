@@ -3,7 +3,6 @@
 from importlib import resources
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from lesionseg.curve import text
@@ -11,6 +10,7 @@ from lesionseg.curve.figure import draw_curve
 from lesionseg.curve.record import Curve
 from lesionseg.files import write_bytes
 from lesionseg.report.figures import inline_svg, render_svg
+from lesionseg.templates import load_template
 
 
 def write_page(folder: Path, curve: Curve) -> None:
@@ -21,17 +21,10 @@ def write_page(folder: Path, curve: Curve) -> None:
 
 def render_page(curve: Curve) -> str:
     """The page as HTML text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.curve", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     css = resources.files("lesionseg.report").joinpath("page.css").read_text(encoding="utf-8")
     names = [one.name for one in curve.sets]
     svgs = {name: render_svg(draw_curve(curve, names=[name])) for name in names}
-    return environment.get_template("page.html").render(
+    return load_template("lesionseg.curve", "page.html").render(
         style=Markup(css),
         curve=curve,
         svgs={name: inline_svg(f"set-{row}", svgs[name]) for row, name in enumerate(names)},

@@ -1,8 +1,6 @@
 """The report: one HTML file that needs nothing else, from the files of the other stages."""
 
-import base64
 import functools
-import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,6 +23,7 @@ from lesionseg.results import vocabulary
 from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
 from lesionseg.results.training import VAL_SCORES
+from lesionseg.templates import load_template
 
 _LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
@@ -159,15 +158,13 @@ def render_page(
         title: The page's first line.
         num_examples: Images in each row of examples.
     """
-    script = _read_asset("page.js")
     comparison, scatter = inputs.comparison, place_points(cases)
     return _load_template().render(
         # The words of the page and the files inlined into it.
         title=title,
         facts=facts.say_facts(inputs),
         style=Markup(_read_asset("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script=Markup(_read_asset("page.js")),
         labels=vocabulary.RUN_LABELS,
         outlines={"truth": "truth", **vocabulary.RUN_LABELS},
         terms=vocabulary,
@@ -224,18 +221,14 @@ def _of_data(inputs: Inputs) -> dict[str, object]:
 
 @functools.cache
 def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return load_template(
+        "lesionseg.report",
+        "page.html",
+        signed=_signed,
+        effect_size=_effect_size,
+        p_value=_p_value,
+        percent=_percent,
     )
-    environment.filters |= {
-        **{"signed": _signed, "effect_size": _effect_size},
-        **{"p_value": _p_value, "percent": _percent},
-    }
-    return environment.get_template("page.html")
 
 
 def _read_asset(name: str) -> str:
