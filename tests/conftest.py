@@ -76,6 +76,25 @@ def empty_store(tmp_path_factory):
     return root / "mlruns/mlflow.db"
 
 
+@pytest.fixture
+def bare_project(tmp_path, monkeypatch):
+    """A project without a store, and a process that knows of none."""
+    from lesionseg.tracking import store
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(store, "_stores", {})
+    return tmp_path
+
+
+@pytest.fixture
+def project_with_store(bare_project, empty_store):
+    """A project with a store without runs."""
+    (bare_project / "mlruns").mkdir()
+    shutil.copy(empty_store, bare_project / "mlruns")
+    return bare_project
+
+
 @pytest.fixture(scope="session")
 def browser():
     """A real browser, driven by playwright; what needs one skips where there is none."""

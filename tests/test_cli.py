@@ -404,6 +404,7 @@ def test_an_error_keeps_its_traceback_for_debugging(folder, predict, monkeypatch
         (["sweep"], "one of the arguments --grid --search is required"),
         (["sweep", "--grid", "a", "--search", "b"], "--search: not allowed with argument --grid"),
         (["sweep", "--search", "a", "--sampler", "grid"], "--sampler: invalid choice: 'grid'"),
+        (["ui", "--port", "70000"], "--port: must be a whole number in [1, 65535], got '70000'"),
         (["ablation", "--seeds", "0"], "--seeds: must be a whole number in [1, 10000], got '0'"),
     ],
 )
@@ -414,7 +415,7 @@ def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, argument
     assert (exit_.value.code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
-    assert re.search(r"Run: lesionseg( predict| sweep| ablation)? --help\n$", err)
+    assert re.search(r"Run: lesionseg( predict| sweep| ui| ablation)? --help\n$", err)
     assert len(err.splitlines()) == 1
 
 

@@ -1,6 +1,5 @@
 """A small results/ as the stages leave it, for tests of what comes after training."""
 
-import json
 from pathlib import Path
 
 from lesionseg.config import load_config, read_yaml
@@ -148,8 +147,3 @@ def write_evaluation(root, *, threshold=0.5):
             ) in STRATA.items()
         ],
     )
-
-
-def write_json(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 
 import torch
 
@@ -66,7 +67,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if device.type == "cuda" and multiplies_in_bfloat16(device):
         return torch.bfloat16
     return torch.float32
 
@@ -78,6 +79,22 @@ def describe(device: torch.device, precision: torch.dtype) -> str:
     else:
         kind = f"{device} ({torch.backends.cpu.get_cpu_capability()})"
     return f"{kind}, {str(precision).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The kind of processor, such as `Intel Xeon with AVX-512 BF16`."""
+    can = torch.cpu.get_capabilities()
+    kinds = {"avx512_bf16": "AVX-512 BF16", "avx512_f": "AVX-512", "avx2": "AVX2"}
+    widest = next((label for name, label in kinds.items() if can.get(name)), "no AVX2")
+    return f"{can.get('cpu_name', platform.machine())} with {widest}"
+
+
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16; others emulate them, slowly."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def make_deterministic() -> None:

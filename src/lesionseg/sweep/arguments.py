@@ -3,7 +3,10 @@
 import argparse
 from pathlib import Path
 
+from lesionseg.arguments import whole_number
+
 MOST_TRIALS = 10_000  # a month of minutes
+_COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings or jobs
 SAMPLERS = ("tpe", "random")
 SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment of the pipeline.
 
@@ -56,7 +59,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all trials")
-    add("--trials", type=_count, default=20, metavar="N", help="of a search (default: %(default)s)")
+    add("--trials", type=_COUNT, default=20, metavar="N", help="of a search (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="tpe", help="of a search (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of a search (default: %(default)s)")
     add("--name", default="sweep", help="first part of the trials' names (default: %(default)s)")
@@ -77,7 +80,7 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", metavar="NAME", help="run just this one (repeatable)")
     add(
         "--seeds",
-        type=_count,
+        type=_COUNT,
         default=3,
         metavar="N",
         help="trainings of each model (default: %(default)s)",
@@ -100,7 +103,7 @@ def add_curve(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--seeds",
-        type=_count,
+        type=_COUNT,
         default=5,
         metavar="N",
         help="trainings of each model at each size (default: %(default)s)",
@@ -119,19 +122,9 @@ def add_curve(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
-        type=_count,
+        type=_COUNT,
         default=1,
         metavar="N",
         help="trials side by side (default: %(default)s)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would run")
-
-
-def _count(text: str) -> int:
-    """A number of trials, trainings or jobs."""
-    value = int(text) if text.isdecimal() else 0
-    if not 1 <= value <= MOST_TRIALS:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number in [1, {MOST_TRIALS}], got '{text}'"
-        )
-    return value
