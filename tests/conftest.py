@@ -15,6 +15,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 LONG_FILES = (
     "test_pipeline.py",
     "test_team.py",
+    "test_distributed.py",
     "test_registry.py",
     "test_sweep.py",
     "test_curve.py",
