@@ -6,12 +6,14 @@ of the code is made of the first line of each module. It needs nothing but Pytho
 
     python docs/fill_numbers.py                          # write the pages anew
     python docs/fill_numbers.py results results --data "ISIC 2016" --machine "two cores of a ..."
-    python docs/fill_numbers.py table speed.training measured.md --machine "two cores of a ..."
+    python docs/fill_numbers.py table accuracy.val measured.md --machine "two cores of a ..."
+    python docs/fill_numbers.py speed results/benchmarks.json
     python docs/fill_numbers.py curve results/curve --data "ISIC 2016" --machine "two cores ..."
 
 `results` takes over a run: results/evaluate/ and, where there is one, results/ablation.csv.
-`curve` takes over what `lesionseg curve` has written.
-`table` takes over a table in Markdown, such as `python -m benchmarks` prints.
+`speed` takes over what `python -m benchmarks` has written, for this kind of processor; `make bench`
+does so. `curve` takes over what `lesionseg curve` has written.
+`table` takes over a table in Markdown, such as a command prints.
 """
 
 import argparse
@@ -56,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("folder", type=Path, help="such as results")
     run.add_argument("--data", required=True, help="what the images are, in words")
     table = commands.add_parser("table", help="take over a table in Markdown")
-    table.add_argument("name", help="of one that is there, such as speed.training")
+    table.add_argument("name", help="of one that is there, such as accuracy.val")
     table.add_argument("file", type=Path)
     table.add_argument("--commit", default="", help="of the code that was measured")
     curve = commands.add_parser("curve", help="take over a learning curve")
     curve.add_argument("folder", type=Path, help="such as results/curve")
     curve.add_argument("--data", required=True, help="what the images are, in words")
+    speed = commands.add_parser("speed", help="take over benchmarks")
+    speed.add_argument("file", type=Path, help="such as results/benchmarks.json")
     for command in (run, table, curve):
         command.add_argument("--machine", required=True, help="the processor, in words")
         command.add_argument("--date", default=date.today().isoformat())
@@ -70,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         take_results(arguments)
     elif arguments.command == "table":
         take_table(arguments)
+    elif arguments.command == "speed":
+        take_speed(arguments)
     elif arguments.command == "curve":
         take_curve(arguments)
     for page in PAGES:
@@ -200,6 +206,18 @@ def take_table(arguments: argparse.Namespace) -> None:
         "rows": cells[2:],
     }
     write("tables", tables)
+
+
+def take_speed(arguments: argparse.Namespace) -> None:
+    """Put a machine's benchmarks in the place of the last ones of its kind, suite by suite."""
+    measured = json.loads(arguments.file.read_text())
+    kinds, kind = read("speed"), measured["machine"]["kind"]
+    for suite, paragraphs in measured["pages"].items():
+        kinds.setdefault(kind, {})[suite] = {
+            "about": measured["heading"].strip(),
+            "paragraphs": paragraphs,
+        }
+    write("speed", kinds)
 
 
 def take_curve(arguments: argparse.Namespace) -> None:
@@ -443,6 +461,15 @@ def curve_table() -> str:
     return table_of(heading, rows)
 
 
+def speed(suite: str) -> str:
+    """A suite of the benchmarks on each kind of processor that has run it."""
+    parts = []
+    for suites in read("speed").values():
+        if suite in suites:
+            parts += [f"*{suites[suite]['about']}*", *suites[suite]["paragraphs"]]
+    return "\n\n".join(parts)
+
+
 def modules(folder: str) -> str:
     """What each module of a folder, and of those in it, says in its first line."""
     rows = []
@@ -501,6 +528,16 @@ def agreement(row: Json) -> list[str]:
     ]
 
 
+def demo() -> str:
+    """The models of `make demo`, and the processors that have trained them."""
+    known = read("demo")
+    labels = {"train_frozen": "frozen", "train_finetuned": "fine-tuned"}
+    rows = [(labels[run], f"`{digest}`") for run, digest in known["models"].items()]
+    seen = "; ".join(known["seen_on"])
+    lines = table_of(("model", "SHA-256"), rows, texts=2)
+    return f"{lines}\n\nTorch {known['torch']}. Seen on: {seen}."
+
+
 def table(name: str) -> str:
     """A table of tables.json as it is."""
     content = read("tables")[name]
@@ -549,6 +586,8 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "curve_table": curve_table,
     "modules": modules,
     "export": exported,
+    "demo": demo,
+    "speed": speed,
     "table": table,
 }
 

@@ -106,12 +106,26 @@ def test_an_ablation_is_taken_over_with_differences_seed_by_seed(store, tmp_path
 def test_a_table_that_a_command_printed_takes_the_place_of_one(store, tmp_path):
     printed = "load average 0.1\n\n| command | s |\n| --- | ---: |\n| dvc --version | 0.20 |\n"
     (tmp_path / "out.md").write_text(printed)
-    command = ["table", "speed.startup", str(tmp_path / "out.md"), "--commit", "c0ffee", *ABOUT]
+    command = ["table", "accuracy.val", str(tmp_path / "out.md"), "--commit", "c0ffee", *ABOUT]
     fill_numbers.main(command)
-    assert f"\n\n{fill_numbers.table('speed.startup')}\n" in printed
-    assert "at commit `c0ffee`" in fill_numbers.about("tables/speed.startup")
-    with pytest.raises(SystemExit, match=r"no table is called speed\.other; there are accuracy"):
-        fill_numbers.main(["table", "speed.other", str(tmp_path / "out.md"), *ABOUT])
+    assert f"\n\n{fill_numbers.table('accuracy.val')}\n" in printed
+    assert "at commit `c0ffee`" in fill_numbers.about("tables/accuracy.val")
+    with pytest.raises(SystemExit, match=r"no table is called other; there are accuracy"):
+        fill_numbers.main(["table", "other", str(tmp_path / "out.md"), *ABOUT])
+
+
+def test_benchmarks_take_the_place_of_those_of_their_kind(store, tmp_path):
+    def measured(kind, **pages):
+        content = {"machine": {"kind": kind}, "heading": f"{kind}, idle\n", "pages": pages}
+        (tmp_path / "benchmarks.json").write_text(json.dumps(content))
+        fill_numbers.main(["speed", str(tmp_path / "benchmarks.json")])
+
+    fill_numbers.write("speed", {})
+    measured("old", training=["| a |", "note"], startup=["| b |"])
+    measured("new", training=["| c |"])
+    measured("old", training=["| d |"])
+    assert fill_numbers.speed("training") == "*old, idle*\n\n| d |\n\n*new, idle*\n\n| c |"
+    assert fill_numbers.speed("startup") == "*old, idle*\n\n| b |"
 
 
 def test_a_block_is_written_where_it_stands():

@@ -141,8 +141,21 @@ class TrainConfig:
     cross_validate: bool
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
     precision: str = _choice("auto", "float32", "bfloat16")
+    reproducible: str = _choice("machine", "anywhere")
+
+    @property
+    def is_the_same_anywhere(self) -> bool:
+        """Whether every x86-64 CPU with AVX2 is to train the same bytes."""
+        return self.reproducible == "anywhere"
 
     def __post_init__(self) -> None:
+        for name, suited in (("device", ("auto", "cpu")), ("precision", ("auto", "float32"))):
+            if self.is_the_same_anywhere and getattr(self, name) not in suited:
+                raise ConfigError(
+                    f"params.yaml: train: reproducible is anywhere, and {name} is "
+                    f"{getattr(self, name)}. Write {name} {' or '.join(suited)}, or reproducible "
+                    "machine: no two kinds of GPU, and not every CPU's bfloat16, give equal bytes"
+                )
         if self.cross_validate and self.num_seeds == 1:
             raise ConfigError(
                 "params.yaml: train: cross_validate is true, and num_seeds is 1. "

@@ -12,7 +12,7 @@ import torch
 from lesionseg import provenance
 from lesionseg.config import Config
 from lesionseg.files import project_root, require, sha256
-from lesionseg.hardware import describe, make_deterministic
+from lesionseg.hardware import compute_as_anywhere, describe, make_deterministic
 from lesionseg.models.segmenter import save_model
 from lesionseg.processes import only_writer
 from lesionseg.results.layout import RUNS, Results, TrainingFiles
@@ -52,6 +52,8 @@ def train_model(config: Config, run: str, *, results: Results, inputs: Inputs) -
         LesionsegError: Something that the user can mend.
     """
     make_deterministic()
+    if config.train.is_the_same_anywhere:
+        compute_as_anywhere()
     delete_committed(project_root() / ".checkpoints")
     trainings = results.trainings(run, config.seeds())
     with ExitStack() as claims:

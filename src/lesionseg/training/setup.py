@@ -52,7 +52,7 @@ def assemble(
     val: Split | Fold,
 ) -> Training:
     """The training of one model on images at hand; otherwise as `make_training`."""
-    device = choose_device(config.train.device)
+    device = choose_device("cpu" if config.train.is_the_same_anywhere else config.train.device)
     encoder_lr = config.encoder_lr(run)
     model = build_segmenter(
         encoder_state=load_encoder_state(encoder),
