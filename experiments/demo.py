@@ -6,6 +6,7 @@ is, and how long it still takes.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from lesionseg.config import read_yaml
 from lesionseg.errors import LesionsegError, exit_status
-from lesionseg.files import read_json, sha256, write_bytes, write_json
+from lesionseg.files import sha256, write_bytes, write_json
 from lesionseg.new.create import SYNTHETIC, with_values
 from lesionseg.processes import child_environment, run_to_end, stopped_like_ctrl_c
 from lesionseg.results.evaluation import Comparison
@@ -159,7 +160,7 @@ These lesions were drawn by a program, and both encoders began with random weigh
 
 def compared_models(results: Results) -> str:
     """The models' SHA-256, and whether they are those that other machines have trained."""
-    models, known = digests(results), read_json(KNOWN, stage="report")
+    models, known = digests(results), json.loads(KNOWN.read_text())
     torch = version("torch").split("+")[0]
     if models == known["models"]:
         verdict = f"the same bytes as on {'; '.join(known['seen_on'])} (docs/results.md)"
@@ -180,7 +181,7 @@ def record(results: Results) -> None:
     """Make these the models to compare with, or add this machine to their list."""
     from lesionseg.hardware import processor  # torch takes a while to load
 
-    models, known = digests(results), read_json(KNOWN, stage="report")
+    models, known = digests(results), json.loads(KNOWN.read_text())
     seen_on = set(known["seen_on"]) if models == known["models"] else set()
     content = {
         "torch": version("torch").split("+")[0],

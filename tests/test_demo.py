@@ -1,5 +1,6 @@
 """`make demo` says where it is, and ends with what came out and what to do next."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from experiments import demo
 from lesionseg.config import read_yaml
-from lesionseg.files import read_json, sha256, write_bytes, write_json
+from lesionseg.files import sha256, write_bytes, write_json
 from lesionseg.hardware import processor
 from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import RUNS, Results
@@ -114,7 +115,7 @@ def test_its_last_line_compares_the_models_with_those_of_other_machines(
     monkeypatch.setattr(demo, "KNOWN", tmp_path / "demo.json")
     write_json(demo.KNOWN, {"torch": "", "models": {}, "seen_on": ["of old"]})
     demo.record(results)
-    known = read_json(demo.KNOWN, stage="demo")
+    known = json.loads(demo.KNOWN.read_text())
     assert known["seen_on"] == [processor()]
     if changes:
         write_json(demo.KNOWN, known | {"models": {}} | changes)
@@ -129,7 +130,7 @@ def test_a_processor_that_trained_the_same_joins_the_others(tmp_path, monkeypatc
     monkeypatch.setattr(demo, "KNOWN", tmp_path / "demo.json")
     write_json(demo.KNOWN, {"models": demo.digests(results), "seen_on": ["Zilog Z80"]})
     demo.record(results)
-    seen = read_json(demo.KNOWN, stage="demo")["seen_on"]
+    seen = json.loads(demo.KNOWN.read_text())["seen_on"]
     assert sorted(seen) == sorted(["Zilog Z80", processor()])
 
 

@@ -84,7 +84,11 @@ def training_name(run: str, params: Mapping[str, Any]) -> str:
 
 def facts_of(params: Mapping[str, Any]) -> dict[str, str]:
     """Tags of what a training, or a pipeline run, starts from."""
-    named = {"data_source": "download.source", "encoder_start": "download.weights"}
+    named = {
+        "data_source": "download.source",
+        "encoder_start": "download.weights",
+        "num_processes": "train.num_processes",
+    }
     return {tag: str(params[name]) for tag, name in named.items() if name in params}
 
 

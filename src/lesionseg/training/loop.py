@@ -22,6 +22,7 @@ from lesionseg.losses import weighted_sum
 from lesionseg.metrics import count_pixels, mean_scores, score_images
 from lesionseg.models.segmenter import Segmenter
 from lesionseg.results.training import VAL_SCORES
+from lesionseg.training.distributed import ALONE, Group
 
 _SUSPICIOUS = 100  # times the usual value
 
@@ -81,11 +82,13 @@ class Training:
         val: Split | Fold,
         recipe: Recipe,
         device: torch.device,
+        group: Group = ALONE,
     ) -> None:
+        group.join_norms(model, device)
         # Channels last is the layout in which convolutions run fastest, on CPUs and on CUDA.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train, self.val = train, val
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.group = recipe, device, group
         self.optimizer = _make_optimizer(model, recipe)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._weights = dataclasses.asdict(recipe.loss)
@@ -142,16 +145,18 @@ class Training:
     def _train_epoch(self, epoch: int) -> float:
         """Mean loss over the images that one epoch shows."""
         num_images = self.train.images_per_epoch
-        seed = int(np.random.SeedSequence([self.recipe.seed, epoch]).generate_state(1)[0])
-        torch.manual_seed(seed)  # dropout
+        seed = _draw_seed(self.recipe.seed, epoch)
         generator = torch.Generator().manual_seed(seed)  # order and views
+        rank = self.group.rank
+        torch.manual_seed(_draw_seed(self.recipe.seed, epoch, rank) if rank else seed)  # dropout
         order = self._order(generator).split(self.recipe.train.batch_size)
         first_step = (epoch - 1) * len(order)
         image_size = self.image_size(epoch)
         self.model.train()
         total = 0.0
         label = f"{self.recipe.run} {epoch}/{self.recipe.train.epochs}"
-        progress = tqdm(order, desc=label, unit="step", disable=None, leave=False)
+        disable = True if rank else None  # None shows it at a terminal
+        progress = tqdm(order, desc=label, unit="step", disable=disable, leave=False)
         for step, batch in enumerate(progress):
             self._set_lr((first_step + step) / (self.recipe.train.epochs * len(order)))
             loss = self._step(batch, generator, image_size=image_size)
@@ -163,6 +168,7 @@ class Training:
                 )
             total += loss * len(batch)
             progress.set_postfix(loss=f"{loss:.3f}")
+        self.group.average_statistics(self.model)
         return total / num_images
 
     def _order(self, generator: torch.Generator) -> Tensor:
@@ -187,14 +193,24 @@ class Training:
         return sizes[(epoch - 1) * len(sizes) // self.recipe.train.epochs]
 
     def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> float:
-        images, masks = load_batch(self.train, batch.numpy(), self.device)
+        """One step on a batch, of which this process computes a part; the mean loss of all."""
+        part = self.group.part(len(batch))
+        images, masks = load_batch(self.train, batch[part.rows].numpy(), self.device)
         images, masks = resize(images, masks, image_size=image_size)  # first: then less is turned
-        images, masks = augment(images, masks, self.recipe.augment, generator=generator)
+        images, masks = augment(
+            images,
+            masks,
+            self.recipe.augment,
+            generator=generator,
+            batch_size=len(batch),
+            rows=part.rows,
+        )
         images = images.contiguous(memory_format=torch.channels_last)
-        logits = self._forward(images)
-        loss = weighted_sum(logits, masks, weights=self._weights).mean()
+        losses = weighted_sum(self._forward(images), masks, weights=self._weights)
+        loss = losses.sum() * part.weight / len(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = self.group.add_up_gradients(self.model, loss)
         self.optimizer.step()
         return loss.item()
 
@@ -210,13 +226,15 @@ class Training:
     def _validate(self) -> dict[str, float]:
         """Loss and scores on val: per image at the network's size, then the mean."""
         self.model.eval()
-        losses, counts = [], []
-        num_images = len(self.val.ids)
-        for batch in torch.arange(num_images).split(2 * self.recipe.train.batch_size):
+        found = []
+        batches = torch.arange(len(self.val.ids)).split(2 * self.recipe.train.batch_size)
+        for batch in self.group.take(batches):
             images, masks = load_batch(self.val, batch.numpy(), self.device)
             logits = self._forward(images.contiguous(memory_format=torch.channels_last))
-            losses.append(weighted_sum(logits, masks, weights=self._weights).cpu())
-            counts.append(count_pixels((logits > 0).cpu().numpy(), masks.bool().cpu().numpy()))
+            loss = weighted_sum(logits, masks, weights=self._weights).cpu()
+            counted = count_pixels((logits > 0).cpu().numpy(), masks.bool().cpu().numpy())
+            found.append((loss, counted))
+        losses, counts = zip(*self.group.collect(found), strict=True)
         scores = mean_scores(score_images(np.concatenate(counts)))
         means = {f"val_{name}": scores[name] for name in VAL_SCORES}
         return {"val_loss": torch.cat(losses).mean().item(), **means}
@@ -230,6 +248,10 @@ class Training:
             factor = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
+
+
+def _draw_seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _remedy(recipe: Recipe, *, has_learnt: bool = True) -> str:
