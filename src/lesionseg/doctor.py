@@ -175,6 +175,7 @@ def _device(config: Config) -> Finding:
     import torch
 
     from lesionseg.hardware import (
+        check_devices,
         choose_device,
         choose_precision,
         describe,
@@ -182,7 +183,9 @@ def _device(config: Config) -> Finding:
         processor,
     )
 
-    device = choose_device(config.train.device)
+    device = choose_device(config.train.device_name)
+    if config.train.num_processes > 1:
+        check_devices(config.train.device_name, num_processes=config.train.num_processes)
     precision = choose_precision(config.train.precision, device)
     text = f"{describe(device, precision)} on {os.cpu_count()} CPUs, {processor()}"
     try:

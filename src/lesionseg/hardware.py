@@ -36,6 +36,29 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def check_devices(name: str, *, num_processes: int) -> None:
+    """Return when `train.device` names one for each of several processes.
+
+    Raises:
+        ConfigError: There is not.
+    """
+    where = f"params.yaml: train: num_processes is {num_processes}"
+    if ":" in name:
+        raise ConfigError(
+            f"{where}, and device is {name}. Write device auto or cuda: each process takes a GPU "
+            "of its own"
+        )
+    num_devices = torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not num_devices):
+        return
+    if num_processes > num_devices:
+        raise ConfigError(
+            f"{where}, and torch sees {num_devices} CUDA devices. Write at most {num_devices}"
+            if num_devices
+            else f"{where} on {name}, and torch sees no CUDA device. Write device auto or cpu"
+        )
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The type to compute in; `auto` takes bfloat16 on a CUDA device that multiplies in it.
 

@@ -34,10 +34,10 @@ from lesionseg.errors import (
     FAILED,
     GOES_ON,
     INTERRUPTED,
-    ConfigError,
     LesionsegError,
     explain,
 )
+from lesionseg.hardware import check_devices
 from lesionseg.processes import (
     Process,
     child_environment,
@@ -207,31 +207,8 @@ def in_processes(
     elif place := os.environ.get(_VARIABLE):
         _work(train, _Place(**json.loads(place)), device)
     else:
-        _check_devices(num_processes, device)
+        check_devices(device, num_processes=num_processes)
         _run_all(command, num_processes)
-
-
-def _check_devices(num_processes: int, device: str) -> None:
-    """Return when there is a device for each process.
-
-    Raises:
-        ConfigError: There is not.
-    """
-    where = f"params.yaml: train: num_processes is {num_processes}"
-    if ":" in device:
-        raise ConfigError(
-            f"{where}, and device is {device}. Write device auto or cuda: each process takes a GPU "
-            "of its own"
-        )
-    num_devices = torch.cuda.device_count()
-    if device == "cpu" or (device == "auto" and not num_devices):
-        return
-    if num_processes > num_devices:
-        raise ConfigError(
-            f"{where}, and torch sees {num_devices} CUDA devices. Write at most {num_devices}"
-            if num_devices
-            else f"{where} on {device}, and torch sees no CUDA device. Write device auto or cpu"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
