@@ -401,7 +401,7 @@ def decoders(names: str) -> str:
     """Frozen and fine-tuned beside each other for entries of the ablation."""
     rows = []
     for name in names.split(","):
-        entry = next(row for row in read("ablation")["rows"] if row["name"] == name)
+        entry = ablated(name)
         for run in RUNS:
             own = entry[run]
             scores = [spread(*own[key]) for key in ("test_jaccard", "test_dice", "val_jaccard")]
@@ -429,6 +429,57 @@ def ablation(run: str) -> str:
         base = f"`{entry['base']}`" if entry["base"] else ""
         rows.append([f"`{entry['name']}`", base, entry["what"], *scores, to_base, seconds])
     return table_of([*heading, "test jaccard - base's", "training, s"], rows, texts=3)
+
+
+def score(key: str) -> str:
+    """One mean of the ablation: `default,train_frozen,val_jaccard`."""
+    name, model, column = key.split(",")
+    return spread(*ablated(name)[model][column], sign="+" if model == "difference" else "")
+
+
+def ablated(name: str) -> Json:
+    """An entry of the ablation."""
+    entry: Json = next(row for row in read("ablation")["rows"] if row["name"] == name)
+    return entry
+
+
+def changes() -> str:
+    """Whether a single change to `plain` is better than it, in one sentence."""
+    plain = ablated("plain")
+    rows = [(row, run) for row in read("ablation")["rows"] for run in RUNS]
+    single = [(row, run) for row, run in rows if row["base"] == "plain"]
+    better = [
+        f"`{row['name']}` ({LABELS[run]})"
+        for row, run in single
+        if row[run]["val_jaccard"][0] > plain[run]["val_jaccard"][0]
+    ]
+    gain = max(row[run]["to_base"][0] for row, run in single)
+    return (
+        "Single changes to `plain` that are better than it on val, to three digits: "
+        f"{', '.join(better) or 'none'}. The largest gain on test is {gain:+.3f}."
+    )
+
+
+def hours() -> str:
+    """How long the whole ablation trains: three seeds of both models."""
+    seconds = [row[run]["seconds"] for row in read("ablation")["rows"] for run in RUNS]
+    known = [one for one in seconds if one]
+    return f"{3 * fmean(known) * len(seconds) / 3600:.1f} hours"
+
+
+def views() -> str:
+    """What eight views bring to each model."""
+    jaccards = {(row["variant"], row["run"]): row["jaccard"] for row in read("answer")["variants"]}
+    gains = {run: jaccards["tta", run] - jaccards["single", run] for run in RUNS}
+    return (
+        f"Eight views change the jaccard of the frozen model by {gains[FROZEN]:+.3f}, and of the "
+        f"fine-tuned one by {gains[TUNED]:+.3f}."
+    )
+
+
+def limit(name: str) -> str:
+    """One of the limits of comparison.json, a jaccard."""
+    return f"{read('answer')['limits'][name]:.3f}"
 
 
 def curve() -> str:
@@ -552,7 +603,7 @@ def table_of(heading: Sequence[str], rows: Iterable[Sequence[str]], *, texts: in
 
 def lines_of(rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in rows)
+    return "\n".join(re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(row)} |") for row in rows)
 
 
 def spread(mean: float, sd: float | None, *, sign: str = "") -> str:
@@ -582,6 +633,11 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "variants": variants,
     "decoders": decoders,
     "ablation": ablation,
+    "score": score,
+    "changes": changes,
+    "hours": hours,
+    "views": views,
+    "limit": limit,
     "curve": curve,
     "curve_table": curve_table,
     "modules": modules,

@@ -128,6 +128,35 @@ def test_benchmarks_take_the_place_of_those_of_their_kind(store, tmp_path):
     assert fill_numbers.speed("startup") == "*old, idle*\n\n| b |"
 
 
+def test_sentences_of_the_ablation_are_made_of_its_numbers(store):
+    content = fill_numbers.read("ablation")
+    plain, change = (
+        next(row for row in content["rows"] if row["name"] == name) for name in ("plain", "lovasz")
+    )
+    plain["train_frozen"]["val_jaccard"] = [0.8, 0.01]
+    fill_numbers.write("ablation", content)
+    assert fill_numbers.score("plain,train_frozen,val_jaccard") == "0.800 ±0.010"
+    assert "`lovasz` (frozen)" in fill_numbers.changes()
+    for row in content["rows"]:
+        for run in fill_numbers.RUNS:
+            row[run]["val_jaccard"] = [0.5, 0.0]
+            row[run]["seconds"] = 3600 / len(content["rows"])
+    change["train_finetuned"]["to_base"] = [0.123, 0.0]
+    fill_numbers.write("ablation", content)
+    assert fill_numbers.changes().endswith("digits: none. The largest gain on test is +0.123.")
+    assert fill_numbers.hours() == "6.0 hours"  # two models, three seeds
+
+
+def test_sentences_of_the_answer_are_made_of_its_numbers(store):
+    content = fill_numbers.read("answer")
+    for row in content["variants"]:
+        row["jaccard"] = {"single": 0.5, "tta": 0.75}.get(row["variant"], 0.9)
+    content["limits"]["pixel_larger"] = 0.4321
+    fill_numbers.write("answer", content)
+    assert "frozen model by +0.250, and" in fill_numbers.views()
+    assert fill_numbers.limit("pixel_larger") == "0.432"
+
+
 def test_a_block_is_written_where_it_stands():
     text = "It says: <!-- numbers: answer -->old<!-- /numbers --> And on."
     assert fill_numbers.fill(text) == text.replace("old", fill_numbers.answer())

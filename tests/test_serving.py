@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -466,3 +468,25 @@ def test_a_hundred_clients_get_masks_and_nothing_else(model_path):
     assert 0 < done.percentile(50) <= done.percentile(99)
     assert peak[0] - before < 150
     assert set(refused.statuses) <= {200, 400, 408, 413, 429}
+
+
+def test_the_table_of_a_load_says_who_was_answered_what_and_when(monkeypatch):
+    done = load_test.Load(statuses=Counter({200: 2, 429: 1}), seconds=[0.1, 0.3])
+    refused = load_test.Load(statuses=Counter({413: 5}))
+    monkeypatch.setattr(load_test, "load", lambda url, bodies, **_: done)
+    monkeypatch.setattr(load_test, "abuse", lambda url, **_: refused)
+    monkeypatch.setattr(load_test, "photograph", lambda *_, **__: b"")
+    table = load_test._measure("http://127.0.0.1/", psutil.Process(), 7, 1)
+    heading, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    )
+    found = [dict(zip(heading, row, strict=True)) for row in rows]
+    assert [(row["clients"], row["send"]) for row in found] == [
+        ("1", "256x256"),
+        ("7", "256x256"),
+        ("7", "767x1022"),
+        ("7", "too much"),
+    ]
+    assert (found[0]["median ms"], found[0]["p99 ms"]) == ("200", "298")
+    assert [row["answers"] for row in found] == [*3 * ["2 of 200, 1 of 429"], "5 of 413"]
+    assert all(int(row["peak MB"]) > 10 for row in found)

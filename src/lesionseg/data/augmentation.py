@@ -55,13 +55,17 @@ def augment(
     )[rows]
     colours = (views.brightness, views.contrast, views.saturation)
     factors = [(1 + symmetric(limit))[rows] for limit in colours]
-    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    grid = F.affine_grid(
+        transforms.to(images.device, non_blocking=True), list(images.shape), align_corners=False
+    )
     images = F.grid_sample(images, grid, padding_mode=views.padding, align_corners=False)
     masks = F.grid_sample(
         masks, grid, mode="nearest", padding_mode=views.padding, align_corners=False
     )
     if any(colours):
-        images = _change_colour(images, *[f.to(images.device).view(-1, 1, 1, 1) for f in factors])
+        images = _change_colour(
+            images, *[f.to(images.device, non_blocking=True).view(-1, 1, 1, 1) for f in factors]
+        )
     return images, masks
 
 

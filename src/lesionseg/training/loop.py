@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import operator
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from lesionseg.models.segmenter import Segmenter
 from lesionseg.results.training import VAL_SCORES
 from lesionseg.training.distributed import ALONE, Group
 
+STEPS_UNREAD = 20  # steps after which their losses are read: a GPU goes on computing meanwhile
 _SUSPICIOUS = 100  # times the usual value
 
 
@@ -153,23 +155,35 @@ class Training:
         first_step = (epoch - 1) * len(order)
         image_size = self.image_size(epoch)
         self.model.train()
-        total = 0.0
+        unread: list[Tensor] = []
+        losses: list[float] = []
         label = f"{self.recipe.run} {epoch}/{self.recipe.train.epochs}"
         disable = True if rank else None  # None shows it at a terminal
         progress = tqdm(order, desc=label, unit="step", disable=disable, leave=False)
         for step, batch in enumerate(progress):
             self._set_lr((first_step + step) / (self.recipe.train.epochs * len(order)))
-            loss = self._step(batch, generator, image_size=image_size)
-            if not math.isfinite(loss):
-                has_learnt = first_step + step > 0
-                raise TrainingError(
-                    f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step + 1}. "
-                    f"{_remedy(self.recipe, has_learnt=has_learnt)}"
-                )
-            total += loss * len(batch)
-            progress.set_postfix(loss=f"{loss:.3f}")
+            unread.append(self._step(batch, generator, image_size=image_size))
+            if len(unread) == STEPS_UNREAD or step + 1 == len(order):
+                losses += torch.stack(unread).tolist()
+                unread = []
+                self._check(losses, epoch=epoch)
+                progress.set_postfix(loss=f"{losses[-1]:.3f}")
         self.group.average_statistics(self.model)
-        return total / num_images
+        sizes = map(len, order)
+        return math.fsum(map(operator.mul, losses, sizes)) / num_images
+
+    def _check(self, losses: Sequence[float], *, epoch: int) -> None:
+        """Return when the losses of an epoch's steps so far are numbers.
+
+        Raises:
+            TrainingError: One is not.
+        """
+        for step, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step}. "
+                    f"{_remedy(self.recipe, has_learnt=epoch > 1 or step > 1)}"
+                )
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Rows of the training images in the order in which an epoch shows them.
@@ -192,8 +206,11 @@ class Training:
         sizes = range(min(self.recipe.train.first_image_size, own_size), own_size + 1, 32)
         return sizes[(epoch - 1) * len(sizes) // self.recipe.train.epochs]
 
-    def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> float:
-        """One step on a batch, of which this process computes a part; the mean loss of all."""
+    def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> Tensor:
+        """One step on a batch, of which this process computes a part; the mean loss of all.
+
+        The loss stays on the device: to read it is to wait for all that the device still has to do.
+        """
         part = self.group.part(len(batch))
         images, masks = load_batch(self.train, batch[part.rows].numpy(), self.device)
         images, masks = resize(images, masks, image_size=image_size)  # first: then less is turned
@@ -212,7 +229,7 @@ class Training:
         loss.backward()
         loss = self.group.add_up_gradients(self.model, loss)
         self.optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     def _forward(self, images: Tensor) -> Tensor:
         """The model's logits, computed in the recipe's precision."""
