@@ -64,6 +64,14 @@ def encoder_state():
         return mobilenet_v2(weights=None).features.state_dict()
 
 
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, encoder_state):
+    from tests.trained_results import save_random_model
+
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    return save_random_model(path, encoder_state, decoder="transposed")
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """The database of a store without runs: MLflow takes a second to make one, a copy nothing."""

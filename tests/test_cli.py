@@ -20,23 +20,12 @@ from PIL import Image
 
 from lesionseg.cli import _make_parser, main
 from lesionseg.inference.predictor import Predictor
-from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.tracking import registry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MIDDLE = "0.542"  # the random model's probabilities are around it
 SOURCE = Path(__file__).parents[1] / "src"
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, encoder_state):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="transposed", dropout=0.1, frozen=True, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="transposed", image_size=64, frozen=True)
-    return path
 
 
 @pytest.fixture

@@ -15,14 +15,10 @@ from lesionseg.processes import child_environment
 from lesionseg.results.layout import RUNS, Results
 from stages import download, preprocess
 from tests.pages import ROOT
+from tests.raw_data import phantoms
 
 PARAMS = {
-    "download.source": "phantom",
-    "download.weights": "none",
-    "download.phantom_num_train": 14,
-    "download.phantom_num_test": 2,
-    "download.phantom_size": 96,
-    "preprocess.image_size": 96,
+    **phantoms(num_train=14, num_test=2, image_size=96),
     "train.epochs": 2,
     "train.batch_size": 4,
     "train.reproducible": "anywhere",

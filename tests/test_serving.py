@@ -25,7 +25,6 @@ from benchmarks import serving as load_test
 from lesionseg.cli import main
 from lesionseg.inference.payloads import PROBABILITY_LEVELS
 from lesionseg.inference.predictor import Predictor
-from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.serving.app import make_app
 from lesionseg.serving.limits import PIECE, Limits
 from lesionseg.serving.server import address_of, listen, make_server
@@ -68,16 +67,6 @@ IMAGES = {
     "PNG": encode(photograph(33, 257), "PNG"),
     "one pixel": encode(photograph(1, 1), "PNG"),
 }
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, encoder_state):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="transposed", dropout=0.1, frozen=True, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="transposed", image_size=64, frozen=True)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from PIL import Image
 from lesionseg.errors import ExportError
 from lesionseg.export import runtime
 from lesionseg.export.page import SCRIPTS, read_asset
-from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.new import create
 from lesionseg.new.archive import pack
+from tests.trained_results import save_random_model
 
 ROOT = Path(__file__).parents[1]
 # The fewest images and epochs.
@@ -133,11 +133,7 @@ def lesionseg(python, tmp_path):
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory, encoder_state):
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="pyramid", dropout=0.1, frozen=True, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="pyramid", image_size=64, frozen=True)
-    return path
+    return save_random_model(path, encoder_state, decoder="pyramid")
 
 
 @pytest.fixture

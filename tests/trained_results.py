@@ -38,6 +38,16 @@ STRATA = {
 }
 
 
+def save_random_model(path, encoder_state, *, decoder, image_size=IMAGE_SIZE):
+    """A model's file whose decoder's weights were drawn, and learnt nothing."""
+    network = build_segmenter(
+        encoder_state=encoder_state, decoder=decoder, dropout=0.1, frozen=False, seed=0
+    )
+    state = network.state_dict()
+    save_model(path, state=state, decoder=decoder, image_size=image_size, frozen=False)
+    return path
+
+
 def write_run(root, path, *, val, encoder_state, seed=0):
     """A model that nobody trained, with the numbers of a training; the model's hash.
 
