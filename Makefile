@@ -30,7 +30,7 @@ help:
 	@echo "make sweep     four experiments on synthetic lesions, compared by val (minutes)"
 	@echo "make ablation  every configuration of experiments/ablation.yaml, on what params.yaml says (hours)"
 	@echo "make curve     how both models gain from more labels, on what params.yaml says (hours)"
-	@echo "make bench     speed and memory beside segmentation_models.pytorch, on synthetic lesions (minutes)"
+	@echo "make bench     speed and memory beside segmentation_models.pytorch; renews docs/speed.md (minutes)"
 	@echo "make test      set up, then lint, format check, types and all tests"
 	@echo "make doctor    is this machine ready, and what to do where it is not"
 	@echo "make repro     the pipeline on ISIC 2016 itself, or on what params.yaml says: dvc repro"
@@ -82,6 +82,7 @@ bench: .venv/constraints.txt
 	@python -c "import importlib.util, sys; sys.exit(not importlib.util.find_spec('segmentation_models_pytorch'))" || \
 		$(EXTRA) -e '.[bench]' || true
 	@python -m benchmarks
+	@python docs/fill_numbers.py speed results/benchmarks.json
 
 repro: setup
 	dvc repro

@@ -5,6 +5,7 @@ params.yaml. The peers need the extra `bench`: pip install -e '.[bench]'
 """
 
 import argparse
+import dataclasses
 import difflib
 import logging
 import sys
@@ -30,17 +31,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_names(names)
     load_config(Path("params.yaml"))  # a mistake there is said before any work
     machine = measure("machine.describe")
+    options = dataclasses.replace(options, has_bfloat16=machine["has_bfloat16"])
     if "training" in names or "quality" in names:
         for line in left_out():
             logger.warning(line)
     sys.stdout.write(heading(machine))
-    results: dict[str, Any] = {}
+    raw: dict[str, Any] = {}
+    pages: dict[str, list[str]] = {}
     for name in names:
         with TemporaryDirectory(prefix="lesionseg-") as folder:
-            paragraphs, results[name] = SUITES[name](options, folder)
-        sys.stdout.write("\n\n".join([f"\n## {name}", *paragraphs]) + "\n")
+            pages[name], raw[name] = SUITES[name](options, folder)
+        sys.stdout.write("\n\n".join([f"\n## {name}", *pages[name]]) + "\n")
         sys.stdout.flush()
-        write_json(arguments.out, {"machine": machine, "raw": results})
+        content = {"machine": machine, "heading": heading(machine), "pages": pages, "raw": raw}
+        write_json(arguments.out, content)
     sys.stdout.write(f"\nRaw values: {arguments.out}\n")
 
 
@@ -48,8 +52,9 @@ def heading(machine: dict[str, Any]) -> str:
     """What the tables were measured on, in one paragraph."""
     rates = machine["matrix_gflops"]
     return (
-        f"{machine['cpu']}, {machine['num_cores']} cores, {machine['num_threads']} threads, "
-        f"training on {machine['device']} in {machine['precision']}; torch "
+        f"{machine['kind']} ({machine['cpu']}; torch uses {machine['capability']}), "
+        f"{machine['precision']} by default, {machine['num_cores']} cores, "
+        f"{machine['num_threads']} threads, on {machine['device']}; torch "
         f"{machine['versions']['torch']}; commit {machine['commit']}; {machine['date']}; "
         f"load average before {machine['load_average']:.1f}; matrix products "
         f"{rates['float32']:.1f} GFLOP/s in float32, {rates['bfloat16']:.1f} in bfloat16\n"

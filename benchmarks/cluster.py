@@ -74,6 +74,7 @@ def measure(folder: Path, *, num_trials: int) -> str:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "b" * 64,
+        "RAY_raylet_start_wait_time_s": "600",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
     }

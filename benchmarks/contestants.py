@@ -2,8 +2,8 @@
 
 The peer is `Unet("mobilenet_v2")` of segmentation_models.pytorch (smp). Its stock loop is that of
 smp's examples: a DataLoader decodes, resizes and turns one image after the other in every epoch,
-Dice loss, Adam, float32. Its tuned loop has all that ours has: packed arrays, views of whole
-batches, the same losses, channels-last, the same precision.
+Dice loss, Adam. Its tuned loop has all that ours has: packed arrays, views of whole batches, the
+same losses, channels-last. Both compute in the precision of ours.
 """
 
 import copy
@@ -50,7 +50,9 @@ NUM_WORKERS = os.cpu_count() or 1  # processes that load images, as in smp's exa
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
-def throughput(*, contestant: str, folder: str, num_images: int) -> dict[str, Any]:
+def throughput(
+    *, contestant: str, folder: str, num_images: int, precision: str = ""
+) -> dict[str, Any]:
     """Training images per second, and what one image costs.
 
     Ours is a `Training` with an epoch at each of the image sizes that params.yaml lets it grow
@@ -61,11 +63,15 @@ def throughput(*, contestant: str, folder: str, num_images: int) -> dict[str, An
         contestant: One of `RUNS`, or `stock` or `tuned`.
         folder: Filled by `material`.
         num_images: Images of the epoch; all there are, where there are fewer.
+        precision: In the place of `train.precision`.
 
     Raises:
         DataError: There are too few images.
     """
     config = load_config(Path("params.yaml"))
+    if precision:
+        own = dataclasses.replace(config.train, precision=precision)
+        config = dataclasses.replace(config, train=own)
     train = load_split(Path(folder) / "processed", "train").first(num_images)
     if len(train.ids) < (WARM_UP + 1) * config.train.batch_size:
         raise DataError(
@@ -76,13 +82,13 @@ def throughput(*, contestant: str, folder: str, num_images: int) -> dict[str, An
         first_size, own_size = config.train.first_image_size, train.masks.shape[1]
         epochs = len(range(min(first_size, own_size), own_size + 1, 32))
         training = make_training(config, contestant, folder=folder, train=train, epochs=epochs)
-        network, precision, device = training.model, training.recipe.precision, training.device
+        network, dtype, device = training.model, training.recipe.precision, training.device
         sizes = [training.image_size(epoch) for epoch in range(1, epochs + 1)]
         images_per_second = epochs * len(train.ids) / sum(epoch.seconds for epoch in training)
     else:
         sizes = [train.masks.shape[1]]
         loop = make_peer(config, contestant, folder=folder, train=train, epochs=1)
-        network, precision, device = loop.network, loop.precision, loop.device
+        network, dtype, device = loop.network, loop.precision, loop.device
         images_per_second = _time_epoch(loop)
     costs = [multiply_adds(network, image_size=size, device=device) for size in sizes]
     step = mean(cost["step"] for cost in costs)
@@ -90,11 +96,11 @@ def throughput(*, contestant: str, folder: str, num_images: int) -> dict[str, An
     return {
         "images_per_second": images_per_second,
         "num_images": len(train.ids),
-        "precision": dtype_name(precision),
+        "precision": dtype_name(dtype),
         "image_sizes": sizes,
         "forward_gmacs": costs[-1]["forward"] / 1e9,
         "step_gmacs": step / 1e9,
-        "matrix_percent": 100 * rate / matrix_rate(precision, device),
+        "matrix_percent": 100 * rate / matrix_rate(dtype, device),
     }
 
 
@@ -204,7 +210,7 @@ def make_peer(config: Config, kind: str, *, folder: str, train: Split, epochs: i
         loss=smp.losses.DiceLoss(smp.losses.BINARY_MODE, from_logits=True),
         optimizer=optimizer,
         scheduler=lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader), eta_min=1e-5),
-        precision=torch.float32,
+        precision=choose_precision(config.train.precision, device),
         device=device,
     )
 

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import load_config
-from lesionseg.hardware import choose_device, choose_precision
+from lesionseg.hardware import (
+    choose_device,
+    choose_precision,
+    multiplies_in_bfloat16,
+    processor,
+)
 from lesionseg.provenance import git_commit, versions
 
 LARGE, SMALL = 2048, 256  # sides of the matrices
@@ -27,12 +32,15 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
+        "kind": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cpu": _cpu_model(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
         "num_cores": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],  # of the minute before: near 0 on an idle machine
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": dtype_name(choose_precision(config.precision, device)),
+        "has_bfloat16": multiplies_in_bfloat16(device),
         "matrix_gflops": {
             dtype_name(dtype): matrix_rate(dtype, device)
             for dtype in (torch.float32, torch.bfloat16)

@@ -36,17 +36,24 @@ class Options:
     num_rounds: int = 3
     num_images: int | None = None
     has_dvc: bool = True
+    has_bfloat16: bool = False
 
 
 def training(options: Options, folder: str) -> Result:
-    """Training images per second, their share of the machine's matrix rate, and memory."""
+    """Training images per second, their share of the machine's matrix rate, and memory.
+
+    In float32, and in bfloat16 where the machine has instructions for it.
+    """
     num_images = options.num_images or NUM_TRAINED
     _prepare(options, folder, num_images=num_images)
+    precisions = ("float32", "bfloat16") if options.has_bfloat16 else ("float32",)
+    shared = {"folder": folder, "num_images": num_images}
     raw = alternate(
         "contestants.throughput",
         {
-            name: {"contestant": contestant, "folder": folder, "num_images": num_images}
+            f"{name}, {precision}": {"contestant": contestant, "precision": precision, **shared}
             for name, contestant in {**OURS, **present_peers()}.items()
+            for precision in precisions
         },
         num_rounds=options.num_rounds,
     )
@@ -56,15 +63,18 @@ def training(options: Options, folder: str) -> Result:
         "a training step": ("step_gmacs", 3),
         "% of matrix rate": ("matrix_percent", 1),
     }
-    precisions = "; ".join(f"{name} in {rounds[0]['precision']}" for name, rounds in raw.items())
     note = (
-        f"Computed: {precisions}. Multiply-adds are of one image: a forward pass at the "
+        "Multiply-adds are of one image: a forward pass at the "
         "network's own size; a training step as the mean over the sizes that images have in "
         "training. The matrix rate is that of 2048 x 2048 products in the same precision, just "
         "after. Memory is the training process's, without the workers that load images."
     )
-    rates = table("network and loop", raw, columns | PEAK, ratio="images/s")
-    return [rates, note, *left_out()], raw
+    tables = [
+        table("network and loop", of_precision, columns | PEAK, ratio="images/s")
+        for precision in precisions
+        if (of_precision := {name: rows for name, rows in raw.items() if precision in name})
+    ]
+    return [*tables, note, *left_out()], raw
 
 
 def quality(options: Options, folder: str) -> Result:

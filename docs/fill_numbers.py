@@ -6,12 +6,14 @@ of the code is made of the first line of each module. It needs nothing but Pytho
 
     python docs/fill_numbers.py                          # write the pages anew
     python docs/fill_numbers.py results results --data "ISIC 2016" --machine "two cores of a ..."
-    python docs/fill_numbers.py table speed.training measured.md --machine "two cores of a ..."
+    python docs/fill_numbers.py table accuracy.val measured.md --machine "two cores of a ..."
+    python docs/fill_numbers.py speed results/benchmarks.json
     python docs/fill_numbers.py curve results/curve --data "ISIC 2016" --machine "two cores ..."
 
 `results` takes over a run: results/evaluate/ and, where there is one, results/ablation.csv.
-`curve` takes over what `lesionseg curve` has written.
-`table` takes over a table in Markdown, such as `python -m benchmarks` prints.
+`speed` takes over what `python -m benchmarks` has written, for this kind of processor; `make bench`
+does so. `curve` takes over what `lesionseg curve` has written.
+`table` takes over a table in Markdown, such as a command prints.
 """
 
 import argparse
@@ -56,12 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     run.add_argument("folder", type=Path, help="such as results")
     run.add_argument("--data", required=True, help="what the images are, in words")
     table = commands.add_parser("table", help="take over a table in Markdown")
-    table.add_argument("name", help="of one that is there, such as speed.training")
+    table.add_argument("name", help="of one that is there, such as accuracy.val")
     table.add_argument("file", type=Path)
     table.add_argument("--commit", default="", help="of the code that was measured")
     curve = commands.add_parser("curve", help="take over a learning curve")
     curve.add_argument("folder", type=Path, help="such as results/curve")
     curve.add_argument("--data", required=True, help="what the images are, in words")
+    speed = commands.add_parser("speed", help="take over benchmarks")
+    speed.add_argument("file", type=Path, help="such as results/benchmarks.json")
     for command in (run, table, curve):
         command.add_argument("--machine", required=True, help="the processor, in words")
         command.add_argument("--date", default=date.today().isoformat())
@@ -70,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         take_results(arguments)
     elif arguments.command == "table":
         take_table(arguments)
+    elif arguments.command == "speed":
+        take_speed(arguments)
     elif arguments.command == "curve":
         take_curve(arguments)
     for page in PAGES:
@@ -200,6 +206,18 @@ def take_table(arguments: argparse.Namespace) -> None:
         "rows": cells[2:],
     }
     write("tables", tables)
+
+
+def take_speed(arguments: argparse.Namespace) -> None:
+    """Put a machine's benchmarks in the place of the last ones of its kind, suite by suite."""
+    measured = json.loads(arguments.file.read_text())
+    kinds, kind = read("speed"), measured["machine"]["kind"]
+    for suite, paragraphs in measured["pages"].items():
+        kinds.setdefault(kind, {})[suite] = {
+            "about": measured["heading"].strip(),
+            "paragraphs": paragraphs,
+        }
+    write("speed", kinds)
 
 
 def take_curve(arguments: argparse.Namespace) -> None:
@@ -383,7 +401,7 @@ def decoders(names: str) -> str:
     """Frozen and fine-tuned beside each other for entries of the ablation."""
     rows = []
     for name in names.split(","):
-        entry = next(row for row in read("ablation")["rows"] if row["name"] == name)
+        entry = ablated(name)
         for run in RUNS:
             own = entry[run]
             scores = [spread(*own[key]) for key in ("test_jaccard", "test_dice", "val_jaccard")]
@@ -411,6 +429,57 @@ def ablation(run: str) -> str:
         base = f"`{entry['base']}`" if entry["base"] else ""
         rows.append([f"`{entry['name']}`", base, entry["what"], *scores, to_base, seconds])
     return table_of([*heading, "test jaccard - base's", "training, s"], rows, texts=3)
+
+
+def score(key: str) -> str:
+    """One mean of the ablation: `default,train_frozen,val_jaccard`."""
+    name, model, column = key.split(",")
+    return spread(*ablated(name)[model][column], sign="+" if model == "difference" else "")
+
+
+def ablated(name: str) -> Json:
+    """An entry of the ablation."""
+    entry: Json = next(row for row in read("ablation")["rows"] if row["name"] == name)
+    return entry
+
+
+def changes() -> str:
+    """Whether a single change to `plain` is better than it, in one sentence."""
+    plain = ablated("plain")
+    rows = [(row, run) for row in read("ablation")["rows"] for run in RUNS]
+    single = [(row, run) for row, run in rows if row["base"] == "plain"]
+    better = [
+        f"`{row['name']}` ({LABELS[run]})"
+        for row, run in single
+        if row[run]["val_jaccard"][0] > plain[run]["val_jaccard"][0]
+    ]
+    gain = max(row[run]["to_base"][0] for row, run in single)
+    return (
+        "Single changes to `plain` that are better than it on val, to three digits: "
+        f"{', '.join(better) or 'none'}. The largest gain on test is {gain:+.3f}."
+    )
+
+
+def hours() -> str:
+    """How long the whole ablation trains: three seeds of both models."""
+    seconds = [row[run]["seconds"] for row in read("ablation")["rows"] for run in RUNS]
+    known = [one for one in seconds if one]
+    return f"{3 * fmean(known) * len(seconds) / 3600:.1f} hours"
+
+
+def views() -> str:
+    """What eight views bring to each model."""
+    jaccards = {(row["variant"], row["run"]): row["jaccard"] for row in read("answer")["variants"]}
+    gains = {run: jaccards["tta", run] - jaccards["single", run] for run in RUNS}
+    return (
+        f"Eight views change the jaccard of the frozen model by {gains[FROZEN]:+.3f}, and of the "
+        f"fine-tuned one by {gains[TUNED]:+.3f}."
+    )
+
+
+def limit(name: str) -> str:
+    """One of the limits of comparison.json, a jaccard."""
+    return f"{read('answer')['limits'][name]:.3f}"
 
 
 def curve() -> str:
@@ -441,6 +510,15 @@ def curve_table() -> str:
             row += [means, f"{difference['mean']:+.3f}{interval_of(difference['interval'])}"]
         rows.append(row)
     return table_of(heading, rows)
+
+
+def speed(suite: str) -> str:
+    """A suite of the benchmarks on each kind of processor that has run it."""
+    parts = []
+    for suites in read("speed").values():
+        if suite in suites:
+            parts += [f"*{suites[suite]['about']}*", *suites[suite]["paragraphs"]]
+    return "\n\n".join(parts)
 
 
 def modules(folder: str) -> str:
@@ -501,6 +579,16 @@ def agreement(row: Json) -> list[str]:
     ]
 
 
+def demo() -> str:
+    """The models of `make demo`, and the processors that have trained them."""
+    known = read("demo")
+    labels = {"train_frozen": "frozen", "train_finetuned": "fine-tuned"}
+    rows = [(labels[run], f"`{digest}`") for run, digest in known["models"].items()]
+    seen = "; ".join(known["seen_on"])
+    lines = table_of(("model", "SHA-256"), rows, texts=2)
+    return f"{lines}\n\nTorch {known['torch']}. Seen on: {seen}."
+
+
 def table(name: str) -> str:
     """A table of tables.json as it is."""
     content = read("tables")[name]
@@ -515,7 +603,7 @@ def table_of(heading: Sequence[str], rows: Iterable[Sequence[str]], *, texts: in
 
 def lines_of(rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as Markdown."""
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in rows)
+    return "\n".join(re.sub(r"\|  (?=\|)", "| ", f"| {' | '.join(row)} |") for row in rows)
 
 
 def spread(mean: float, sd: float | None, *, sign: str = "") -> str:
@@ -545,10 +633,17 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "variants": variants,
     "decoders": decoders,
     "ablation": ablation,
+    "score": score,
+    "changes": changes,
+    "hours": hours,
+    "views": views,
+    "limit": limit,
     "curve": curve,
     "curve_table": curve_table,
     "modules": modules,
     "export": exported,
+    "demo": demo,
+    "speed": speed,
     "table": table,
 }
 

@@ -6,24 +6,28 @@ is, and how long it still takes.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from lesionseg.config import read_yaml
 from lesionseg.errors import LesionsegError, exit_status
-from lesionseg.files import write_bytes
+from lesionseg.files import sha256, write_bytes, write_json
 from lesionseg.new.create import SYNTHETIC, with_values
 from lesionseg.processes import child_environment, run_to_end, stopped_like_ctrl_c
 from lesionseg.results.evaluation import Comparison
-from lesionseg.results.layout import FINETUNED, Results
+from lesionseg.results.layout import FINETUNED, RUNS, Results
+from lesionseg.results.vocabulary import RUN_LABELS
 
 ROOT = Path(__file__).resolve().parents[1]
 DVC = (sys.executable, "-m", "dvc")
+KNOWN = ROOT / "docs/results/demo.json"
 COPIED = ("dvc.yaml", ".dvcignore", "stages", "src")
 # How long the demo's stages take beside each other, in seconds of one core; any other takes SHARE.
 SHARES = {
@@ -46,7 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="Example: python -m experiments.demo --dir /tmp/demo",
     )
     parser.add_argument("--dir", type=Path, default=ROOT / ".demo", help="where the demo runs")
-    demo_dir = parser.parse_args(argv).dir.resolve()
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="take the models' SHA-256 into docs/results/demo.json, which the last lines compare",
+    )
+    arguments = parser.parse_args(argv)
+    demo_dir = arguments.dir.resolve()
     copy_pipeline(demo_dir)
     environment = child_environment()  # the demo keeps its runs to itself
     if not (demo_dir / ".dvc").exists():
@@ -68,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = Results(demo_dir / "results")
     if "report" not in progress.ran:  # which ends with the same table
         sys.stdout.write("\n".join(["", *Comparison.read(results.evaluation).lines(), ""]))
-    sys.stdout.write(ending(results))
+    if arguments.record:
+        record(results)
+    sys.stdout.write(ending(results) + compared_models(results))
 
 
 class Progress:
@@ -144,6 +156,39 @@ These lesions were drawn by a program, and both encoders began with random weigh
        lesionseg predict photos/ --overlay --model {shown(model)}
   3. the same on your own images and masks:  docs/data.md
 """
+
+
+def compared_models(results: Results) -> str:
+    """The models' SHA-256, and whether they are those that other machines have trained."""
+    models, known = digests(results), json.loads(KNOWN.read_text())
+    torch = version("torch").split("+")[0]
+    if models == known["models"]:
+        verdict = f"the same bytes as on {'; '.join(known['seen_on'])} (docs/results.md)"
+    elif torch != known["torch"]:
+        verdict = f"docs/results.md has those of torch {known['torch']}, and this is {torch}"
+    else:
+        verdict = "not those of docs/results.md, which says what they depend on"
+    lines = [f"  {RUN_LABELS[run]:<10}  {digest}" for run, digest in models.items()]
+    return "\n".join(["", f"SHA-256 of the models: {verdict}", *lines, ""])
+
+
+def digests(results: Results) -> dict[str, str]:
+    """The SHA-256 of each model."""
+    return {run: sha256(results.training(run).model) for run in RUNS}
+
+
+def record(results: Results) -> None:
+    """Make these the models to compare with, or add this machine to their list."""
+    from lesionseg.hardware import processor  # torch takes a while to load
+
+    models, known = digests(results), json.loads(KNOWN.read_text())
+    seen_on = set(known["seen_on"]) if models == known["models"] else set()
+    content = {
+        "torch": version("torch").split("+")[0],
+        "models": models,
+        "seen_on": sorted(seen_on | {processor()}),
+    }
+    write_json(KNOWN, content)
 
 
 def shown(path: Path) -> str:

@@ -4,11 +4,13 @@ The best epoch by val/jaccard is kept. Killed and started again, it goes on from
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.results.layout import RUNS, Results
+from lesionseg.training.distributed import in_processes
 from lesionseg.training.run import train_model
 from lesionseg.training.setup import Inputs
 from stages import run
@@ -24,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", choices=RUNS, help="which of the two models")
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))
-    train_model(config, name, results=Results(), inputs=Inputs())
+    in_processes(
+        lambda group: train_model(config, name, results=Results(), inputs=Inputs(), group=group),
+        command=[sys.executable, "-m", "stages.train", name],
+        num_processes=config.train.num_processes,
+        device=config.train.device_name,
+    )
 
 
 if __name__ == "__main__":

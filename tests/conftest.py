@@ -15,6 +15,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 LONG_FILES = (
     "test_pipeline.py",
     "test_team.py",
+    "test_distributed.py",
     "test_registry.py",
     "test_sweep.py",
     "test_curve.py",
@@ -63,6 +64,14 @@ def encoder_state():
         return mobilenet_v2(weights=None).features.state_dict()
 
 
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, encoder_state):
+    from tests.trained_results import save_random_model
+
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    return save_random_model(path, encoder_state, decoder="transposed")
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """The database of a store without runs: MLflow takes a second to make one, a copy nothing."""
@@ -74,6 +83,25 @@ def empty_store(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         store.connect()
     return root / "mlruns/mlflow.db"
+
+
+@pytest.fixture
+def bare_project(tmp_path, monkeypatch):
+    """A project without a store, and a process that knows of none."""
+    from lesionseg.tracking import store
+
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(store, "_stores", {})
+    return tmp_path
+
+
+@pytest.fixture
+def project_with_store(bare_project, empty_store):
+    """A project with a store without runs."""
+    (bare_project / "mlruns").mkdir()
+    shutil.copy(empty_store, bare_project / "mlruns")
+    return bare_project
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 Members = dict[str, bytes]
 
 
+def phantoms(*, num_train: int, num_test: int, image_size: int = 64) -> dict[str, Any]:
+    """What makes the pipeline small, and ask for no network: few phantoms of 96 px."""
+    return {
+        "download.source": "phantom",
+        "download.weights": "none",
+        "download.phantom_num_train": num_train,
+        "download.phantom_num_test": num_test,
+        "download.phantom_size": 96,
+        "preprocess.image_size": image_size,
+    }
+
+
 def image_bytes(
     mode: str = "RGB", size: tuple[int, int] = (12, 8), kind: str = "JPEG", **options: Any
 ) -> bytes:

@@ -21,6 +21,7 @@ from benchmarks.tables import common_jaccard, median_ratio, seconds_to, spread, 
 from lesionseg.config import override, read_yaml
 from lesionseg.data.dataset import load_split
 from lesionseg.errors import ConfigError, DataError, MissingFileError
+from lesionseg.hardware import processor
 from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.segmenter import build_segmenter
 
@@ -169,14 +170,19 @@ def test_the_command_measures_ours_and_names_the_peers_that_are_not_there(
     monkeypatch.setattr(suites, "PEER_PACKAGE", "a_package_that_is_not_there")
     main(["training", "--rounds", "1", "--images", "8", "--out", "raw.json"])
     output = capsys.readouterr().out
-    assert "| ours, fine-tuned | " in output
+    assert "| ours, fine-tuned, float32 | " in output
     assert (
         "Left out, not installed: smp, stock loop; smp, tuned loop. Run: pip install -e '.[bench]'"
     ) in output
     written = json.loads(Path("raw.json").read_text())
     assert written["machine"]["num_threads"] == 1
-    for name in suites.OURS:
+    assert output.startswith(f"{processor()} (")
+    precisions = ["float32", *["bfloat16"] * written["machine"]["has_bfloat16"]]
+    names = [f"{name}, {precision}" for name in suites.OURS for precision in precisions]
+    assert list(written["raw"]["training"]) == names
+    for name in names:
         (measured,) = written["raw"]["training"][name]
+        assert name.endswith(measured["precision"])
         assert measured["num_images"] == 8
         assert measured["images_per_second"] > 0
 

@@ -20,23 +20,12 @@ from PIL import Image
 
 from lesionseg.cli import _make_parser, main
 from lesionseg.inference.predictor import Predictor
-from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.tracking import registry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MIDDLE = "0.542"  # the random model's probabilities are around it
 SOURCE = Path(__file__).parents[1] / "src"
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, encoder_state):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="transposed", dropout=0.1, frozen=True, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="transposed", image_size=64, frozen=True)
-    return path
 
 
 @pytest.fixture
@@ -404,6 +393,7 @@ def test_an_error_keeps_its_traceback_for_debugging(folder, predict, monkeypatch
         (["sweep"], "one of the arguments --grid --search is required"),
         (["sweep", "--grid", "a", "--search", "b"], "--search: not allowed with argument --grid"),
         (["sweep", "--search", "a", "--sampler", "grid"], "--sampler: invalid choice: 'grid'"),
+        (["ui", "--port", "70000"], "--port: must be a whole number in [1, 65535], got '70000'"),
         (["ablation", "--seeds", "0"], "--seeds: must be a whole number in [1, 10000], got '0'"),
     ],
 )
@@ -414,7 +404,7 @@ def test_wrong_arguments_are_answered_in_one_line_with_status_2(capsys, argument
     assert (exit_.value.code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err
-    assert re.search(r"Run: lesionseg( predict| sweep| ablation)? --help\n$", err)
+    assert re.search(r"Run: lesionseg( predict| sweep| ui| ablation)? --help\n$", err)
     assert len(err.splitlines()) == 1
 
 

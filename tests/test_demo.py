@@ -1,12 +1,17 @@
 """`make demo` says where it is, and ends with what came out and what to do next."""
 
+import json
 import re
 from pathlib import Path
 
+import pytest
+
 from experiments import demo
 from lesionseg.config import read_yaml
+from lesionseg.files import sha256, write_bytes, write_json
+from lesionseg.hardware import processor
 from lesionseg.results.evaluation import Comparison
-from lesionseg.results.layout import Results
+from lesionseg.results.layout import RUNS, Results
 from tests.pages import ROOT
 from tests.trained_results import write_evaluation
 
@@ -53,9 +58,20 @@ def test_the_share_of_each_stage_is_known():
     assert set(demo.SHARES) <= set(STAGES)
 
 
+def write_models(folder):
+    """Results with two files in the place of models."""
+    results = Results(folder / "results")
+    for run in RUNS:
+        model = results.training(run).model
+        model.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(model, run.encode())
+    return results
+
+
 def run_demo(folder, monkeypatch, *lines):
     """The demo where DVC says these lines; results lie there."""
     (folder / ".dvc").mkdir(exist_ok=True)
+    write_models(folder)
     write_evaluation(folder)
     monkeypatch.setattr(demo, "copy_pipeline", lambda _: None)
     monkeypatch.setattr(demo, "DVC", ["printf", "".join(f"{line}\\n" for line in lines)])
@@ -82,6 +98,40 @@ def test_the_steps_name_what_there_is(tmp_path, monkeypatch):
     assert "--model .demo/results/train_finetuned/model.pt" in text
     assert all((ROOT / page).exists() for page in re.findall(r"docs/\S+", text))
     assert demo.shown(Path("/elsewhere/model.pt")) == "/elsewhere/model.pt"
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, f"the same bytes as on {processor()} (docs/results.md)"),
+        ({"torch": "1.0"}, "docs/results.md has those of torch 1.0, and this is "),
+        ({"other": "code"}, "not those of docs/results.md, which says what they depend on"),
+    ],
+)
+def test_its_last_line_compares_the_models_with_those_of_other_machines(
+    tmp_path, monkeypatch, changes, verdict
+):
+    results = write_models(tmp_path)
+    monkeypatch.setattr(demo, "KNOWN", tmp_path / "demo.json")
+    write_json(demo.KNOWN, {"torch": "", "models": {}, "seen_on": ["of old"]})
+    demo.record(results)
+    known = json.loads(demo.KNOWN.read_text())
+    assert known["seen_on"] == [processor()]
+    if changes:
+        write_json(demo.KNOWN, known | {"models": {}} | changes)
+    text = demo.compared_models(results)
+    assert f"SHA-256 of the models: {verdict}" in text
+    for run in RUNS:
+        assert sha256(results.training(run).model) in text
+
+
+def test_a_processor_that_trained_the_same_joins_the_others(tmp_path, monkeypatch):
+    results = write_models(tmp_path)
+    monkeypatch.setattr(demo, "KNOWN", tmp_path / "demo.json")
+    write_json(demo.KNOWN, {"models": demo.digests(results), "seen_on": ["Zilog Z80"]})
+    demo.record(results)
+    seen = json.loads(demo.KNOWN.read_text())["seen_on"]
+    assert sorted(seen) == sorted(["Zilog Z80", processor()])
 
 
 def test_the_table_has_both_means_their_difference_and_its_interval(tmp_path):

@@ -1,5 +1,6 @@
 """What README and docs tell a user to type exists, and their links lead somewhere."""
 
+import argparse
 import contextlib
 import io
 import re
@@ -12,10 +13,12 @@ import pytest
 import yaml
 from dvc.cli import DvcParserError
 from dvc.cli import parse_args as parse_dvc
+from dvc.cli.parser import get_main_parser
 
+from docs import fill_numbers
 from lesionseg.cli import _make_parser
 from lesionseg.config import load_config, override, read_yaml
-from tests.pages import PAGES, ROOT, commands, fences
+from tests.pages import PAGES, ROOT, Command, commands, fences
 
 LANGUAGES = {"bash", "console", "text", "python", "yaml", "diff", "mermaid"}
 # Programs that are not the project's; a new one is looked at once, and then named here.
@@ -24,6 +27,7 @@ OTHERS = {
     "cd",
     "export",
     "git",
+    "pre-commit",
     "curl",
     "cut",
     "docker",
@@ -45,6 +49,7 @@ OTHERS = {
     "}",
     "/opt/mlflow/bin/pip",
 }
+OF_OLD = {"CHANGELOG.md", "log.md"}  # what was and is no more is in them too
 MAKEFILE = (ROOT / "Makefile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # What CONTRIBUTING.md's recipes add; tests/test_contributing.py applies them.
@@ -103,7 +108,7 @@ def check_parameter(name, value):
 
 def check_python(words):
     if words[0] == "-m":
-        assert find_spec(words[1]), words[1]
+        assert find_spec(words[1]) or words[1] == "build", words[1]  # named with how to install it
     elif words[0] != "-c":
         assert (ROOT / words[0]).exists(), words[0]
 
@@ -149,6 +154,59 @@ def test_enough_commands_are_found():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_fence_names_what_it_holds(page):
     assert [text for language, text in fences(page) if language not in LANGUAGES] == []
+
+
+def inline(page):
+    """What stands as code in a page's sentences and tables, but for what a command writes there."""
+    text = fill_numbers.BLOCK.sub("", page.read_text(encoding="utf-8"))
+    text = re.sub(r"(?ms)^```.*?^```$", "", text)
+    return sorted(set(re.findall(r"`([^`\n]+)`", text)))
+
+
+INLINE = [(page.name, code) for page in PAGES if page.name not in OF_OLD for code in inline(page)]
+NAMED = [
+    (page, code) for page, code in INLINE if re.match(r"(make|lesionseg|dvc|pip|python) ", code)
+]
+FILES = [
+    (page, code)
+    for page, code in INLINE
+    if re.fullmatch(r"(src|stages|experiments|benchmarks|docs|tests|notebooks)/[\w./-]+", code)
+    or re.fullmatch(r"[\w/-]+/\w+\.py", code)
+]
+
+
+def check_options(parser, words):
+    """Commands and options exist, whatever else they may need."""
+    for word in words:
+        groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if word.startswith("--"):
+            assert word.partition("=")[0] in parser._option_string_actions, word
+        elif word.startswith("-"):  # several letters are several options
+            assert all(f"-{letter}" in parser._option_string_actions for letter in word[1:]), word
+        elif groups:
+            assert word in groups[0].choices, word
+            parser = groups[0].choices[word]
+
+
+@pytest.mark.parametrize(("page", "code"), NAMED, ids=[f"{page}: {code}" for page, code in NAMED])
+def test_a_command_in_a_sentence_exists(page, code):
+    parsers = {"lesionseg": _make_parser, "dvc": get_main_parser}
+    for program, *words in Command(page, code).parts():
+        if program in parsers:
+            check_options(parsers[program](), words)
+        elif program not in OTHERS:
+            CHECKS[program](words)
+
+
+@pytest.mark.parametrize(("page", "code"), FILES, ids=[f"{page}: {code}" for page, code in FILES])
+def test_a_file_in_a_sentence_exists(page, code):
+    places = [ROOT, ROOT / "src/lesionseg"]
+    assert any((place / code).exists() for place in places), code
+
+
+def test_enough_of_sentences_is_found():
+    assert len(NAMED) > 50
+    assert len(FILES) > 20
 
 
 def anchors(page):

@@ -187,6 +187,13 @@ def test_a_device_that_is_not_there_is_an_error(project, monkeypatch):
     assert "write auto or cpu" in found("device").text
 
 
+def test_fewer_gpus_than_processes_are_an_error(project, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    project(train__device="cuda", train__num_processes=3)
+    assert found("device").level == "error"
+    assert "Write at most 2" in found("device").text
+
+
 def test_a_device_that_does_not_compute_is_an_error(project, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA driver version is insufficient")

@@ -22,17 +22,11 @@ from lesionseg.report.external import ExternalScores, answer_elsewhere, in_plain
 from lesionseg.results.evaluation import Comparison, Interval, ModelScores
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.results.vocabulary import METRICS
+from tests.raw_data import phantoms
 from tests.trained_results import compare_one, write_evaluation
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
-SMALL = {
-    "download.source": "phantom",
-    "download.weights": "none",
-    "download.phantom_num_train": 12,
-    "download.phantom_num_test": 4,
-    "download.phantom_size": 96,
-    "preprocess.image_size": 64,
-}
+SMALL = phantoms(num_train=12, num_test=4)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def printed_by(script, how):
+    """The number that a script prints in a process of its own, which has done nothing before."""
+    command = [sys.executable, "-c", script, how]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def test_keeping_freed_memory_changes_no_result():
     product = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
     before = product @ product
@@ -33,14 +39,7 @@ def test_keeping_freed_memory_changes_no_result():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
 def test_a_block_freed_and_taken_again_is_not_cleared_again_by_the_system():
-    faults = {
-        how: int(
-            subprocess.run(
-                [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for how in ("keep", "default")
-    }
+    faults = {how: printed_by(FAULTS, how) for how in ("keep", "default")}
     # A tenth rather than a number of pages, of which some systems make fewer and larger ones.
     assert faults["keep"] < faults["default"] / 10, faults
 
@@ -70,12 +69,5 @@ print(psutil.Process().memory_info().rss - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is Linux's")
 def test_large_blocks_go_back_to_the_system_when_they_are_freed():
-    kept = {
-        how: int(
-            subprocess.run(
-                [sys.executable, "-c", KEPT, how], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for how in ("return", "default")
-    }
+    kept = {how: printed_by(KEPT, how) for how in ("return", "default")}
     assert kept["return"] < 2**22 < kept["default"], kept

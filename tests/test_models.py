@@ -16,7 +16,7 @@ from lesionseg.models.decoders import (
     TransposedDecoder,
 )
 from lesionseg.models.depthwise import DepthwiseConv2d, use_depthwise
-from lesionseg.models.encoder import CHANNELS, STRIDES, Encoder, fold_batch_norms
+from lesionseg.models.encoder import CHANNELS, Encoder, fold_batch_norms
 from lesionseg.models.segmenter import (
     build_segmenter,
     load_encoder_state,
@@ -26,6 +26,7 @@ from lesionseg.models.segmenter import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps
 each_decoder = pytest.mark.parametrize("decoder", DECODERS)
 
 
@@ -70,7 +71,6 @@ def test_feature_maps_have_the_stride_and_channels_of_their_scale(encoder_state,
     maps = Encoder(state=encoder_state, frozen=True)(torch.rand(1, 3, size, size))
     sizes = [(1, c, size // s, size // s) for c, s in zip(CHANNELS, STRIDES, strict=True)]
     assert CHANNELS == (16, 24, 32, 96, 1280)
-    assert STRIDES == (2, 4, 8, 16, 32)
     assert [tuple(m.shape) for m in maps] == sizes
 
 

@@ -106,12 +106,55 @@ def test_an_ablation_is_taken_over_with_differences_seed_by_seed(store, tmp_path
 def test_a_table_that_a_command_printed_takes_the_place_of_one(store, tmp_path):
     printed = "load average 0.1\n\n| command | s |\n| --- | ---: |\n| dvc --version | 0.20 |\n"
     (tmp_path / "out.md").write_text(printed)
-    command = ["table", "speed.startup", str(tmp_path / "out.md"), "--commit", "c0ffee", *ABOUT]
+    command = ["table", "accuracy.val", str(tmp_path / "out.md"), "--commit", "c0ffee", *ABOUT]
     fill_numbers.main(command)
-    assert f"\n\n{fill_numbers.table('speed.startup')}\n" in printed
-    assert "at commit `c0ffee`" in fill_numbers.about("tables/speed.startup")
-    with pytest.raises(SystemExit, match=r"no table is called speed\.other; there are accuracy"):
-        fill_numbers.main(["table", "speed.other", str(tmp_path / "out.md"), *ABOUT])
+    assert f"\n\n{fill_numbers.table('accuracy.val')}\n" in printed
+    assert "at commit `c0ffee`" in fill_numbers.about("tables/accuracy.val")
+    with pytest.raises(SystemExit, match=r"no table is called other; there are accuracy"):
+        fill_numbers.main(["table", "other", str(tmp_path / "out.md"), *ABOUT])
+
+
+def test_benchmarks_take_the_place_of_those_of_their_kind(store, tmp_path):
+    def measured(kind, **pages):
+        content = {"machine": {"kind": kind}, "heading": f"{kind}, idle\n", "pages": pages}
+        (tmp_path / "benchmarks.json").write_text(json.dumps(content))
+        fill_numbers.main(["speed", str(tmp_path / "benchmarks.json")])
+
+    fill_numbers.write("speed", {})
+    measured("old", training=["| a |", "note"], startup=["| b |"])
+    measured("new", training=["| c |"])
+    measured("old", training=["| d |"])
+    assert fill_numbers.speed("training") == "*old, idle*\n\n| d |\n\n*new, idle*\n\n| c |"
+    assert fill_numbers.speed("startup") == "*old, idle*\n\n| b |"
+
+
+def test_sentences_of_the_ablation_are_made_of_its_numbers(store):
+    content = fill_numbers.read("ablation")
+    plain, change = (
+        next(row for row in content["rows"] if row["name"] == name) for name in ("plain", "lovasz")
+    )
+    plain["train_frozen"]["val_jaccard"] = [0.8, 0.01]
+    fill_numbers.write("ablation", content)
+    assert fill_numbers.score("plain,train_frozen,val_jaccard") == "0.800 ±0.010"
+    assert "`lovasz` (frozen)" in fill_numbers.changes()
+    for row in content["rows"]:
+        for run in fill_numbers.RUNS:
+            row[run]["val_jaccard"] = [0.5, 0.0]
+            row[run]["seconds"] = 3600 / len(content["rows"])
+    change["train_finetuned"]["to_base"] = [0.123, 0.0]
+    fill_numbers.write("ablation", content)
+    assert fill_numbers.changes().endswith("digits: none. The largest gain on test is +0.123.")
+    assert fill_numbers.hours() == "6.0 hours"  # two models, three seeds
+
+
+def test_sentences_of_the_answer_are_made_of_its_numbers(store):
+    content = fill_numbers.read("answer")
+    for row in content["variants"]:
+        row["jaccard"] = {"single": 0.5, "tta": 0.75}.get(row["variant"], 0.9)
+    content["limits"]["pixel_larger"] = 0.4321
+    fill_numbers.write("answer", content)
+    assert "frozen model by +0.250, and" in fill_numbers.views()
+    assert fill_numbers.limit("pixel_larger") == "0.432"
 
 
 def test_a_block_is_written_where_it_stands():

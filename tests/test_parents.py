@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import shutil
 import uuid
 from pathlib import Path
 
@@ -26,18 +25,14 @@ LRS = {FROZEN: 0.0, FINETUNED: 0.001}
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path, empty_store, monkeypatch):
-    """A project with an empty store."""
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+def project(project_with_store, monkeypatch):
+    """A project with an empty store, of ada's."""
     monkeypatch.setenv("USER", "ada")
     monkeypatch.setenv("LOGNAME", "ada")
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "DVC_EXP_NAME"):
+    for name in ("MLFLOW_TRACKING_USERNAME", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(store, "_stores", {})
     monkeypatch.setattr(runs, "_started", {})
-    (tmp_path / "mlruns").mkdir()
-    shutil.copy(empty_store, tmp_path / "mlruns")
-    return tmp_path
+    return project_with_store
 
 
 @pytest.fixture

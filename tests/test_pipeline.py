@@ -47,6 +47,7 @@ from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
 from tests.mlflow_contents import client_of, contents, runs_in
 from tests.ports import free_port
+from tests.raw_data import phantoms
 from tests.trained_results import write_evaluation, write_run
 
 pytestmark = [
@@ -59,12 +60,7 @@ pytestmark = [
 ]
 
 PARAMS = {
-    "download.source": "phantom",
-    "download.weights": "none",
-    "download.phantom_num_train": 20,
-    "download.phantom_num_test": 6,
-    "download.phantom_size": 96,
-    "preprocess.image_size": 64,
+    **phantoms(num_train=20, num_test=6),
     "train.epochs": 4,
     "train.batch_size": 4,
     "train.device": "cpu",

@@ -30,27 +30,13 @@ from lesionseg.inference.pipeline import Skipped, predict_files
 from lesionseg.inference.prediction import predict_split, resize_probabilities
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.sources import ENDINGS, SUMMARY_COLUMNS, Source, find_images
-from lesionseg.models.segmenter import build_segmenter, load_model, save_model
+from lesionseg.models.segmenter import load_model
 from lesionseg.outlines import find_regions
+from tests.trained_results import save_random_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE = 64
-
-
-def save_random_model(path, encoder_state, *, decoder, image_size=SIZE):
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder=decoder, dropout=0.1, frozen=False, seed=0
-    )
-    state = model.state_dict()
-    save_model(path, state=state, decoder=decoder, image_size=image_size, frozen=False)
-    return path
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, encoder_state):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    return save_random_model(path, encoder_state, decoder="transposed")
 
 
 @pytest.fixture(scope="module")

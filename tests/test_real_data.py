@@ -1,5 +1,6 @@
 """A short training on real dermoscopy and real weights, where they lie beside the checkout."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ from PIL import Image
 from lesionseg import provenance
 from lesionseg.config import load_config, override, read_yaml
 from lesionseg.data.dataset import load_split
-from lesionseg.files import read_json
 from lesionseg.inference.prediction import predict_split
 from lesionseg.metrics import count_pixels, mean_scores, pool_scores, score_images
 from lesionseg.models.segmenter import load_model
@@ -79,13 +79,13 @@ def trained(project):
 
 def test_eight_epochs_of_fine_tuning_segment_unseen_real_lesions(trained):
     """The best mask that is the same for all images has 0.55, this training 0.82 on one machine."""
-    scores = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")
+    scores = json.loads((trained / "results/evaluate/train_finetuned.json").read_text())
     assert scores["test"]["jaccard"] > 0.75
     assert scores["test_own_size"]["jaccard"] > 0.75
 
 
 def test_the_same_model_twice_shows_no_difference(trained):
-    comparison = read_json(trained / "results/evaluate/comparison.json", stage="evaluate")
+    comparison = json.loads((trained / "results/evaluate/comparison.json").read_text())
     row = comparison["test"]["jaccard"]
     assert (row["difference"], row["interval"], row["wilcoxon_p"]) == (0, [0, 0], 1)
     assert (row["wins"], row["ties"], row["losses"]) == (0, NUM_IMAGES["test"], 0)
@@ -103,7 +103,7 @@ def test_the_official_scorer_agrees_on_real_predictions(trained, tmp_path, scope
         truths, predictions = write_at_network_size(trained, tmp_path)
     score = official.SegmentationScore.from_dir(truths, predictions)
     theirs = score.to_dict()["macro_average"]
-    ours = read_json(trained / "results/evaluate/train_finetuned.json", stage="evaluate")[scope]
+    ours = json.loads((trained / "results/evaluate/train_finetuned.json").read_text())[scope]
     assert len(theirs) == 6
     assert {metric: ours[metric] for metric in theirs} == pytest.approx(theirs, abs=1e-9)
 

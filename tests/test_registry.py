@@ -17,14 +17,15 @@ from mlflow.models import Model
 from lesionseg.cli import _show_versions
 from lesionseg.config import DownloadConfig
 from lesionseg.errors import DataError, DownloadError, MissingFileError
-from lesionseg.files import read_json, sha256
+from lesionseg.files import sha256
 from lesionseg.results.evaluation import TABLES
 from lesionseg.results.layout import EvaluationFiles, Results
 from lesionseg.tracking import packaging, registry, runs
 from lesionseg.tracking.card import MAX_CHARACTERS, read_facts, write_card
+from tests.mlflow_contents import edit_json
 from tests.raw_data import begin_project
 from tests.test_dvc import import_closure, imported_names
-from tests.trained_results import ROOT, write_evaluation, write_json, write_run
+from tests.trained_results import ROOT, write_evaluation, write_run
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -153,7 +154,7 @@ def test_a_champion_of_other_data_is_named_as_such(project, train):
     registry.register(Results())
     train(val=0.8, seed=1)
     path = project / "results/train_finetuned/run.json"
-    write_json(path, read_json(path, stage="train") | {"data_sha256": "07e7"})
+    edit_json(path, data_sha256="07e7")
     assert "on other data" in registry.register(Results()).message
 
 
@@ -257,7 +258,7 @@ def test_broken_results_are_refused_before_anything_is_registered(
 ):
     train(val=0.8)
     path = project / "results/train_finetuned" / file
-    write_json(path, json.loads(path.read_text()) | {key: value})
+    edit_json(path, **{key: value})
     with pytest.raises(DataError, match=f"{file}.* {message}.* dvc repro -sf train_") as caught:
         registry.register(Results())
     assert len(str(caught.value).splitlines()) == 1
@@ -279,7 +280,7 @@ def test_a_foreign_evaluation_is_named_and_not_the_training(project, train, key,
     train(val=0.8)
     write_evaluation(project)
     path = project / "results/evaluate/comparison.json"
-    write_json(path, json.loads(path.read_text()) | {key: value})
+    edit_json(path, **{key: value})
     with pytest.raises(
         DataError, match=f"{message}.* dvc repro -sf evaluate && dvc repro$"
     ) as caught:
@@ -402,8 +403,8 @@ def test_the_card_tells_of_external_test_sets_scored_with_this_model(project, tr
 def write_card_with(project, params=None, **details):
     """The card of the trained model, some things in its run.json being others."""
     path = project / "results/train_finetuned/run.json"
-    record = json.loads(path.read_text()) | details
-    write_json(path, record | {"params": record["params"] | (params or {})})
+    old = json.loads(path.read_text())["params"]
+    edit_json(path, params=old | (params or {}), **details)
     return write_card(read_facts(Results(project / "results")))
 
 

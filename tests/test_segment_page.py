@@ -1,11 +1,14 @@
 """segment.html in a real browser: the masks of `lesionseg predict`, and nothing else goes out."""
 
+import asyncio
 import base64
 import io
 import os
 import re
+import shutil
 import subprocess
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -171,6 +174,10 @@ def download(page, locator):
 def read_archive(page):
     name, content = download(page, page.locator("#all"))
     assert name == "lesionseg.zip"
+    return unpack(content)
+
+
+def unpack(content):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
@@ -184,6 +191,15 @@ def predict(model_path, paths, threshold):
     """Probabilities by torch, and the pixels whose side of the threshold is not of rounding."""
     maps = Predictor.load(model_path, device="cpu").predict_encoded(paths)
     return [(found, np.abs(found - threshold) > ROUNDING) for found in maps]
+
+
+def check_masks(files, paths, predicted, threshold):
+    """The page's masks are those of `predict`, but for pixels at the threshold."""
+    for path, (probability, clear) in zip(paths, predicted, strict=True):
+        mask = read_mask(files[f"{path.stem}_segmentation.png"])
+        assert np.array_equal(mask[clear], (probability > threshold)[clear]), path.name
+        assert clear.mean() > 0.9
+        assert 0.05 < mask.mean() < 0.95
 
 
 @pytest.fixture(scope="module")
@@ -200,16 +216,53 @@ def test_the_masks_are_those_of_predict(page, photos, model_path, threshold, by_
     segment(page, *paths)
     assert page.locator("#errors li").count() == 0
     files = read_archive(page)
-    for path, (probability, clear) in zip(
-        paths, predict(model_path, paths, threshold), strict=True
-    ):
+    check_masks(files, paths, predict(model_path, paths, threshold), threshold)
+    for path in paths:
         name = f"{path.stem}_segmentation.png"
-        mask = read_mask(files[name])
-        assert np.array_equal(mask[clear], (probability > threshold)[clear]), path.name
-        assert clear.mean() > 0.9
-        assert 0.05 < mask.mean() < 0.95
-        expected = read_mask((by_predict / name).read_bytes())
+        mask, expected = read_mask(files[name]), read_mask((by_predict / name).read_bytes())
         assert (mask != expected).mean() < 0.002
+
+
+# Keeps what the page would save, and saves nothing.
+KEEP = """{
+  window.kept = [];
+  const make = URL.createObjectURL;
+  URL.createObjectURL = (blob) => { kept.push(blob); return make.call(URL, blob); };
+  HTMLAnchorElement.prototype.click = () => {};
+}"""
+LAST_KEPT = """new Promise((give) => {
+  const reader = new FileReader();
+  reader.onload = () => give(reader.result);
+  reader.readAsDataURL(kept.at(-1));
+})"""
+
+
+def test_the_masks_are_those_of_predict_in_firefox(html, photos, model_path, threshold, tmp_path):
+    pytest.importorskip("aiohttp", reason="needs: pip install aiohttp")
+    from tests import firefox
+
+    program = shutil.which("firefox-esr") or shutil.which("firefox")
+    if program is None:
+        pytest.skip("needs firefox")
+    paths = sorted(photos.iterdir())
+
+    async def ask():
+        async with firefox.opened(program, html.as_uri(), tmp_path) as page:
+            await page.wait_for("document.querySelector('html.ready')")
+            await page.set_files("document.getElementById('files')", paths)
+            seen = "document.querySelectorAll('.card[data-name], #errors li').length"
+            await page.wait_for(f"{seen} === {len(paths)}")
+            await page.evaluate(KEEP)
+            await page.evaluate("document.getElementById('all').click()")
+            await page.wait_for("kept.length")
+            loaded = "performance.getEntriesByType('resource').map(({ name }) => name).join()"
+            return [(await page.evaluate(what))["value"] for what in (LAST_KEPT, loaded)]
+
+    with ThreadPoolExecutor(1) as pool:  # playwright has an event loop in this thread
+        archive, loaded = pool.submit(lambda: asyncio.run(ask())).result()
+    assert not re.search(r"\w+://", loaded.replace("blob:", ""))
+    files = unpack(base64.b64decode(archive.partition(",")[2]))
+    check_masks(files, paths, predict(model_path, paths, threshold), threshold)
 
 
 def test_the_other_files_are_those_of_predict(page, photos, by_predict):
@@ -342,10 +395,14 @@ def test_a_file_that_is_no_image_is_one_line_and_the_others_are_done(page, photo
     deep.save(tmp_path / "deep.png")
     paths = [tmp_path / name for name in ("broken.jpg", "short.jpg", "deep.png")]
     segment(page, paths[0], photos / "plain0.png", *paths[1:])
+    unreadable = (
+        "cannot be read as an image by this browser. "
+        "If another program shows it, save it there as JPEG or PNG"
+    )
     assert page.locator("#errors li").all_inner_texts() == [
-        "broken.jpg cannot be read as an image by this browser",
-        "short.jpg cannot be read as an image by this browser",
-        "deep.png has 16 bits a channel, which a browser cuts off: save it with 8",
+        f"broken.jpg {unreadable}",
+        f"short.jpg {unreadable}",
+        "deep.png has 16 bits a channel, which a browser cuts off. Save it with 8",
     ]
     assert names(page) == ["plain0"]
     assert page.locator("#status").inner_text() == "1 image."

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -23,7 +25,6 @@ from benchmarks import serving as load_test
 from lesionseg.cli import main
 from lesionseg.inference.payloads import PROBABILITY_LEVELS
 from lesionseg.inference.predictor import Predictor
-from lesionseg.models.segmenter import build_segmenter, save_model
 from lesionseg.serving.app import make_app
 from lesionseg.serving.limits import PIECE, Limits
 from lesionseg.serving.server import address_of, listen, make_server
@@ -66,16 +67,6 @@ IMAGES = {
     "PNG": encode(photograph(33, 257), "PNG"),
     "one pixel": encode(photograph(1, 1), "PNG"),
 }
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory, encoder_state):
-    path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="transposed", dropout=0.1, frozen=True, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="transposed", image_size=64, frozen=True)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -466,3 +457,25 @@ def test_a_hundred_clients_get_masks_and_nothing_else(model_path):
     assert 0 < done.percentile(50) <= done.percentile(99)
     assert peak[0] - before < 150
     assert set(refused.statuses) <= {200, 400, 408, 413, 429}
+
+
+def test_the_table_of_a_load_says_who_was_answered_what_and_when(monkeypatch):
+    done = load_test.Load(statuses=Counter({200: 2, 429: 1}), seconds=[0.1, 0.3])
+    refused = load_test.Load(statuses=Counter({413: 5}))
+    monkeypatch.setattr(load_test, "load", lambda url, bodies, **_: done)
+    monkeypatch.setattr(load_test, "abuse", lambda url, **_: refused)
+    monkeypatch.setattr(load_test, "photograph", lambda *_, **__: b"")
+    table = load_test._measure("http://127.0.0.1/", psutil.Process(), 7, 1)
+    heading, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()
+    )
+    found = [dict(zip(heading, row, strict=True)) for row in rows]
+    assert [(row["clients"], row["send"]) for row in found] == [
+        ("1", "256x256"),
+        ("7", "256x256"),
+        ("7", "767x1022"),
+        ("7", "too much"),
+    ]
+    assert (found[0]["median ms"], found[0]["p99 ms"]) == ("200", "298")
+    assert [row["answers"] for row in found] == [*3 * ["2 of 200, 1 of 429"], "5 of 413"]
+    assert all(int(row["peak MB"]) > 10 for row in found)

@@ -26,6 +26,7 @@ from lesionseg.config import override, read_yaml
 from lesionseg.processes import child_environment, git_identity
 from lesionseg.results.layout import RUNS
 from tests.ports import free_port
+from tests.raw_data import phantoms
 
 for package in ("psycopg2", "boto3", "dvc_s3", "moto.server", "flask_wtf"):
     pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[dev,team]'")
@@ -37,12 +38,7 @@ if not POSTGRES:
 BIN = POSTGRES[-1].parent
 TEAM = ROOT / "docs/team"
 PARAMS = {
-    "download.source": "phantom",
-    "download.weights": "none",
-    "download.phantom_num_train": 12,
-    "download.phantom_num_test": 4,
-    "download.phantom_size": 96,
-    "preprocess.image_size": 64,
+    **phantoms(num_train=12, num_test=4),
     "train.epochs": 2,
     "train.batch_size": 4,
     "train.device": "cpu",

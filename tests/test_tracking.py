@@ -21,21 +21,12 @@ from lesionseg.errors import TrackingError
 from lesionseg.tracking import availability, database, runs, store
 from tests.mlflow_contents import client_of
 
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
-    """A project without a store, and a process that knows of none."""
-    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(store, "_stores", {})
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("bare_project")
 
 
 @pytest.fixture
-def project(fresh, empty_store):
-    (fresh / "mlruns").mkdir()
-    shutil.copy(empty_store, fresh / "mlruns")
-    return fresh
+def project(project_with_store):
+    return project_with_store
 
 
 def start(project, name="train_frozen", id_path=None, **tags):
@@ -64,8 +55,8 @@ def status_of(project, run_id):
     return client_of(project).get_run(run_id).info.status
 
 
-def test_the_store_lies_under_the_projects_root_wherever_the_stage_runs(fresh, monkeypatch):
-    project, elsewhere = fresh, fresh / "workspace"
+def test_the_store_lies_under_the_projects_root_wherever_the_stage_runs(bare_project, monkeypatch):
+    project, elsewhere = bare_project, bare_project / "workspace"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     with start(project) as run:
@@ -121,12 +112,12 @@ def train_thrice(project):
 
 
 def test_a_server_that_is_away_costs_one_warning_and_never_the_training(
-    monkeypatch, fresh, caplog, capfd
+    monkeypatch, bare_project, caplog, capfd
 ):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        train_thrice(fresh)
+        train_thrice(bare_project)
     (line,) = warnings_of(caplog)
     assert re.search(
         r"goes on without it: http://127\S+ does not answer \(Connection refused", line
@@ -159,12 +150,12 @@ def dripping():
 
 
 def test_a_server_that_drips_for_ever_costs_its_deadline_and_one_warning(
-    monkeypatch, fresh, dripping, caplog, capfd
+    monkeypatch, bare_project, dripping, caplog, capfd
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dripping)
     monkeypatch.setattr(availability, "CALL_SECONDS", 0.5)
     begin = time.monotonic()
-    train_thrice(fresh)
+    train_thrice(bare_project)
     assert time.monotonic() - begin < 120  # of the 500 that all of its bytes would take
     (line,) = warnings_of(caplog)
     assert "is too slow" in line
@@ -208,20 +199,20 @@ def test_a_store_that_another_process_keeps_costs_one_warning(monkeypatch, proje
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_database_that_is_none_costs_one_warning_and_stays(fresh, caplog, capfd):
-    path = fresh / "mlruns/mlflow.db"
+def test_a_database_that_is_none_costs_one_warning_and_stays(bare_project, caplog, capfd):
+    path = bare_project / "mlruns/mlflow.db"
     path.parent.mkdir()
     path.write_text("no database " * 999)
-    train_thrice(fresh)
+    train_thrice(bare_project)
     (line,) = warnings_of(caplog)
     assert re.search(r"mlflow\.db is no SQLite database.*Move it away.*lesionseg replay", line)
     assert capfd.readouterr() == ("", "")
     assert path.read_text() == "no database " * 999
 
 
-def test_a_database_half_made_is_none(fresh, empty_store):
-    shutil.copytree(empty_store.parent, fresh / "mlruns")
-    with contextlib.closing(sqlite3.connect(fresh / "mlruns/mlflow.db")) as connection:
+def test_a_database_half_made_is_none(bare_project, empty_store):
+    shutil.copytree(empty_store.parent, bare_project / "mlruns")
+    with contextlib.closing(sqlite3.connect(bare_project / "mlruns/mlflow.db")) as connection:
         connection.executescript("UPDATE alembic_version SET version_num = '451aebb31d03'")
     with pytest.raises(TrackingError, match=r"or half of one\. Move it away"):
         store.connect()
@@ -246,12 +237,12 @@ def test_the_tables_of_mlflow_have_no_other_addresses(empty_store):
 
 @pytest.mark.parametrize("name", ["a%20b", "what?y=z", "é #1 'q' & \"50%\"", "plain"])
 def test_a_store_lies_in_its_project_whatever_the_folder_is_called(
-    fresh, empty_store, name, monkeypatch
+    bare_project, empty_store, name, monkeypatch
 ):
-    root = fresh / name
+    root = bare_project / name
     (root / "mlruns").mkdir(parents=True)
     shutil.copy(empty_store, root / "mlruns")
-    before = {path.relative_to(fresh) for path in fresh.rglob("*")}
+    before = {path.relative_to(bare_project) for path in bare_project.rglob("*")}
     monkeypatch.setenv("DVC_ROOT", str(root))
     (root / "model.pt").write_text("weights")
     with start(root) as run:
@@ -264,16 +255,16 @@ def test_a_store_lies_in_its_project_whatever_the_folder_is_called(
     )
     assert Path(copy).read_text() == "weights"
     assert len(list((root / "mlruns/artifacts").rglob("model.pt"))) == 1
-    new = {path.relative_to(fresh) for path in fresh.rglob("*")} - before
+    new = {path.relative_to(bare_project) for path in bare_project.rglob("*")} - before
     assert {path.parts[0] for path in new} == {name}
     if name == "plain":
         assert store.uri() == f"sqlite:///{root}/mlruns/mlflow.db"
 
 
 def test_runs_and_registered_models_of_a_moved_project_open_and_new_ones_lie_in_it(
-    fresh, empty_store, monkeypatch
+    bare_project, empty_store, monkeypatch
 ):
-    old, new = fresh / "old", fresh / "new"
+    old, new = bare_project / "old", bare_project / "new"
     (old / "mlruns").mkdir(parents=True)
     shutil.copy(empty_store, old / "mlruns")
     monkeypatch.setenv("DVC_ROOT", str(old))
@@ -388,19 +379,19 @@ def test_a_deleted_experiment_is_restored_by_what_the_warning_says(project, capl
 
 @pytest.mark.parametrize("form", ["file://{}", "{}", "file:{}"])
 def test_a_folder_as_the_store_means_a_database_in_it_and_a_line_says_so(
-    fresh, empty_store, form, monkeypatch, caplog
+    bare_project, empty_store, form, monkeypatch, caplog
 ):
     monkeypatch.setattr(store, "_noted", set())
-    (fresh / "my runs").mkdir()
-    shutil.copy(empty_store, fresh / "my runs")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", form.format(fresh / "my runs"))
+    (bare_project / "my runs").mkdir()
+    shutil.copy(empty_store, bare_project / "my runs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", form.format(bare_project / "my runs"))
     for _ in range(2):
-        with start(fresh) as run:
+        with start(bare_project) as run:
             pass
         assert not run.error
     (line,) = warnings_of(caplog)
     instead = shlex.split(re.search(r"for other commands write (\S.*)$", line)[1])[0]
-    assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{fresh}/my runs/mlflow.db"
+    assert instead == f"MLFLOW_TRACKING_URI=sqlite:///{bare_project}/my runs/mlflow.db"
     monkeypatch.setenv(*instead.split("=", 1))
     client, _ = store.connect()
     assert client.get_run(run.run_id).info.status == "FINISHED"
@@ -416,10 +407,10 @@ def test_a_store_that_is_no_folder_draws_no_word(project, address, monkeypatch, 
     assert warnings_of(caplog) == []
 
 
-def test_artefacts_of_another_database_lie_beside_it(fresh, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{fresh}/my runs/mlflow.db")
+def test_artefacts_of_another_database_lie_beside_it(bare_project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{bare_project}/my runs/mlflow.db")
     client, experiment_id = store.connect()
-    expected = (fresh / "my runs/artifacts").as_uri()
+    expected = (bare_project / "my runs/artifacts").as_uri()
     assert client.get_experiment(experiment_id).artifact_location == expected
 
 
@@ -436,9 +427,9 @@ def create_run(project: str, name: str) -> str:
         return run.run_id
 
 
-def test_processes_that_start_at_once_on_a_fresh_store_all_get_their_run(fresh):
+def test_processes_that_start_at_once_on_a_fresh_store_all_get_their_run(bare_project):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # loads MLflow once for all of them
     with context.Pool(3) as pool:
-        ids = pool.starmap(create_run, [(str(fresh), f"run{i}") for i in range(3)])
+        ids = pool.starmap(create_run, [(str(bare_project), f"run{i}") for i in range(3)])
     assert len({i for i in ids if i}) == 3

@@ -475,6 +475,32 @@ def test_eight_phantoms_are_learnt(encoder_state):
     assert epochs[-1].seconds > 0
 
 
+def test_losses_are_read_some_steps_at_a_time(make_tiny, monkeypatch):
+    read = []
+    monkeypatch.setattr(loop, "STEPS_UNREAD", 2)
+    monkeypatch.setattr(
+        Training, "_check", lambda _, losses, *, epoch: read.append((epoch, len(losses)))
+    )
+    epochs = list(make_tiny(epochs=2, batch_size=4))  # 3 steps an epoch
+    assert read == [(1, 2), (1, 3), (2, 2), (2, 3)]
+    monkeypatch.setattr(loop, "STEPS_UNREAD", 1)
+    again = list(make_tiny(epochs=2, batch_size=4))
+    assert [e.train_loss for e in epochs] == [e.train_loss for e in again]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_does_not_wait_for_the_gpu(splits):
+    recipe = change(RECIPE, batch_size=4)
+    training = Training(model=TinySegmenter(), **splits, recipe=recipe, device=torch.device("cuda"))
+    generator = torch.Generator().manual_seed(0)
+    training._step(torch.arange(4), generator, image_size=64)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training._step(torch.arange(4), generator, image_size=64)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_run_epoch_step_and_the_next_step(
     make_tiny, monkeypatch, value

@@ -19,9 +19,12 @@ import torch
 import yaml
 from PIL import Image
 
-from lesionseg.models.segmenter import build_segmenter, save_model
+from lesionseg.errors import ExportError
+from lesionseg.export import runtime
+from lesionseg.export.page import SCRIPTS, read_asset
 from lesionseg.new import create
 from lesionseg.new.archive import pack
+from tests.trained_results import save_random_model
 
 ROOT = Path(__file__).parents[1]
 # The fewest images and epochs.
@@ -36,6 +39,9 @@ TINY = {
     "evaluate.num_resamples": 100,
     "report.num_examples": 1,
 }
+needs_onnx = pytest.mark.skipif(
+    not importlib.util.find_spec("onnx"), reason="needs: pip install -e '.[export]'"
+)
 BUILD = "from setuptools import build_meta; import sys; build_meta.build_sdist(sys.argv[1])"
 
 
@@ -127,11 +133,7 @@ def lesionseg(python, tmp_path):
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory, encoder_state):
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    model = build_segmenter(
-        encoder_state=encoder_state, decoder="pyramid", dropout=0.1, frozen=True, seed=0
-    )
-    save_model(path, state=model.state_dict(), decoder="pyramid", image_size=64, frozen=True)
-    return path
+    return save_random_model(path, encoder_state, decoder="pyramid")
 
 
 @pytest.fixture
@@ -177,10 +179,23 @@ def test_it_predicts(lesionseg, image_path, model_path, tmp_path):
         assert mask.size == (64, 48)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="no onnx")
+@needs_onnx
 def test_it_exports(lesionseg, image_path, model_path, tmp_path):
     lesionseg("export", "onnx", "--model", model_path, "--images", "lesion.png")
     assert (tmp_path / "lesionseg.onnx").stat().st_size > 1_000_000
+
+
+@needs_onnx
+def test_it_exports_a_page(lesionseg, image_path, model_path, tmp_path):
+    try:
+        runtime.load_runtime()  # into the cache that the command finds it in
+    except ExportError as error:
+        pytest.skip(str(error))
+    said = lesionseg("export", "html", "--model", model_path, "--images", "lesion.png")
+    assert said.startswith("results/segment.html: ")
+    page = (tmp_path / "results/segment.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert all(asset in page for asset in map(read_asset, SCRIPTS))
 
 
 def test_it_serves(python, image_path, model_path, tmp_path):

@@ -1,6 +1,5 @@
 """A small results/ as the stages leave it, for tests of what comes after training."""
 
-import json
 from pathlib import Path
 
 from lesionseg.config import load_config, read_yaml
@@ -37,6 +36,16 @@ STRATA = {
     ("skin_tone", "light"): (17, 0.71, 0.1, 0.72, 0.1),
     ("skin_tone", "brown"): (3, 0.51, 0.1, 0.52, 0.1),
 }
+
+
+def save_random_model(path, encoder_state, *, decoder, image_size=IMAGE_SIZE):
+    """A model's file whose decoder's weights were drawn, and learnt nothing."""
+    network = build_segmenter(
+        encoder_state=encoder_state, decoder=decoder, dropout=0.1, frozen=False, seed=0
+    )
+    state = network.state_dict()
+    save_model(path, state=state, decoder=decoder, image_size=image_size, frozen=False)
+    return path
 
 
 def write_run(root, path, *, val, encoder_state, seed=0):
@@ -148,8 +157,3 @@ def write_evaluation(root, *, threshold=0.5):
             ) in STRATA.items()
         ],
     )
-
-
-def write_json(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))

@@ -7,14 +7,13 @@ import argparse
 import errno
 import io
 import os
-import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lesionseg.arguments import DEFAULT_MODEL, number, threshold
+from lesionseg.arguments import DEFAULT_MODEL, add_device, add_model, threshold, whole_number
 from lesionseg.errors import (
     FAILED,
     MISUSED,
@@ -118,9 +117,7 @@ def _make_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
     _add_serve(commands)
-    _add_sweep(commands)
-    _add_ablation(commands)
-    _add_curve(commands)
+    _add_trials(commands)
     _add_replay(commands)
     _add_ui(commands)
     _add_register(commands)
@@ -215,57 +212,32 @@ def _complete_paths(parser: argparse.ArgumentParser, how: object) -> None:
                 _complete_paths(command, how)
 
 
-def _add_sweep(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    from lesionseg.sweep.arguments import add_sweep
+def _add_trials(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    from lesionseg.sweep.arguments import add_ablation, add_curve, add_sweep
 
-    parser = commands.add_parser("sweep", help="try parameters, and say what is best on val")
-    add_sweep(parser)
-    parser.set_defaults(run=_sweep)
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    _require_project()
-    from lesionseg.sweep import sweep
-
-    return _run_trials(lambda: sweep.run(arguments))
+    for name, add, about in (
+        ("sweep", add_sweep, "try parameters, and say what is best on val"),
+        ("ablation", add_ablation, "train and score each configuration of a file"),
+        ("curve", add_curve, "say how scores grow with the number of labels"),
+    ):
+        parser = commands.add_parser(name, help=about)
+        add(parser)
+        parser.set_defaults(run=_run_trials, command=name)
 
 
-def _add_ablation(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    from lesionseg.sweep.arguments import add_ablation
-
-    parser = commands.add_parser("ablation", help="train and score each configuration of a file")
-    add_ablation(parser)
-    parser.set_defaults(run=_ablation)
-
-
-def _ablation(arguments: argparse.Namespace) -> int:
-    _require_project()
-    from lesionseg.sweep import ablation
-
-    return _run_trials(lambda: ablation.run(arguments))
-
-
-def _add_curve(commands: "argparse._SubParsersAction[_Parser]") -> None:
-    from lesionseg.sweep.arguments import add_curve
-
-    parser = commands.add_parser("curve", help="say how scores grow with the number of labels")
-    add_curve(parser)
-    parser.set_defaults(run=_curve)
-
-
-def _curve(arguments: argparse.Namespace) -> int:
-    _require_project()
-    from lesionseg.curve import experiment
-
-    return _run_trials(lambda: experiment.run(arguments))
-
-
-def _run_trials(run: Callable[[], None]) -> int:
+def _run_trials(arguments: argparse.Namespace) -> int:
     """Run trials, each logged as it ends; the exit status."""
     import logging
 
+    _require_project()
+    if arguments.command == "sweep":
+        from lesionseg.sweep.sweep import run
+    elif arguments.command == "ablation":
+        from lesionseg.sweep.ablation import run
+    else:
+        from lesionseg.curve.experiment import run
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    return exit_status(run)
+    return exit_status(lambda: run(arguments))
 
 
 def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -291,7 +263,10 @@ def _add_ui(commands: "argparse._SubParsersAction[_Parser]") -> None:
         epilog="Example: lesionseg ui --port 5001",
     )
     parser.add_argument(
-        "--port", type=int, default=5000, help="the first one that is tried (default: %(default)s)"
+        "--port",
+        type=whole_number(1, 65535),
+        default=5000,
+        help="the first one that is tried (default: %(default)s)",
     )
     parser.set_defaults(run=_ui)
 
@@ -451,17 +426,12 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument("--contours", choices=["geojson", "csv"], help="write contours")
     parser.add_argument(
         "--batch-size",
-        type=_batch_size,
+        type=whole_number(1, MOST_IN_BATCH),
         default=32,  # that of `evaluate`, so that even the rounding of its sums is the same
         metavar="N",
         help="images in a forward pass (default: %(default)s)",
     )
-    parser.add_argument(
-        "--device",
-        type=_device,
-        default="auto",
-        help="auto takes CUDA where there is one; or cpu, cuda, cuda:1 (default: %(default)s)",
-    )
+    add_device(parser)
     parser.set_defaults(run=_predict)
 
 
@@ -514,12 +484,7 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description=SERVE,
         epilog="Example: lesionseg serve --model models:/lesionseg@champion --port 8001",
     )
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--threshold",
         type=threshold,
@@ -528,7 +493,9 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "evaluated with, or else 0.5)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
-    parser.add_argument("--port", type=_port, default=8000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--port", type=whole_number(0, 65535), default=8000, help="(default: %(default)s)"
+    )
     for name, default, what in (
         ("--max-requests", 100, "requests that wait or are answered; more get 429"),
         ("--max-megabytes", 20, "of a request; of all that wait three times as many"),
@@ -536,17 +503,12 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
     ):
         parser.add_argument(
             name,
-            type=_at_least_1,
+            type=whole_number(1, 10_000),
             default=default,
             metavar="N",
             help=f"{what} (default: %(default)s)",
         )
-    parser.add_argument(
-        "--device",
-        type=_device,
-        default="auto",
-        help="auto takes CUDA where there is one; or cpu, cuda, cuda:1 (default: %(default)s)",
-    )
+    add_device(parser)
     parser.set_defaults(run=_serve)
 
 
@@ -602,35 +564,6 @@ def _say(line: str) -> None:
     """Show a line at once, whoever reads it."""
     sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()
-
-
-def _port(text: str) -> int:
-    value = number(int, text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 65535], got '{text}'")
-    return int(value)
-
-
-def _at_least_1(text: str) -> int:
-    value = number(int, text)
-    if not 1 <= value <= 10_000:
-        raise argparse.ArgumentTypeError(f"must be a whole number in [1, 10000], got '{text}'")
-    return int(value)
-
-
-def _batch_size(text: str) -> int:
-    value = number(int, text)
-    if not 1 <= value <= MOST_IN_BATCH:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number in [1, {MOST_IN_BATCH}], got '{text}'"
-        )
-    return int(value)
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:1, got '{text}'")
-    return text
 
 
 def _predict(arguments: argparse.Namespace) -> int:

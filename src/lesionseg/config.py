@@ -21,7 +21,7 @@ from lesionseg.errors import ConfigError, MissingFileError, first_line
 
 SEED_BOUND = 2**32
 # Far more than anybody needs, and no number that a slip of the finger makes run for ever.
-MOST_EPOCHS, MOST_IMAGES, MOST_IN_BATCH = 10_000, 100_000, 4096
+MOST_EPOCHS, MOST_IMAGES, MOST_IN_BATCH, MOST_PROCESSES = 10_000, 100_000, 4096, 64
 _LARGEST = sys.float_info.max
 _MOST_BYTES, _MOST_VALUES = 40_000, 20_000  # of a YAML file: more than a second's reading
 _MOST_SHOWN = 200  # characters of a value in a message
@@ -141,8 +141,33 @@ class TrainConfig:
     cross_validate: bool
     device: str = _matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu, cuda or cuda:N")
     precision: str = _choice("auto", "float32", "bfloat16")
+    reproducible: str = _choice("machine", "anywhere")
+    num_processes: int = _number(at_least=1, at_most=MOST_PROCESSES)
+
+    @property
+    def is_the_same_anywhere(self) -> bool:
+        """Whether every x86-64 CPU with AVX2 is to train the same bytes."""
+        return self.reproducible == "anywhere"
+
+    @property
+    def device_name(self) -> str:
+        """The device to train on, as `device` names it."""
+        return "cpu" if self.is_the_same_anywhere else self.device
 
     def __post_init__(self) -> None:
+        for name, suited in (("device", ("auto", "cpu")), ("precision", ("auto", "float32"))):
+            if self.is_the_same_anywhere and getattr(self, name) not in suited:
+                raise ConfigError(
+                    f"params.yaml: train: reproducible is anywhere, and {name} is "
+                    f"{getattr(self, name)}. Write {name} {' or '.join(suited)}, or reproducible "
+                    "machine: no two kinds of GPU, and not every CPU's bfloat16, give equal bytes"
+                )
+        if self.num_processes > self.batch_size:
+            raise ConfigError(
+                f"params.yaml: train: num_processes is {self.num_processes}, and batch_size is "
+                f"{self.batch_size}. Write num_processes of at most {self.batch_size}, or a larger "
+                "batch_size: each process computes a part of every batch"
+            )
         if self.cross_validate and self.num_seeds == 1:
             raise ConfigError(
                 "params.yaml: train: cross_validate is true, and num_seeds is 1. "

@@ -174,17 +174,27 @@ def _device(config: Config) -> Finding:
     """What the trainings compute on."""
     import torch
 
-    from lesionseg.hardware import choose_device, choose_precision, describe
+    from lesionseg.hardware import (
+        check_devices,
+        choose_device,
+        choose_precision,
+        describe,
+        multiplies_in_bfloat16,
+        processor,
+    )
 
-    device = choose_device(config.train.device)
+    device = choose_device(config.train.device_name)
+    if config.train.num_processes > 1:
+        check_devices(config.train.device_name, num_processes=config.train.num_processes)
     precision = choose_precision(config.train.precision, device)
-    text = f"{describe(device, precision)} on {os.cpu_count()} CPUs"
+    text = f"{describe(device, precision)} on {os.cpu_count()} CPUs, {processor()}"
     try:
         torch.ones(8, 8, device=device, dtype=precision).sum().item()
     except RuntimeError as error:
         remedy = "Update the driver, or write device: cpu in params.yaml, section train"
         return Finding("error", f"{text}: does not compute ({first_line(error)})", remedy)
-    if device.type == "cpu" and precision == torch.bfloat16 and not _has_bfloat16():
+    emulated = precision == torch.bfloat16 and not multiplies_in_bfloat16(device)
+    if device.type == "cpu" and emulated:
         remedy = "Write precision: auto in params.yaml, section train"
         return Finding("note", f"{text}: this CPU only emulates bfloat16, slowly", remedy)
     if device.type == "cpu" and shutil.which("nvidia-smi"):
@@ -194,13 +204,6 @@ def _device(config: Config) -> Finding:
         reason = "torch sees no CUDA" if torch.version.cuda else "torch's build is for CPUs"
         return Finding("note", f"{text}; NVIDIA's driver is there, and {reason}", remedy)
     return Finding("ok", text)
-
-
-def _has_bfloat16() -> bool:
-    import torch
-
-    can = torch.cpu.get_capabilities()
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
 
 
 def _disk(config: DownloadConfig) -> Finding:

@@ -18,7 +18,6 @@ from lesionseg.errors import (
     DataError,
     DiskSpaceError,
     MissingFileError,
-    first_line,
     repro,
     rerun,
 )
@@ -128,25 +127,6 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def read_json(path: Path, *, stage: str) -> dict[str, Any]:
-    """The object in a JSON file that `stage` has written.
-
-    Raises:
-        MissingFileError: The file is not there.
-        DataError: It is no JSON object.
-    """
-    require(path, stage=stage)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not JSON ({first_line(error)})", remedy=f"Run: {rerun(stage)}"
-        ) from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} holds no JSON object", remedy=f"Run: {rerun(stage)}")
-    return content
 
 
 @contextmanager

@@ -238,10 +238,23 @@ def end_with_dvc(*, parent: int) -> None:
     Args:
         parent: The parent's process id when this process started.
     """
-    if "DVC_STAGE" not in os.environ:
-        return
+    if "DVC_STAGE" in os.environ:
+        _end_after(parent, _starters(), "DVC has ended, and so does its stage")
+
+
+def end_with_starter(*, parent: int) -> None:
+    """Let this process end soon after the one that started it, however that ended.
+
+    Args:
+        parent: The id of the process that started it, which need not be alive any more.
+    """
+    _end_after(parent, [], "")
+
+
+def _end_after(parent: int, watched: list[psutil.Process], words: str) -> None:
+    """Be interrupted when the parent or one of the processes is gone, and say so in some words."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C
-    threading.Thread(target=_watch, args=(parent, _starters()), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, watched, words), daemon=True).start()
 
 
 def _starters() -> list[psutil.Process]:
@@ -254,13 +267,14 @@ def _starters() -> list[psutil.Process]:
     return found
 
 
-def _watch(parent: int, watched: list[psutil.Process]) -> None:
+def _watch(parent: int, watched: list[psutil.Process], words: str) -> None:
     """Interrupt the main thread when one of the processes is gone."""
     while os.getppid() == parent and all(map(_is_alive, watched)):
         time.sleep(POLL_SECONDS)
     main = threading.main_thread()
     assert main.ident is not None
-    _log.warning("DVC has ended, and so does its stage")
+    if words:
+        _log.warning(words)
     signal.pthread_kill(main.ident, signal.SIGTERM)  # wakes it where it waits
     time.sleep(GRACE_SECONDS)
     os._exit(128 + signal.SIGTERM)

@@ -1,27 +1,16 @@
 """The page of a learning curve: one HTML file that needs nothing else, and its figure as SVG."""
 
-import re
 from importlib import resources
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from lesionseg.curve import text
 from lesionseg.curve.figure import draw_curve
 from lesionseg.curve.record import Curve
 from lesionseg.files import write_bytes
-from lesionseg.report import style
-from lesionseg.report.figures import render_svg
-from lesionseg.results.layout import FINETUNED, FROZEN
-
-# What the style sheet of the report's page calls these colours, light and dark.
-_PAGE_COLORS = {
-    style.INK: "currentColor",
-    style.PAPER: "var(--card)",
-    style.RUN_COLORS[FROZEN]: "var(--frozen)",
-    style.RUN_COLORS[FINETUNED]: "var(--finetuned)",
-}
+from lesionseg.report.figures import inline_svg, render_svg
+from lesionseg.templates import load_template
 
 
 def write_page(folder: Path, curve: Curve) -> None:
@@ -32,20 +21,13 @@ def write_page(folder: Path, curve: Curve) -> None:
 
 def render_page(curve: Curve) -> str:
     """The page as HTML text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.curve", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     css = resources.files("lesionseg.report").joinpath("page.css").read_text(encoding="utf-8")
     names = [one.name for one in curve.sets]
     svgs = {name: render_svg(draw_curve(curve, names=[name])) for name in names}
-    return environment.get_template("page.html").render(
+    return load_template("lesionseg.curve", "page.html").render(
         style=Markup(css),
         curve=curve,
-        svgs={name: _inline(f"set-{row}", svgs[name]) for row, name in enumerate(names)},
+        svgs={name: inline_svg(f"set-{row}", svgs[name]) for row, name in enumerate(names)},
         description=text.describe(curve),
         confidence=f"{100 * curve.confidence:g} %",
         titles={one.name: text.title(one) for one in curve.sets},
@@ -54,15 +36,6 @@ def render_page(curve: Curve) -> str:
         rows={one.name: [text.cells(point, curve) for point in one.points] for one in curve.sets},
         command=_command(curve),
     )
-
-
-def _inline(name: str, svg: str) -> Markup:
-    """The SVG element with ids of its own and with the page's colours, light or dark."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
-    for color, replacement in _PAGE_COLORS.items():
-        element = element.replace(color, replacement)
-    return Markup(element)  # drawn here: matplotlib escapes all text in it
 
 
 def _command(curve: Curve) -> str:

@@ -13,7 +13,13 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def augment(
-    images: Tensor, masks: Tensor, views: AugmentConfig, *, generator: torch.Generator
+    images: Tensor,
+    masks: Tensor,
+    views: AugmentConfig,
+    *,
+    generator: torch.Generator,
+    batch_size: int | None = None,
+    rows: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
     """A random view of each image and the same of its mask.
 
@@ -27,8 +33,11 @@ def augment(
             lesion as those of ISIC 2016's own images, and the network then finds lesions there;
             stretched ones (`border`) 4 times.
         generator: On the CPU, so that every device draws the same views.
+        batch_size: Images of the whole batch where these are a part of it. Views are drawn for all
+            of them, so that an image's does not depend on where the others are.
+        rows: Which of the whole batch these are.
     """
-    num_images = len(images)
+    num_images = batch_size or len(images)
 
     def symmetric(limit: float) -> Tensor:
         return (torch.rand(num_images, generator=generator) * 2 - 1) * limit
@@ -43,16 +52,20 @@ def augment(
         zooms=1 + symmetric(views.scale),
         # The grid's coordinates run from -1 to 1: a side is 2.
         shifts=torch.stack([symmetric(2 * views.shift), symmetric(2 * views.shift)], dim=1),
-    )
+    )[rows]
     colours = (views.brightness, views.contrast, views.saturation)
-    factors = [1 + symmetric(limit) for limit in colours]
-    grid = F.affine_grid(transforms.to(images.device), list(images.shape), align_corners=False)
+    factors = [(1 + symmetric(limit))[rows] for limit in colours]
+    grid = F.affine_grid(
+        transforms.to(images.device, non_blocking=True), list(images.shape), align_corners=False
+    )
     images = F.grid_sample(images, grid, padding_mode=views.padding, align_corners=False)
     masks = F.grid_sample(
         masks, grid, mode="nearest", padding_mode=views.padding, align_corners=False
     )
     if any(colours):
-        images = _change_colour(images, *[f.to(images.device).view(-1, 1, 1, 1) for f in factors])
+        images = _change_colour(
+            images, *[f.to(images.device, non_blocking=True).view(-1, 1, 1, 1) for f in factors]
+        )
     return images, masks
 
 

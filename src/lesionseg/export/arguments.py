@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lesionseg.arguments import DEFAULT_MODEL, threshold
+from lesionseg.arguments import add_model, threshold
 from lesionseg.results.layout import Results
 
 PAGE = """A page that segments images in a browser, opened from disk and without a network: all that
@@ -43,12 +43,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser, *, out: Path, precision: str) -> None:
-    parser.add_argument(
-        "--model",
-        default=DEFAULT_MODEL,
-        metavar="MODEL",
-        help="a model.pt, or models:/NAME@ALIAS of the MLflow registry (default: %(default)s)",
-    )
+    add_model(parser)
     parser.add_argument(
         "--out", type=Path, default=out, metavar="FILE", help="(default: %(default)s)"
     )

@@ -1,19 +1,17 @@
 """`segment.html`: the model, what runs it and all around it in one page that asks for nothing."""
 
 import base64
-import functools
 import gzip
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from importlib import resources
 
-import jinja2
 from markupsafe import Markup
 
 from lesionseg.export import runtime
 from lesionseg.export.runtime import Runtime
+from lesionseg.templates import load_template
 
 # In this order they make up one script.
 SCRIPTS = ("resize.js", "regions.js", "files.js", "photographs.js", "network.js", "page.js")
@@ -46,7 +44,8 @@ def render_page(onnx: bytes, facts: Mapping[str, str], engine: Runtime) -> bytes
         "threshold": float(facts["threshold"]),
         "unpackedBytes": len(onnx) + len(engine.wasm),
     }
-    page = _load_template().render(
+    template = load_template("lesionseg.export", "segment/page.html")
+    page = template.render(
         facts=facts,
         about={
             **{label: facts[name] for name, label in _LABELS.items()},
@@ -84,18 +83,3 @@ def _as_global(module: str) -> str:
 def _pack(content: bytes) -> str:
     """Bytes as text for the page: gzip, then base64. The same bytes give the same text."""
     return base64.b64encode(gzip.compress(content, compresslevel=9, mtime=0)).decode()
-
-
-@functools.cache
-def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.export", "segment"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["sha256"] = lambda text: base64.b64encode(
-        hashlib.sha256(text.encode()).digest()
-    ).decode()
-    return environment.get_template("page.html")

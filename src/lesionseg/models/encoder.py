@@ -11,8 +11,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lesionseg.mobilenet import mobilenet_v2
 from lesionseg.models.depthwise import use_depthwise
 
-# Last block of torchvision's `mobilenet_v2().features` at each stride, and its channels.
-STRIDES = (2, 4, 8, 16, 32)
+# Last block of torchvision's `mobilenet_v2().features` at strides 2, 4, 8, 16 and 32, and its
+# channels.
 TAPS = (1, 3, 6, 13, 18)
 CHANNELS = (16, 24, 32, 96, 1280)
 

@@ -23,6 +23,7 @@ SYNTHETIC: Values = {
     "external": [{"name": "another-clinic", "source": "phantom", "folder": ""}],
     "train.epochs": 8,
     "train.batch_size": 8,
+    "train.reproducible": "anywhere",
     "train_finetuned.encoder_lr": 0.002,
     "report.title": "Demo: synthetic lesions, encoders from scratch",
 }

@@ -1,4 +1,4 @@
-"""Figures of scores: tables in, a matplotlib `Figure` out, no files; and figures as SVG text."""
+"""Figures of scores: tables in, a matplotlib `Figure` out, no files; and figures as SVG."""
 
 import base64
 import io
@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,7 +25,16 @@ from lesionseg.report.style import (
     styled,
 )
 from lesionseg.results.evaluation import Compared, Comparison
+from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.results.vocabulary import METRICS, RUN_LABELS, SCOPES, STRATA
+
+# What the style sheet of pages calls these colours, light and dark.
+_PAGE_COLORS = {
+    INK: "currentColor",
+    PAPER: "var(--card)",
+    RUN_COLORS[FROZEN]: "var(--frozen)",
+    RUN_COLORS[FINETUNED]: "var(--finetuned)",
+}
 
 
 @styled
@@ -341,6 +351,20 @@ def render_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "lesionseg", "svg.fonttype": "none"}):
         figure.savefig(stream, format="svg", metadata=nothing)
     return re.sub(r"data:image/png;base64,([\w+/=\s]+)", _png_to_jpeg, stream.getvalue())
+
+
+def inline_svg(name: str, svg: str) -> Markup:
+    """The SVG element for a page, with ids of its own and in the page's colours, light or dark.
+
+    Args:
+        name: Of the figure; no other on the page has it.
+        svg: As from `render_svg`.
+    """
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
+    for color, replacement in _PAGE_COLORS.items():
+        element = element.replace(color, replacement)
+    return Markup(element)  # drawn here: matplotlib escapes all text in it
 
 
 def _png_to_jpeg(png: re.Match[str]) -> str:

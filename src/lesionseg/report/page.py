@@ -1,9 +1,6 @@
 """The report: one HTML file that needs nothing else, from the files of the other stages."""
 
-import base64
 import functools
-import hashlib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from lesionseg import files
-from lesionseg.report import facts, figures, style
+from lesionseg.report import facts, figures
 from lesionseg.report.external import answer_elsewhere, in_plain_words
 from lesionseg.report.gallery import Case, choose_rows, read_cases, read_prediction
 from lesionseg.report.inputs import IndexedSplit, Inputs, read_inputs
@@ -26,15 +23,10 @@ from lesionseg.results import vocabulary
 from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
 from lesionseg.results.training import VAL_SCORES
+from lesionseg.templates import load_template
 
 _LEAK_COLUMNS = ["id", "split", "other_id", "other_split", "kind", "distance", "action"]
 _MAX_LEAKS = 100
-_PAGE_COLORS = {
-    style.INK: "currentColor",
-    style.PAPER: "var(--card)",
-    style.RUN_COLORS["train_frozen"]: "var(--frozen)",
-    style.RUN_COLORS["train_finetuned"]: "var(--finetuned)",
-}
 
 
 def write_report(
@@ -166,20 +158,18 @@ def render_page(
         title: The page's first line.
         num_examples: Images in each row of examples.
     """
-    script = _read_asset("page.js")
     comparison, scatter = inputs.comparison, place_points(cases)
     return _load_template().render(
         # The words of the page and the files inlined into it.
         title=title,
         facts=facts.say_facts(inputs),
         style=Markup(_read_asset("page.css")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script=Markup(_read_asset("page.js")),
         labels=vocabulary.RUN_LABELS,
         outlines={"truth": "truth", **vocabulary.RUN_LABELS},
         terms=vocabulary,
         runs=RUNS,
-        svgs={name: _inline(name, svg) for name, svg in svgs.items()},
+        svgs={name: figures.inline_svg(name, svg) for name, svg in svgs.items()},
         # The answer and the comparison.
         answer=answer(comparison),
         answer_of_seeds=answer_of_seeds(comparison),
@@ -231,31 +221,18 @@ def _of_data(inputs: Inputs) -> dict[str, object]:
 
 @functools.cache
 def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return load_template(
+        "lesionseg.report",
+        "page.html",
+        signed=_signed,
+        effect_size=_effect_size,
+        p_value=_p_value,
+        percent=_percent,
     )
-    environment.filters |= {
-        **{"signed": _signed, "effect_size": _effect_size},
-        **{"p_value": _p_value, "percent": _percent},
-    }
-    return environment.get_template("page.html")
 
 
 def _read_asset(name: str) -> str:
     return resources.files("lesionseg.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _inline(name: str, svg: str) -> Markup:
-    """The SVG element with ids of its own and with the page's colours, light or dark."""
-    element = svg[svg.index("<svg") :]
-    element = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", element)
-    for color, replacement in _PAGE_COLORS.items():
-        element = element.replace(color, replacement)
-    return Markup(element)  # drawn here: matplotlib escapes all text in it
 
 
 def _middle(cases: Sequence[Case]) -> Case:

@@ -1,14 +1,11 @@
 """The page at `/`: how to ask the server, from its OpenAPI description, and a form to try it."""
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from lesionseg.serving.limits import Limits
 from lesionseg.serving.service import Served
+from lesionseg.templates import load_template, policy_hash
 
 _FOLDER = Path(__file__).parent
 
@@ -27,14 +24,8 @@ def write_page(
     style, script = (
         (_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("page.html").render(
+    template = load_template("lesionseg.serving", "page.html")
+    text = template.render(
         schema=schema,
         served=served,
         limits=limits,
@@ -43,13 +34,8 @@ def write_page(
         script=script,
     )
     policy = (
-        f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "connect-src 'self'; img-src blob: data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
+        f"default-src 'none'; style-src '{policy_hash(style)}'; "
+        f"script-src '{policy_hash(script)}'; connect-src 'self'; img-src blob: data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text, policy
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"

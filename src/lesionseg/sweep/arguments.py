@@ -4,7 +4,11 @@ import argparse
 import re
 from pathlib import Path
 
+from lesionseg.arguments import whole_number
+
 MOST_TRIALS = 10_000  # a month of minutes
+MOST_GPUS = 64  # of a machine
+_COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings or jobs
 SAMPLERS = ("tpe", "random")
 SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment of the pipeline.
 
@@ -57,7 +61,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all trials")
-    add("--trials", type=_count, default=20, metavar="N", help="of a search (default: %(default)s)")
+    add("--trials", type=_COUNT, default=20, metavar="N", help="of a search (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="tpe", help="of a search (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of a search (default: %(default)s)")
     add("--name", default="sweep", help="first part of the trials' names (default: %(default)s)")
@@ -78,7 +82,7 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", metavar="NAME", help="run just this one (repeatable)")
     add(
         "--seeds",
-        type=_count,
+        type=_COUNT,
         default=3,
         metavar="N",
         help="trainings of each model (default: %(default)s)",
@@ -101,7 +105,7 @@ def add_curve(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--seeds",
-        type=_count,
+        type=_COUNT,
         default=5,
         metavar="N",
         help="trainings of each model at each size (default: %(default)s)",
@@ -120,7 +124,7 @@ def add_curve(parser: argparse.ArgumentParser) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
-        type=_count,
+        type=_COUNT,
         metavar="N",
         help="trials side by side (default: 1; on a cluster as many as there is room for)",
     )
@@ -136,14 +140,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--num-cpus",
-        type=_count,
+        type=_COUNT,
         default=1,
         metavar="N",
         help="cores of a trial there, and its threads (default: %(default)s)",
     )
     add(
         "--num-gpus",
-        type=_whole,
+        type=whole_number(0, MOST_GPUS),
         default=0,
         metavar="N",
         help="GPUs of a trial there (default: %(default)s)",
@@ -162,20 +166,3 @@ def _address(text: str) -> str:
     if text not in ("auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
         raise argparse.ArgumentTypeError(f"must be ray://HOST:PORT, auto or local, got '{text}'")
     return text
-
-
-def _whole(text: str) -> int:
-    """A number of GPUs, which may be none."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, got '{text}'")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    """A number of trials, trainings or jobs."""
-    value = int(text) if text.isdecimal() else 0
-    if not 1 <= value <= MOST_TRIALS:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number in [1, {MOST_TRIALS}], got '{text}'"
-        )
-    return value

@@ -3,12 +3,10 @@
 After Mitchell et al. 2019, Model Cards for Model Reporting, arXiv:1810.03993.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import jinja2
 import pandas as pd
 
 from lesionseg.errors import DataError
@@ -17,6 +15,7 @@ from lesionseg.results.evaluation import DEFAULT_THRESHOLD, TABLES, Compared, Co
 from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results, TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, Value, history_table
 from lesionseg.results.vocabulary import FAILURE_BELOW, FEW_IMAGES
+from lesionseg.templates import load_template
 
 MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
 SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
@@ -177,7 +176,8 @@ def write_card(facts: Facts) -> str:
     told = [_SOURCES[source] for source in _sources(record)]
     data = "\n".join(text.format(folder=record.param("download.folder")) for text, _ in told)
     weights = str(record.param("download.weights"))
-    card = _load_template().render(
+    template = load_template("lesionseg.tracking", "card.md.jinja")
+    text = template.render(
         record=record,
         param=lambda key: _say_value(record.param(key)),
         threshold=_say_threshold(facts),
@@ -193,18 +193,8 @@ def write_card(facts: Facts) -> str:
         scores=_tabulate_scores(facts),
         failures=_list_failures(facts),
     )
+    card = f"{text}\n"
     return card if len(card) <= MAX_CHARACTERS else f"{card[: MAX_CHARACTERS - 4]}...\n"
-
-
-@functools.cache
-def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lesionseg.tracking", "."),
-        autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("card.md.jinja")
 
 
 def _say_threshold(facts: Facts) -> str:

@@ -186,6 +186,12 @@ class Run:
                 self._call(lambda _: monitor.finish(), default=None)
 
 
+def lost_run(error: TrackingError) -> Run:
+    """A run of nothing, after a warning."""
+    store.current().warn(error)
+    return Run(None, "", error=str(error))
+
+
 def shorten(value: str, limit: int) -> str:
     """A value that MLflow takes; run.json, an artifact of the run, has it whole."""
     return value if len(value) <= limit else f"{value[: limit - 1]}…"

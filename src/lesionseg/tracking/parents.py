@@ -24,7 +24,7 @@ from lesionseg.results.layout import FINETUNED, FROZEN, RUNS
 from lesionseg.results.training import TrainingRecord
 from lesionseg.results.vocabulary import RUN_LABELS
 from lesionseg.tracking import store
-from lesionseg.tracking.handle import MAX_TAG, Run, shorten
+from lesionseg.tracking.handle import MAX_TAG, Run, lost_run, shorten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,7 +84,11 @@ def training_name(run: str, params: Mapping[str, Any]) -> str:
 
 def facts_of(params: Mapping[str, Any]) -> dict[str, str]:
     """Tags of what a training, or a pipeline run, starts from."""
-    named = {"data_source": "download.source", "encoder_start": "download.weights"}
+    named = {
+        "data_source": "download.source",
+        "encoder_start": "download.weights",
+        "num_processes": "train.num_processes",
+    }
     return {tag: str(params[name]) for tag, name in named.items() if name in params}
 
 
@@ -157,8 +161,7 @@ def _join(pipeline: Pipeline, tags: Mapping[str, str]) -> tuple[Run, bool]:
         client, experiment_id = store.connect()
         run_id, is_scored = store.current().ask(find_or_create)
     except TrackingError as error:
-        store.current().warn(error)
-        return Run(None, "", error=str(error)), True
+        return lost_run(error), True
     run = Run(client, run_id)
     run.log_params(pipeline.params)
     return run, is_scored
@@ -230,8 +233,7 @@ def scored_run(trainings: Sequence[Training]) -> Run:
             if training.run.run_id:
                 store.current().ask(functools.partial(adopt, training))
     except TrackingError as error:
-        store.current().warn(error)
-        return Run(None, "", error=str(error))
+        return lost_run(error)
     return parent
 
 
@@ -246,8 +248,7 @@ def find_scored(records: Sequence[TrainingRecord]) -> Run:
         parents = _Parents(client, experiment_id)
         found = store.current().ask(lambda: parents.find("models", models_key(records)))
     except TrackingError as error:
-        store.current().warn(error)
-        return Run(None, "", error=str(error))
+        return lost_run(error)
     return Run(client, found[-1].info.run_id) if found else Run(None, "")
 
 

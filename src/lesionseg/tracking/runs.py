@@ -21,7 +21,7 @@ from lesionseg.files import project_root, require, write_bytes
 from lesionseg.results.layout import TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, history_table
 from lesionseg.tracking import attempts, parents, store
-from lesionseg.tracking.handle import MAX_TAG, Run, shorten, steps_of
+from lesionseg.tracking.handle import MAX_TAG, Run, lost_run, shorten, steps_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,8 +108,7 @@ def _start_run(
         client, experiment_id = store.connect()
         run_id, logged_steps = store.current().ask(start)
     except TrackingError as error:
-        store.current().warn(error)
-        return Run(None, "", error=str(error))
+        return lost_run(error)
     with suppress(OSError):  # without the file the run is found by its tags
         write_bytes(id_path, run_id.encode())
     if "training_key" in tags:
@@ -253,8 +252,7 @@ def _open_run(record: TrainingRecord) -> Run:
         client, experiment_id = store.connect()
         return Run(client, store.current().ask(find))
     except TrackingError as error:
-        store.current().warn(error)
-        return Run(None, "", error=str(error))
+        return lost_run(error)
 
 
 def _latest(client: "MlflowClient", experiment_id: str, *, tag: str, value: str) -> str:
@@ -280,8 +278,7 @@ def find_run(*, model_sha256: str, quiet: bool = False) -> Run:
             lambda: _latest(client, experiment_id, tag="model_sha256", value=model_sha256)
         )
     except TrackingError as error:
-        store.current().warn(error)
-        return Run(None, "", error=str(error))
+        return lost_run(error)
     if not found and not quiet:
         _log.warning(
             "no MLflow run has trained model %s; its test metrics stay in results/. "

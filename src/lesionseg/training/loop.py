@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import operator
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ from lesionseg.losses import weighted_sum
 from lesionseg.metrics import count_pixels, mean_scores, score_images
 from lesionseg.models.segmenter import Segmenter
 from lesionseg.results.training import VAL_SCORES
+from lesionseg.training.distributed import ALONE, Group
 
+STEPS_UNREAD = 20  # steps after which their losses are read: a GPU goes on computing meanwhile
 _SUSPICIOUS = 100  # times the usual value
 
 
@@ -81,11 +84,13 @@ class Training:
         val: Split | Fold,
         recipe: Recipe,
         device: torch.device,
+        group: Group = ALONE,
     ) -> None:
+        group.join_norms(model, device)
         # Channels last is the layout in which convolutions run fastest, on CPUs and on CUDA.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train, self.val = train, val
-        self.recipe, self.device = recipe, device
+        self.recipe, self.device, self.group = recipe, device, group
         self.optimizer = _make_optimizer(model, recipe)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self._weights = dataclasses.asdict(recipe.loss)
@@ -142,28 +147,43 @@ class Training:
     def _train_epoch(self, epoch: int) -> float:
         """Mean loss over the images that one epoch shows."""
         num_images = self.train.images_per_epoch
-        seed = int(np.random.SeedSequence([self.recipe.seed, epoch]).generate_state(1)[0])
-        torch.manual_seed(seed)  # dropout
+        seed = _draw_seed(self.recipe.seed, epoch)
         generator = torch.Generator().manual_seed(seed)  # order and views
+        rank = self.group.rank
+        torch.manual_seed(_draw_seed(self.recipe.seed, epoch, rank) if rank else seed)  # dropout
         order = self._order(generator).split(self.recipe.train.batch_size)
         first_step = (epoch - 1) * len(order)
         image_size = self.image_size(epoch)
         self.model.train()
-        total = 0.0
+        unread: list[Tensor] = []
+        losses: list[float] = []
         label = f"{self.recipe.run} {epoch}/{self.recipe.train.epochs}"
-        progress = tqdm(order, desc=label, unit="step", disable=None, leave=False)
+        disable = True if rank else None  # None shows it at a terminal
+        progress = tqdm(order, desc=label, unit="step", disable=disable, leave=False)
         for step, batch in enumerate(progress):
             self._set_lr((first_step + step) / (self.recipe.train.epochs * len(order)))
-            loss = self._step(batch, generator, image_size=image_size)
+            unread.append(self._step(batch, generator, image_size=image_size))
+            if len(unread) == STEPS_UNREAD or step + 1 == len(order):
+                losses += torch.stack(unread).tolist()
+                unread = []
+                self._check(losses, epoch=epoch)
+                progress.set_postfix(loss=f"{losses[-1]:.3f}")
+        self.group.average_statistics(self.model)
+        sizes = map(len, order)
+        return math.fsum(map(operator.mul, losses, sizes)) / num_images
+
+    def _check(self, losses: Sequence[float], *, epoch: int) -> None:
+        """Return when the losses of an epoch's steps so far are numbers.
+
+        Raises:
+            TrainingError: One is not.
+        """
+        for step, loss in enumerate(losses, start=1):
             if not math.isfinite(loss):
-                has_learnt = first_step + step > 0
                 raise TrainingError(
-                    f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step + 1}. "
-                    f"{_remedy(self.recipe, has_learnt=has_learnt)}"
+                    f"{self.recipe.run}: the loss is {loss} in epoch {epoch}, step {step}. "
+                    f"{_remedy(self.recipe, has_learnt=epoch > 1 or step > 1)}"
                 )
-            total += loss * len(batch)
-            progress.set_postfix(loss=f"{loss:.3f}")
-        return total / num_images
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Rows of the training images in the order in which an epoch shows them.
@@ -186,17 +206,30 @@ class Training:
         sizes = range(min(self.recipe.train.first_image_size, own_size), own_size + 1, 32)
         return sizes[(epoch - 1) * len(sizes) // self.recipe.train.epochs]
 
-    def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> float:
-        images, masks = load_batch(self.train, batch.numpy(), self.device)
+    def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> Tensor:
+        """One step on a batch, of which this process computes a part; the mean loss of all.
+
+        The loss stays on the device: to read it is to wait for all that the device still has to do.
+        """
+        part = self.group.part(len(batch))
+        images, masks = load_batch(self.train, batch[part.rows].numpy(), self.device)
         images, masks = resize(images, masks, image_size=image_size)  # first: then less is turned
-        images, masks = augment(images, masks, self.recipe.augment, generator=generator)
+        images, masks = augment(
+            images,
+            masks,
+            self.recipe.augment,
+            generator=generator,
+            batch_size=len(batch),
+            rows=part.rows,
+        )
         images = images.contiguous(memory_format=torch.channels_last)
-        logits = self._forward(images)
-        loss = weighted_sum(logits, masks, weights=self._weights).mean()
+        losses = weighted_sum(self._forward(images), masks, weights=self._weights)
+        loss = losses.sum() * part.weight / len(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss = self.group.add_up_gradients(self.model, loss)
         self.optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     def _forward(self, images: Tensor) -> Tensor:
         """The model's logits, computed in the recipe's precision."""
@@ -210,13 +243,15 @@ class Training:
     def _validate(self) -> dict[str, float]:
         """Loss and scores on val: per image at the network's size, then the mean."""
         self.model.eval()
-        losses, counts = [], []
-        num_images = len(self.val.ids)
-        for batch in torch.arange(num_images).split(2 * self.recipe.train.batch_size):
+        found = []
+        batches = torch.arange(len(self.val.ids)).split(2 * self.recipe.train.batch_size)
+        for batch in self.group.take(batches):
             images, masks = load_batch(self.val, batch.numpy(), self.device)
             logits = self._forward(images.contiguous(memory_format=torch.channels_last))
-            losses.append(weighted_sum(logits, masks, weights=self._weights).cpu())
-            counts.append(count_pixels((logits > 0).cpu().numpy(), masks.bool().cpu().numpy()))
+            loss = weighted_sum(logits, masks, weights=self._weights).cpu()
+            counted = count_pixels((logits > 0).cpu().numpy(), masks.bool().cpu().numpy())
+            found.append((loss, counted))
+        losses, counts = zip(*self.group.collect(found), strict=True)
         scores = mean_scores(score_images(np.concatenate(counts)))
         means = {f"val_{name}": scores[name] for name in VAL_SCORES}
         return {"val_loss": torch.cat(losses).mean().item(), **means}
@@ -230,6 +265,10 @@ class Training:
             factor = (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
+
+
+def _draw_seed(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _remedy(recipe: Recipe, *, has_learnt: bool = True) -> str:

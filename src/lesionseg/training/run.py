@@ -12,7 +12,7 @@ import torch
 from lesionseg import provenance
 from lesionseg.config import Config
 from lesionseg.files import project_root, require, sha256
-from lesionseg.hardware import describe, make_deterministic
+from lesionseg.hardware import compute_as_anywhere, describe, make_deterministic
 from lesionseg.models.segmenter import save_model
 from lesionseg.processes import only_writer
 from lesionseg.results.layout import RUNS, Results, TrainingFiles
@@ -37,21 +37,30 @@ from lesionseg.training.checkpoints import (
     save_checkpoint,
     stage_code,
 )
+from lesionseg.training.distributed import ALONE, Group
 from lesionseg.training.loop import Epoch, Training
 from lesionseg.training.setup import Inputs, make_training
 
 _log = logging.getLogger("lesionseg.train")
 
 
-def train_model(config: Config, run: str, *, results: Results, inputs: Inputs) -> None:
+def train_model(
+    config: Config, run: str, *, results: Results, inputs: Inputs, group: Group = ALONE
+) -> None:
     """Train a model with each seed; the first one's becomes the model that is evaluated.
 
-    Killed and started again, it goes on from the last epoch that was finished.
+    Killed and started again, it goes on from the last epoch that was finished. Of several processes
+    the first one alone keeps checkpoints, tells MLflow and writes results.
 
     Raises:
         LesionsegError: Something that the user can mend.
     """
     make_deterministic()
+    if config.train.is_the_same_anywhere:
+        compute_as_anywhere()
+    if group.rank:
+        _assist(config, run, inputs=inputs, group=group)
+        return
     delete_committed(project_root() / ".checkpoints")
     trainings = results.trainings(run, config.seeds())
     with ExitStack() as claims:
@@ -60,8 +69,10 @@ def train_model(config: Config, run: str, *, results: Results, inputs: Inputs) -
         for seed, files in trainings.items():
             if len(trainings) > 1:
                 _log.info("%s with seed %d of %s", run, seed, list(trainings))
-            training = make_training(config, run, seed=seed, inputs=inputs)
-            _log.info("%s on %s", run, describe(training.device, training.recipe.precision))
+            training = make_training(config, run, seed=seed, inputs=inputs, group=group)
+            device = describe(training.device, training.recipe.precision)
+            shared = f" in each of {group.size} processes" if group.size > 1 else ""
+            _log.info("%s on %s%s", run, device, shared)
             facts = _facts(training, inputs)
             folder = claims.enter_context(claimed(_checkpoints(config, training, inputs, facts)))
             _train_seed(config, training, files, checkpoints=folder, facts=facts)
@@ -69,6 +80,16 @@ def train_model(config: Config, run: str, *, results: Results, inputs: Inputs) -
         seed_scores_table(run).write(results.seed_scores(run), _seed_rows(run, trainings))
         for folder in checkpoints:  # not before: a killed stage starts at its first seed again
             mark_finished(folder, results.training(run).model)
+
+
+def _assist(config: Config, run: str, *, inputs: Inputs, group: Group) -> None:
+    """Compute this process's part of what the first one trains."""
+    for seed in config.seeds():
+        training = make_training(config, run, seed=seed, inputs=inputs, group=group)
+        if checkpoint := group.share(None):
+            training.load_state_dict(checkpoint)
+        for _ in training:
+            pass
 
 
 def _facts(training: Training, inputs: Inputs) -> dict[str, str]:
@@ -133,7 +154,7 @@ def _pipeline(config: Config) -> Pipeline:
 def train(training: Training, folder: Path, logged: Run) -> None:
     """Run the epochs still to come, each saved in `folder` before it is reported."""
     run, num_epochs = training.recipe.run, training.recipe.train.epochs
-    if checkpoint := load_checkpoint(folder):
+    if checkpoint := training.group.share(load_checkpoint(folder)):
         training.load_state_dict(checkpoint)
         done = len(training.history)
         how = "is trained already" if done == num_epochs else "goes on"

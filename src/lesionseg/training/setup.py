@@ -7,6 +7,7 @@ from lesionseg.config import Config
 from lesionseg.data.dataset import Fold, Split, draw_subset, load_split, split_fold
 from lesionseg.hardware import choose_device, choose_precision
 from lesionseg.models.segmenter import build_segmenter, load_encoder_state
+from lesionseg.training.distributed import ALONE, Group
 from lesionseg.training.loop import Recipe, Training
 
 
@@ -29,7 +30,9 @@ class Inputs:
         return [*splits, self.encoder]
 
 
-def make_training(config: Config, run: str, *, seed: int, inputs: Inputs) -> Training:
+def make_training(
+    config: Config, run: str, *, seed: int, inputs: Inputs, group: Group = ALONE
+) -> Training:
     """The training of one model with one seed.
 
     Raises:
@@ -39,7 +42,9 @@ def make_training(config: Config, run: str, *, seed: int, inputs: Inputs) -> Tra
         DataError: An input is damaged.
     """
     train, val = choose_images(config, inputs.processed, seed=seed)
-    return assemble(config, run, seed=seed, encoder=inputs.encoder, train=train, val=val)
+    return assemble(
+        config, run, seed=seed, encoder=inputs.encoder, train=train, val=val, group=group
+    )
 
 
 def assemble(
@@ -50,9 +55,10 @@ def assemble(
     encoder: Path,
     train: Split | Fold,
     val: Split | Fold,
+    group: Group = ALONE,
 ) -> Training:
     """The training of one model on images at hand; otherwise as `make_training`."""
-    device = choose_device(config.train.device)
+    device = group.device(choose_device(config.train.device_name))
     encoder_lr = config.encoder_lr(run)
     model = build_segmenter(
         encoder_state=load_encoder_state(encoder),
@@ -70,7 +76,7 @@ def assemble(
         loss=config.loss,
         augment=config.augment,
     )
-    return Training(model=model, train=train, val=val, recipe=recipe, device=device)
+    return Training(model=model, train=train, val=val, recipe=recipe, device=device, group=group)
 
 
 def choose_images(

@@ -41,7 +41,8 @@ async function work() {
     try {
       show(await segment(file));
     } catch (error) {
-      const why = error instanceof Refusal ? error.message : `cannot be segmented (${error.message})`;
+      const why = error instanceof Refusal ? error.message
+        : `cannot be segmented (${error.message}). Load this page again, and give it this file alone`;
       complain(`${file.name} ${why}`);
     }
   }

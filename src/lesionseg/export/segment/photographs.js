@@ -49,12 +49,12 @@ function describeFile(bytes) {
 async function readPhotograph(file, size) {
   const bytes = new Uint8Array(await file.arrayBuffer());
   const { isJpeg, isDeep } = describeFile(bytes);
-  if (isDeep) throw new Refusal("has 16 bits a channel, which a browser cuts off: save it with 8");
+  if (isDeep) throw new Refusal("has 16 bits a channel, which a browser cuts off. Save it with 8");
   const bitmap = await decodeImage(file);
   try {
     const { height, width } = bitmap;
     if (Math.max(height, width) > LARGEST_SIDE) {
-      throw new Refusal(`is ${width} x ${height} pixels; a side has ${LARGEST_SIDE} at most`);
+      throw new Refusal(`is ${width} x ${height} pixels; a side has ${LARGEST_SIDE} at most. Make it smaller`);
     }
     const factor = isJpeg ? draftFactor(width, height, size) : 1;
     const cut = cutSides(isJpeg ? orientationOf(bytes) : 1);
@@ -75,7 +75,8 @@ async function decodeImage(file) {
     // As Pillow does, without the file's colour profile.
     return await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
-    throw new Refusal("cannot be read as an image by this browser");
+    throw new Refusal("cannot be read as an image by this browser. If another program shows it, save "
+      + "it there as JPEG or PNG");
   }
 }
 
