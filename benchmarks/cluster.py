@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.inside:
         own = f"ip link set lo up && exec {sys.executable} -m benchmarks.cluster --inside"
         command = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c"]
-        subprocess.run([*command, f"{own} --trials {arguments.trials}"], check=True)
-        return
+        done = subprocess.run([*command, f"{own} --trials {arguments.trials}"])
+        sys.exit(done.returncode)
     with TemporaryDirectory(prefix="ls-") as folder:
         sys.stdout.write(measure(Path(folder), num_trials=arguments.trials))
 

@@ -133,7 +133,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--cluster",
         type=_address,
-        default="",
         metavar="ADDRESS",
         help="a Ray cluster to run trials on: ray://HOST:PORT, auto for the one that this machine "
         "is a node of, local for one of this machine alone",
