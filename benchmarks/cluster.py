@@ -79,9 +79,8 @@ def measure(folder: Path, *, num_trials: int) -> str:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
     }
     project = _make_project(folder, environment)
-    rows = [("local pool, `--jobs 1`", 1, ["--jobs", "1"]), ("`--jobs 2`", 2, ["--jobs", "2"])]
-    lines = [_measured(project, *row, num_trials=num_trials, env=environment) for row in rows]
     store = ["--object-store-memory=80000000", "--num-cpus=1"]
+    lines = []
     for number, name in ((1, "one Ray node"), (2, "two Ray nodes")):
         env = {**environment, "XDG_CACHE_HOME": str(folder / f"node-{number}")}
         if number == 1:
@@ -91,8 +90,11 @@ def measure(folder: Path, *, num_trials: int) -> str:
             place = [f"--address={ADDRESS}"]
         own = f"--node-ip-address=127.0.0.{number + 1}"
         _call(sys.executable, *RAY, "start", own, *place, *store, cwd=project, env=env)
-        options = ["--cluster", CLIENT]
-        lines.append(_measured(project, name, number, options, num_trials=num_trials, env=env))
+        # One after the other, since what else the machine does changes with the minutes.
+        pool = f"local pool, `--jobs {number}`"
+        for label, options in ((pool, ["--jobs", str(number)]), (name, ["--cluster", CLIENT])):
+            row = _measured(project, label, number, options, num_trials=num_trials, env=env)
+            lines.append(row)
     head = (
         "| executor | trials at once | seconds of all | seconds a trial | overhead a trial, s |\n"
     )

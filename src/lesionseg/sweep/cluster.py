@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg.errors import LesionsegError, first_line
+from lesionseg.errors import LesionsegError
 from lesionseg.sweep import node
 from lesionseg.sweep.finished import read_finished, val_scores
 from lesionseg.sweep.progress import View, open_view
@@ -145,7 +145,7 @@ def _connected(address: str) -> Iterator[Any]:
     except ImportError:
         raise LesionsegError("--cluster needs Ray, which is not installed", EXTRA) from None
     try:
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+        _connect(ray, address)
     except ray.exceptions.AuthenticationError:
         raise LesionsegError(
             "there is no token for the cluster. Copy the one of its head to ~/.ray/auth_token, or "
@@ -153,13 +153,23 @@ def _connected(address: str) -> Iterator[Any]:
         ) from None
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise LesionsegError(
-            f"no cluster answers at {address}, or it has another token ({first_line(error)}). "
+            f"no cluster answers at {address}, or it has another token ({_last_line(error)}). "
             "Start one as docs/team.md says, and see there what each machine needs"
         ) from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _connect(ray: Any, address: str) -> None:
+    """Connect, once more where a busy head has not been ready in time for its client."""
+    options = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        ray.init(address, **options)
+    except ConnectionAbortedError as error:
+        _log.warning("the cluster did not answer in time (%s), trying again", _last_line(error))
+        ray.init(address, **options)
 
 
 class Cluster:
