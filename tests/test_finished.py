@@ -11,8 +11,9 @@ from dvc.api import DVCFileSystem
 
 from lesionseg.processes import child_environment
 from lesionseg.results.records import unreadable
-from lesionseg.sweep import finished
-from lesionseg.sweep.finished import Experiment, run_missing
+from lesionseg.sweep import executor, finished
+from lesionseg.sweep.executor import Placement, run_missing
+from lesionseg.sweep.finished import Experiment
 from lesionseg.sweep.trials import Outcome, Trial
 from lesionseg.sweep.workspaces import Repository
 
@@ -72,10 +73,10 @@ def test_a_finished_trial_that_cannot_be_read_fails_with_the_reason(monkeypatch)
     def read(experiment):
         raise unreadable("run.json lacks seconds", stage="train_frozen")
 
-    monkeypatch.setattr(finished, "open_pool", lambda *_, **__: nullcontext(Pool()))
+    monkeypatch.setattr(executor, "open_pool", lambda *_, **__: nullcontext(Pool()))
     monkeypatch.setattr(finished, "_read", lambda *_: read(None))
     repository = Repository(root=ROOT, commit="0" * 40, environment={})
     (outcome,) = run_missing(
-        repository, [Trial(name="one", settings={})], jobs=1, archives="", read=read
+        repository, [Trial(name="one", settings={})], where=Placement(), archives="", read=read
     )
     assert outcome.error == "run.json lacks seconds"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -208,6 +209,44 @@ def test_what_dvc_did_not_start_outlives_its_parent(tmp_path):
     child.kill()
     assert process.stdout.read() == ""
     process.stdout.close()
+
+
+def test_a_guarded_process_ends_with_whoever_started_it_however_that_ended():
+    """Killed, its starter can tell it nothing; what ignores the interruption is ended too."""
+    starter = """
+import os, sys, time
+from pathlib import Path
+from lesionseg import processes
+processes.GRACE_SECONDS = 1.0
+command = ["sh", "-c", "trap '' INT; sleep 60 & sleep 60"]
+process = processes.start(command, cwd=Path.cwd(), environment=os.environ, guarded=True)
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE, text=True)
+    guarded = psutil.Process(int(process.stdout.readline()))
+    while len(family := [guarded, *guarded.children(recursive=True)]) < 4:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+
+
+def group(pid):
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError):
+            if os.getpgid(one.pid) == pid:
+                yield one
+
+
+def test_a_guarded_process_that_has_ended_leaves_no_guard(tmp_path):
+    command = ["sh", "-c", "exit 3"]
+    process = processes.start(command, cwd=tmp_path, environment=os.environ, guarded=True)
+    assert process.wait() == 3
+    left = list(group(process.pid))
+    processes.release(process)
+    assert psutil.wait_procs(left, timeout=10)[1] == []
 
 
 def test_a_second_writer_is_refused_in_one_line(tmp_path, monkeypatch):

@@ -25,6 +25,13 @@ GRACE_SECONDS = 15.0  # to leave the files whole and to say good-bye to MLflow
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 Process = subprocess.Popen[bytes]
+# Runs a command until its standard input ends, which is a pipe to whoever started it: killed by
+# whatever means, that one closes it. A line in it says that the command has ended by itself.
+_GUARD = """
+exec 3<&0 </dev/null
+(trap "" INT TERM; read -r _ <&3 && exit; kill -INT 0; sleep "$0"; kill -KILL 0) &
+exec "$@" 3<&-
+"""
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +84,7 @@ def start(
     environment: Mapping[str, str],
     log: IO[bytes] | int | None = None,
     keep_open: Sequence[int] = (),
+    guarded: bool = False,
 ) -> Process:
     """A process in a group of its own, which `stop` ends with all that it has started.
 
@@ -88,17 +96,28 @@ def start(
         environment: All of its variables.
         log: Where its output goes; None for ours. `subprocess.PIPE` takes standard output alone.
         keep_open: Descriptors that it inherits.
+        guarded: Whether it ends with us even if we are killed; `release` it when it has ended.
     """
     return subprocess.Popen(
-        command,
+        ["sh", "-c", _GUARD, f"{GRACE_SECONDS:.0f}", *command] if guarded else command,
         cwd=cwd,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if guarded else subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT if log and log != subprocess.PIPE else None,
         start_new_session=True,  # Ctrl-C is passed on by `stop`, once
         pass_fds=keep_open,
     )
+
+
+def release(process: Process) -> None:
+    """Let the guard of a process go, which has ended."""
+    if process.stdin:
+        with suppress(OSError):  # it was ended as well
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        with suppress(OSError):
+            process.stdin.close()
 
 
 def run_to_end(
@@ -154,6 +173,7 @@ def stop(processes: Sequence[Process], *, patience: float = 15) -> None:
         _send(running, signal.SIGKILL)
         for process in running:
             process.wait()
+            release(process)
 
 
 def _send(processes: Sequence[Process], number: signal.Signals) -> None:

@@ -19,7 +19,8 @@ from lesionseg.curve.text import curve_text
 from lesionseg.errors import ConfigError, DataError, LesionsegError, repro
 from lesionseg.files import write_bytes, write_csv
 from lesionseg.processes import stopped_like_ctrl_c
-from lesionseg.sweep.finished import read_finished, run_missing
+from lesionseg.sweep.executor import placement, run_missing
+from lesionseg.sweep.finished import read_finished
 from lesionseg.sweep.space import Settings, parse_settings
 from lesionseg.sweep.tables import failures, words
 from lesionseg.sweep.trials import Trial, make_trial
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
         failed = run_missing(
             repository,
             trials,
-            jobs=arguments.jobs,
+            where=placement(arguments),
             archives=config.download.archives,
             read=read_measured,
         )

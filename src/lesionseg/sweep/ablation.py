@@ -16,7 +16,8 @@ from lesionseg.results.evaluation import TABLES, rows_of
 from lesionseg.results.layout import RUNS
 from lesionseg.results.training import TrainingRecord, seed_scores_table
 from lesionseg.sweep.configurations import Configuration, read_configurations
-from lesionseg.sweep.finished import Experiment, Row, read_finished, run_missing
+from lesionseg.sweep.executor import placement, run_missing
+from lesionseg.sweep.finished import Experiment, Row, read_finished
 from lesionseg.sweep.space import Settings, parse_settings
 from lesionseg.sweep.tables import ablation_tables, failures, words
 from lesionseg.sweep.trials import SECTIONS, Trial, make_trial
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = [trials[name] for name in chosen]
     with stopped_like_ctrl_c():
         failed = run_missing(
-            repository, wanted, jobs=arguments.jobs, archives=archives, read=score_rows
+            repository, wanted, where=placement(arguments), archives=archives, read=score_rows
         )
     path = Path("results") / f"{arguments.file.stem}.csv"
     sys.stdout.write(collect(repository, trials, configurations, path=path))

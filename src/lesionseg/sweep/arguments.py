@@ -1,12 +1,14 @@
 """The options of `lesionseg sweep`, `ablation` and `curve`; importing them takes no time."""
 
 import argparse
+import re
 from pathlib import Path
 
 from lesionseg.arguments import whole_number
 
 MOST_TRIALS = 10_000  # a month of minutes
-_COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings or jobs
+_COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings, jobs or cores
+_GPUS = whole_number(0, 1000)
 SAMPLERS = ("tpe", "random")
 SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment of the pipeline.
 
@@ -123,8 +125,44 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_COUNT,
+        metavar="N",
+        help="trials side by side (default: 1; on a cluster as many as there is room for)",
+    )
+    group = parser.add_argument_group("on several machines (docs/team.md)")
+    add = group.add_argument
+    add(
+        "--cluster",
+        type=_address,
+        default="",
+        metavar="ADDRESS",
+        help="a Ray cluster to run trials on: ray://HOST:PORT, auto for the one that this machine "
+        "is a node of, local for one of this machine alone",
+    )
+    add(
+        "--num-cpus",
+        type=_COUNT,
         default=1,
         metavar="N",
-        help="trials side by side (default: %(default)s)",
+        help="cores of a trial there, and its threads (default: %(default)s)",
+    )
+    add(
+        "--num-gpus",
+        type=_GPUS,
+        default=0,
+        metavar="N",
+        help="GPUs of a trial there (default: %(default)s)",
+    )
+    add(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="a folder that all nodes share: a trial whose node is lost goes on from its epoch",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would run")
+
+
+def _address(text: str) -> str:
+    """Where a cluster is."""
+    if text not in ("auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
+        raise argparse.ArgumentTypeError(f"must be ray://HOST:PORT, auto or local, got '{text}'")
+    return text

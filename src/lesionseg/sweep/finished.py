@@ -1,16 +1,15 @@
-"""What finished trials have left, read from git and DVC's cache; and the trials still to be run."""
+"""What finished trials have left, read from git and from DVC's cache or remote."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg.errors import DataError
 from lesionseg.results.layout import RUNS, Results
-from lesionseg.sweep.trials import Outcome, Trial
-from lesionseg.sweep.workspaces import Repository, open_pool, read_scores
+from lesionseg.sweep.trials import Trial
+from lesionseg.sweep.workspaces import Repository, read_scores
 
 if TYPE_CHECKING:
     from dvc.api import DVCFileSystem
@@ -110,26 +109,7 @@ def val_scores(experiment: Experiment) -> dict[str, list[float]]:
     return {run: read_scores(experiment.results, run) for run in RUNS}
 
 
-def run_missing(
-    repository: Repository,
-    trials: Sequence[Trial],
-    *,
-    jobs: int,
-    archives: str,
-    read: Callable[[Experiment], object],
-) -> list[Outcome]:
-    """Run the trials in which `read` finds nothing; those that failed are returned."""
-    failed = []
-    with open_pool(repository, jobs=jobs, archives=archives) as pool:
-        missing = [trial for trial in trials if read_finished(repository, trial, read) is None]
-        for outcome in pool.run(missing):
-            error = _lost(repository, outcome.trial, read) if outcome.scores else outcome.error
-            if error or not outcome.scores:
-                failed.append(replace(outcome, error=error))
-    return failed
-
-
-def _lost(repository: Repository, trial: Trial, read: Callable[[Experiment], object]) -> str:
+def why_unread(repository: Repository, trial: Trial, read: Callable[[Experiment], object]) -> str:
     """Why `read` cannot read a trial that has just finished; nothing where it can."""
     try:
         _read(repository, trial, read)

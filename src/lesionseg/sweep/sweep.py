@@ -10,6 +10,7 @@ from lesionseg.config import load_config, read_yaml
 from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.results.layout import FINETUNED
+from lesionseg.sweep.executor import Executor, open_executor, placement
 from lesionseg.sweep.finished import read_finished, val_scores
 from lesionseg.sweep.space import (
     Sampler,
@@ -22,7 +23,7 @@ from lesionseg.sweep.space import (
 )
 from lesionseg.sweep.tables import summary, words
 from lesionseg.sweep.trials import Outcome, Trial, check_axes, confirm, make_trial, whole_numbers
-from lesionseg.sweep.workspaces import Pool, Repository, open_pool, open_repository
+from lesionseg.sweep.workspaces import Repository, open_repository
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with stopped_like_ctrl_c():
         sweep.run()
-    sys.stdout.write(summary(sweep.outcomes(), sweep.left_out))
+    is_remote = arguments.cluster not in ("", "local")
+    sys.stdout.write(summary(sweep.outcomes(), sweep.left_out, is_remote=is_remote))
     failed = [outcome for outcome in sweep.outcomes() if not outcome.scores]
     if failed:
         raise LesionsegError(
@@ -87,16 +89,18 @@ class Sweep:
     def run(self) -> None:
         """Run what is not finished; `outcomes` then has all."""
         repository = open_repository(Path.cwd())
-        jobs, archives = self._arguments.jobs, self._archives
-        with open_pool(repository, jobs=jobs, archives=archives) as pool:
-            for batch in self._batches():
-                self._run_batch(pool, batch, repository)
+        where, archives = placement(self._arguments), self._archives
+        with open_executor(repository, where, archives=archives) as executor:
+            for batch in self._batches(executor.jobs):
+                self._run_batch(executor, batch, repository)
             self._outcomes = {
                 name: confirm(outcome, read_finished(repository, outcome.trial, val_scores))
                 for name, outcome in self._outcomes.items()
             }
 
-    def _run_batch(self, pool: Pool, batch: Sequence[Trial], repository: Repository) -> None:
+    def _run_batch(
+        self, executor: Executor, batch: Sequence[Trial], repository: Repository
+    ) -> None:
         new = []
         for trial in dict.fromkeys(batch):
             if trial.name in self._outcomes:
@@ -106,10 +110,10 @@ class Sweep:
             else:
                 self._outcomes[trial.name] = Outcome(trial=trial, error="it was never started")
                 new.append(trial)
-        for outcome in pool.run(new):
+        for outcome in executor.run(new):
             self._outcomes[outcome.trial.name] = outcome
 
-    def _batches(self) -> Iterator[list[Trial]]:
+    def _batches(self, jobs: int) -> Iterator[list[Trial]]:
         """Trials to run side by side.
 
         A search proposes as many as there are jobs and hears of them in its own order, so that the
@@ -120,7 +124,7 @@ class Sweep:
             return
         sampler = self._sampler()
         proposals = self._proposals(sampler)
-        while batch := list(itertools.islice(proposals, self._arguments.jobs)):
+        while batch := list(itertools.islice(proposals, jobs)):
             yield [trial for trial in batch if trial]
             for trial in batch:
                 outcome = self._outcomes[trial.name] if trial else None

@@ -13,8 +13,16 @@ from lesionseg.sweep.trials import Outcome, Row, rank
 _NUM_TEXTS = 3  # columns of text, before those of numbers
 
 
-def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:
-    """The table, best first, then what failed, what was left out, and the next step."""
+def summary(
+    outcomes: Sequence[Outcome], left_out: Sequence[str], *, is_remote: bool = False
+) -> str:
+    """The table, best first, then what failed, what was left out, and the next step.
+
+    Args:
+        outcomes: One for each trial.
+        left_out: Why others are none.
+        is_remote: Whether the files of experiments are in DVC's remote alone.
+    """
     failed = [outcome for outcome in outcomes if not outcome.scores]
     known = sum(1 for outcome in outcomes if outcome.scores and not outcome.seconds)
     counts = [f"{len(outcomes) - len(failed)} finished" + (f" ({known} before)" if known else "")]
@@ -28,7 +36,7 @@ def summary(outcomes: Sequence[Outcome], left_out: Sequence[str]) -> str:
     lines += failures(failed)
     lines += [f"LEFT OUT {reason}" for reason in left_out]
     if rows:
-        lines += _next_steps(rows[0])
+        lines += _next_steps(rows[0], is_remote=is_remote)
     return "\n".join([*lines, ""])
 
 
@@ -96,12 +104,13 @@ def words(settings: Settings) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _next_steps(best: Row) -> list[str]:
+def _next_steps(best: Row, *, is_remote: bool) -> list[str]:
     """What to do with the best one."""
+    pull = f"dvc exp pull origin {best.name} && " if is_remote else ""
     keep = "|".join(["Experiment", "tuned.val", *best.settings])
     return [
         f"Best by the fine-tuned model's val jaccard: {best.name} ({words(best.settings)})",
-        f"Take it over:  dvc exp apply {best.name} && dvc repro",
+        f"Take it over:  {pull}dvc exp apply {best.name} && dvc repro",
         f"See them all:  dvc exp show --no-pager --drop '.*' --keep '{keep}'",
     ]
 

@@ -24,6 +24,7 @@ from lesionseg.processes import (
     child_environment,
     deferred,
     git_identity,
+    release,
     run_to_end,
     start,
     stop,
@@ -55,12 +56,12 @@ class Repository:
         Raises:
             LesionsegError: It failed.
         """
-        return _output(["git", *arguments], cwd or self.root, self.environment)
+        return output(["git", *arguments], cwd or self.root, self.environment)
 
     @cached_property
     def cache_dir(self) -> str:
         """The absolute path of DVC's cache."""
-        return _output([*DVC, "cache", "dir"], self.root, self.environment)
+        return output([*DVC, "cache", "dir"], self.root, self.environment)
 
     def ref(self, name: str) -> str:
         """Where DVC keeps an experiment of this commit."""
@@ -80,7 +81,7 @@ def open_repository(root: Path) -> Repository:
         )
     environment = _environment(root)
     try:
-        commit = _output(["git", "rev-parse", "--verify", "HEAD^{commit}"], root, environment)
+        commit = output(["git", "rev-parse", "--verify", "HEAD^{commit}"], root, environment)
     except LesionsegError:
         raise LesionsegError(
             f"{root} has no commit. Run: git add --all && git commit -m start"
@@ -105,7 +106,12 @@ def _environment(root: Path) -> dict[str, str]:
     return {**environment, **git_identity(root)}
 
 
-def _output(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
+def output(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
+    """Standard output of a command.
+
+    Raises:
+        LesionsegError: It failed.
+    """
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode:
         words = [Path(command[0]).name, *command[1:3]]
@@ -146,11 +152,21 @@ def only_one(root: Path) -> Iterator[int]:
 
 @dataclass
 class Workspace:
-    """A clone in which one trial runs at a time."""
+    """A clone in which one trial runs at a time.
+
+    Attributes:
+        repository: That it is a clone of.
+        path: Where it is.
+        archives: The folder of downloaded archives; a relative one is linked to the repository's.
+        options: Of `dvc exp run`.
+        params: The params.yaml of all trials; None for the repository's.
+    """
 
     repository: Repository
     path: Path
     archives: str
+    options: Sequence[str] = ()
+    params: Path | None = None
     trial: Trial | None = None
     process: Process | None = None
     started: float = 0.0
@@ -169,7 +185,7 @@ class Workspace:
         if local.exists():
             shutil.copyfile(local, self.path / ".dvc/config.local")
         command = [*DVC, "config", "--local", "cache.dir", self.repository.cache_dir]
-        _output(command, self.path, self.repository.environment)
+        output(command, self.path, self.repository.environment)
         # A trial that was killed goes on in any workspace, and no archive is fetched twice.
         self._link(".checkpoints")
 
@@ -184,10 +200,11 @@ class Workspace:
             link.symlink_to(target)
 
     def reset(self, lock: Path) -> None:
-        """Back to the commit and the repository's params.yaml; ignored files such as data stay."""
+        """Back to the commit and to params.yaml of all trials; ignored files such as data stay."""
         self._git("reset", "--quiet", "--hard", self.repository.commit, cwd=self.path)
         self._git("clean", "--quiet", "--force", "-d", cwd=self.path)
-        shutil.copyfile(self.repository.root / "params.yaml", self.path / "params.yaml")
+        params = self.params or self.repository.root / "params.yaml"
+        shutil.copyfile(params, self.path / "params.yaml")
         if lock.exists():
             shutil.copyfile(lock, self.path / "dvc.lock")
         is_ours = not Path(self.archives).is_absolute()
@@ -200,7 +217,7 @@ class Workspace:
         reference = self.repository.ref(trial.name)
         self._git("update-ref", "-d", reference, cwd=self.path)
         settings = [f"-S{name}={dvc_value(value)}" for name, value in trial.settings.items()]
-        command = [*DVC, "exp", "run", "--name", trial.name, *settings]
+        command = [*DVC, "exp", "run", "--name", trial.name, *self.options, *settings]
         self.trial, self.started = trial, time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream, deferred():
@@ -210,6 +227,7 @@ class Workspace:
                 environment=self.repository.environment,
                 log=stream,
                 keep_open=[keep_open],
+                guarded=True,
             )
 
     def has_ended(self) -> bool:
@@ -219,6 +237,8 @@ class Workspace:
     def collect(self, log: Path) -> Outcome:
         """What came of the trial that has ended; its experiment is then in the repository."""
         assert self.trial
+        assert self.process
+        release(self.process)
         try:
             return self._collect(self.trial, log)
         except (LesionsegError, OSError) as error:  # one trial's trouble is not the others'
@@ -260,12 +280,12 @@ def dvc_value(value: Value) -> str:
 
 
 class Pool:
-    """Workspaces that run trials side by side, and clean up after themselves."""
+    """The executor of this machine: workspaces side by side that clean up after themselves."""
 
     def __init__(self, repository: Repository, *, jobs: int, archives: str, keep_open: int) -> None:
-        self._repository, self._keep_open = repository, keep_open
+        self._repository, self._keep_open, self.jobs = repository, keep_open, jobs
         self._home = repository.root / HOME
-        self._lock = self._home / "dvc.lock"
+        self.lock = self._home / "dvc.lock"
         self._all = [
             Workspace(repository, self._home / f"workspaces/{number}", archives)
             for number in range(1, jobs + 1)
@@ -280,8 +300,8 @@ class Pool:
         stop([workspace.process for workspace in self._all if workspace.process])
         shutil.rmtree(self._home / "workspaces", ignore_errors=True)
 
-    def prepare(self) -> None:
-        """Make the first workspace, and there the data that all trials share.
+    def prepare(self) -> Workspace:
+        """The first workspace, with the data that all trials share; `lock` is then their dvc.lock.
 
         Raises:
             LesionsegError: The data cannot be made.
@@ -302,8 +322,9 @@ class Pool:
                 f"the data cannot be made: {last_error(log.read_text(errors='replace'))} "
                 f"(all of it: {log})"
             )
-        shutil.copyfile(first.path / "dvc.lock", self._lock)
+        shutil.copyfile(first.path / "dvc.lock", self.lock)
         self._ready = [first]
+        return first
 
     def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
         """Outcomes of trials in the order in which they end."""
@@ -334,7 +355,7 @@ class Pool:
 
     def _start(self, workspace: Workspace, trial: Trial) -> None:
         log = self._log_path(trial)
-        workspace.start(trial, lock=self._lock, log=log, keep_open=self._keep_open)
+        workspace.start(trial, lock=self.lock, log=log, keep_open=self._keep_open)
 
     def _log_path(self, trial: Trial) -> Path:
         return self._home / f"logs/{trial.name}.log"

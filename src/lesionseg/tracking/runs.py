@@ -20,7 +20,7 @@ from lesionseg.errors import TrackingError
 from lesionseg.files import project_root, require, write_bytes
 from lesionseg.results.layout import TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, history_table
-from lesionseg.tracking import parents, store
+from lesionseg.tracking import attempts, parents, store
 from lesionseg.tracking.handle import MAX_TAG, Run, lost_run, shorten, steps_of
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def training_run(
         pipeline: The pipeline run that is its parent, if there is one.
     """
     with parents.joined(pipeline, tags=tags) as parent:
-        own = {**_facts(tags, params), **_place(), **({parents.PARENT: parent} if parent else {})}
+        own = {**_facts(tags, params), **_place(), **attempts.attempt_tag()}
+        own |= {parents.PARENT: parent} if parent else {}
         run = _start_run(name, params=params, tags={**tags, **own}, id_path=id_path)
         try:
             with run.system_metrics():
@@ -81,14 +82,19 @@ def _place() -> dict[str, str]:
     return {"host": socket.gethostname(), "folder": str(project_root())}
 
 
+def _again(tags: Mapping[str, str]) -> dict[str, str]:
+    """Those of a training's tags that change when it is taken up."""
+    return {name: tags[name] for name in (parents.PARENT, attempts.ATTEMPT) if name in tags}
+
+
 def _start_run(
     name: str, *, params: Mapping[str, Any], tags: Mapping[str, str], id_path: Path
 ) -> Run:
     def start() -> tuple[str, frozenset[int]]:
         run_id = _take_up(client, experiment_id, tags=tags, id_path=id_path)
         if run_id:
-            if parents.PARENT in tags:
-                client.set_tag(run_id, parents.PARENT, tags[parents.PARENT])
+            for key, value in _again(tags).items():
+                client.set_tag(run_id, key, value)
             return run_id, frozenset(steps_of(client, run_id, "val/jaccard"))
         own = {**tags, **_origin(tags)}
         created = client.create_run(

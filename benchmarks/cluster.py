@@ -1,0 +1,172 @@
+"""What a trial costs beside its stages: the local pool, and one and two nodes of a Ray cluster.
+
+    python -m benchmarks.cluster --trials 12 > measured.md
+
+Prints a table in Markdown. The stages take a second each and no processor. Nodes are processes of
+this machine in a network namespace, as Ray listens on all interfaces; each has a core to give away.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from experiments.demo import ROOT
+from lesionseg.errors import LesionsegError, exit_status
+from lesionseg.files import write_bytes
+from lesionseg.processes import child_environment, git_identity
+from lesionseg.results.layout import RUNS
+
+STAGE_SECONDS = 1.0
+ADDRESS, CLIENT = "127.0.0.2:6379", "ray://127.0.0.2:10001"
+PIPELINE = """
+stages:
+  external:
+    cmd: mkdir -p data/external && touch data/external/none
+    outs: [data/external]
+""" + "".join(
+    f"""
+  {run}:
+    cmd: python stage.py {run}
+    params: [model]
+    deps: [data/external]
+    outs: [results/{run}/seeds]
+"""
+    for run in RUNS
+)
+STAGE = f"""
+import sys, time
+from lesionseg.results.layout import Results
+from lesionseg.results.training import seed_scores_table
+run = sys.argv[1]
+table = seed_scores_table(run)
+table.write(Results().seed_scores(run), [dict.fromkeys(table.columns, 0.5) | {{"seed": 0}}])
+time.sleep({STAGE_SECONDS})
+"""
+RAY = ("-c", "from ray.scripts.scripts import main; main()")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure each executor with the same number of trials, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if not arguments.inside:
+        own = f"ip link set lo up && exec {sys.executable} -m benchmarks.cluster --inside"
+        command = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c"]
+        subprocess.run([*command, f"{own} --trials {arguments.trials}"], check=True)
+        return
+    with TemporaryDirectory(prefix="ls-") as folder:
+        sys.stdout.write(measure(Path(folder), num_trials=arguments.trials))
+
+
+def measure(folder: Path, *, num_trials: int) -> str:
+    """The table of all executors."""
+    environment = {
+        **child_environment(without=("DVC_", "MLFLOW_", "RAY_")),
+        **git_identity(ROOT, stranger="benchmark"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "b" * 64,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
+    }
+    project = _make_project(folder, environment)
+    rows = [("local pool, `--jobs 1`", 1, ["--jobs", "1"]), ("`--jobs 2`", 2, ["--jobs", "2"])]
+    lines = [_measured(project, *row, num_trials=num_trials, env=environment) for row in rows]
+    store = ["--object-store-memory=80000000", "--num-cpus=1"]
+    for number, name in ((1, "one Ray node"), (2, "two Ray nodes")):
+        env = {**environment, "XDG_CACHE_HOME": str(folder / f"node-{number}")}
+        if number == 1:
+            place = ["--head", "--port=6379", "--ray-client-server-port=10001"]
+            place += ["--include-dashboard=false", f"--temp-dir={folder / 'r'}"]
+        else:
+            place = [f"--address={ADDRESS}"]
+        own = f"--node-ip-address=127.0.0.{number + 1}"
+        _call(sys.executable, *RAY, "start", own, *place, *store, cwd=project, env=env)
+        options = ["--cluster", CLIENT]
+        lines.append(_measured(project, name, number, options, num_trials=num_trials, env=env))
+    head = (
+        "| executor | trials at once | seconds of all | seconds a trial | overhead a trial, s |\n"
+    )
+    return head + "|---|---:|---:|---:|---:|\n" + "\n".join(lines) + "\n"
+
+
+def _make_project(folder: Path, environment: Mapping[str, str]) -> Path:
+    """A repository with such a pipeline, and both remotes in folders."""
+    project = folder / "project"
+    project.mkdir()
+    write_bytes(project / "params.yaml", (ROOT / "params.yaml").read_bytes())
+    write_bytes(project / "dvc.yaml", PIPELINE.encode())
+    write_bytes(project / "stage.py", STAGE.encode())
+    write_bytes(project / ".gitignore", b"/.checkpoints/\n")
+    remote = str(folder / "remote.git")
+    for command in (
+        ("git", "init", "--quiet"),
+        ("dvc", "init", "--quiet"),
+        ("dvc", "remote", "add", "--quiet", "--default", "team", str(folder / "data")),
+        ("git", "init", "--quiet", "--bare", remote),
+        ("git", "remote", "add", "origin", remote),
+        ("git", "add", "--all"),
+        ("git", "commit", "--quiet", "--message", "start"),
+        ("git", "push", "--quiet", "origin", "HEAD:main"),
+    ):
+        _call(*command, cwd=project, env=environment)
+    return project
+
+
+def _measured(
+    project: Path,
+    name: str,
+    jobs: int,
+    options: Sequence[str],
+    *,
+    num_trials: int,
+    env: Mapping[str, str],
+) -> str:
+    """The row of an executor: trials of its own, from the first one's start to the last one's end.
+
+    What comes before, such as the data and Ray's connection, happens once and is left out.
+    """
+    label = re.sub(r"\W+", "-", name).strip("-")
+    values = ",".join(f"{number / 1000 + 0.1:.3f}" for number in range(num_trials))
+    command = [sys.executable, "-m", "lesionseg", "sweep", "--name", label, *options]
+    command += ["--grid", f"model.dropout={values}"]
+    process = subprocess.Popen(
+        command, cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    ends, started, said = list[float](), time.monotonic(), ""
+    for line in process.stderr:
+        said = line
+        if line.startswith(("preparing", "pushing")):
+            started = time.monotonic()
+        if line.startswith(f"{label}-"):
+            ends.append(time.monotonic())
+    process.stderr.close()
+    if process.wait():
+        raise LesionsegError(f"{name}: {said.strip()}")
+    # From the end of the first round to the last end: each slot has then been through once.
+    seconds = ends[-1] - ends[jobs - 1]
+    rounds = (num_trials - jobs) / jobs
+    each = seconds / rounds
+    overhead = each - STAGE_SECONDS * len(RUNS)
+    whole = ends[-1] - started
+    sys.stderr.write(f"{name}: {whole:.0f} s, {each:.1f} s a trial\n")
+    return f"| {name} | {jobs} | {whole:.0f} | {each:.1f} | {overhead:.1f} |"
+
+
+def _call(*command: str, cwd: Path, env: Mapping[str, str]) -> None:
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise LesionsegError(f"{' '.join(command[:3])}: {done.stderr.strip().splitlines()[-1]}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

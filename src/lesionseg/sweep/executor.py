@@ -1,0 +1,95 @@
+"""What runs trials, the same for whoever has some: a sweep, a search, an ablation, a curve."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from lesionseg.sweep.finished import Experiment, read_finished, why_unread
+from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.sweep.workspaces import Repository, open_pool
+
+
+class Executor(Protocol):
+    """Runs trials side by side.
+
+    Attributes:
+        jobs: How many at once.
+    """
+
+    jobs: int
+
+    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        """Outcomes of trials in the order in which they end."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where trials run, and how many at once.
+
+    Attributes:
+        jobs: None for one here, and for as many as there is room for on a cluster.
+        cluster: Its address; nothing for this machine.
+        num_cpus: Cores of a trial on a cluster.
+        num_gpus: GPUs of a trial on a cluster.
+        checkpoints: A folder that all nodes share, or None.
+    """
+
+    jobs: int | None = None
+    cluster: str = ""
+    num_cpus: int = 1
+    num_gpus: int = 0
+    checkpoints: Path | None = None
+
+
+def placement(arguments: argparse.Namespace) -> Placement:
+    """What a command line says, as `arguments` declares it."""
+    names = [field.name for field in dataclasses.fields(Placement)]
+    return Placement(**{name: getattr(arguments, name) for name in names})
+
+
+@contextmanager
+def open_executor(repository: Repository, where: Placement, *, archives: str) -> Iterator[Executor]:
+    """What runs the trials of a repository, alone in it.
+
+    Raises:
+        LesionsegError: It cannot: the one line says why, and what to do.
+    """
+    if not where.cluster:
+        with open_pool(repository, jobs=where.jobs or 1, archives=archives) as pool:
+            yield pool
+        return
+    from lesionseg.sweep.cluster import Demand, open_cluster  # which needs Ray
+
+    with open_cluster(
+        repository,
+        where.cluster,
+        demand=Demand(num_cpus=where.num_cpus, num_gpus=where.num_gpus),
+        jobs=where.jobs,
+        archives=archives,
+        checkpoints=where.checkpoints,
+    ) as cluster:
+        yield cluster
+
+
+def run_missing(
+    repository: Repository,
+    trials: Sequence[Trial],
+    *,
+    where: Placement,
+    archives: str,
+    read: Callable[[Experiment], object],
+) -> list[Outcome]:
+    """Run the trials in which `read` finds nothing; those that failed are returned."""
+    failed = []
+    with open_executor(repository, where, archives=archives) as executor:
+        missing = [trial for trial in trials if read_finished(repository, trial, read) is None]
+        for outcome in executor.run(missing):
+            error = why_unread(repository, outcome.trial, read) if outcome.scores else outcome.error
+            if error or not outcome.scores:
+                failed.append(replace(outcome, error=error))
+    return failed

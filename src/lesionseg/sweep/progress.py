@@ -1,0 +1,83 @@
+"""How far trials are: from a trial's log to lines at the terminal, none where there is none."""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+_MOST_ROWS = 20
+_TAIL_BYTES = 8192
+_EPOCH = re.compile(
+    r"^(?P<run>train_\w+) epoch (?P<epoch>\d+/\d+):.* val jaccard (?P<jaccard>[\d.]+)"
+    r".* about (?P<left>[\d.]+ min) left|^Running stage '(?P<stage>\w+)'"
+)
+
+
+def last_progress(log: Path) -> str:
+    """What a trial does now, by its log: the stage, with epoch, val jaccard and time left."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    found = [match for line in text.splitlines() if (match := _EPOCH.match(line))]
+    if not found:
+        return ""
+    last = found[-1]
+    if last["stage"]:
+        return last["stage"]
+    return (
+        f"{last['run']} epoch {last['epoch']}, val jaccard {last['jaccard']}, {last['left']} left"
+    )
+
+
+class View:
+    """A line for all trials and one for each that runs, rewritten in place."""
+
+    def __init__(self, num_trials: int) -> None:
+        self._total = tqdm(total=num_trials, unit="trial", disable=None, leave=False)
+        self._rows: list[Any] = []
+
+    def show(self, rows: Mapping[str, str], *, num_done: int) -> None:
+        """Bring the view up to date.
+
+        Args:
+            rows: Of each trial that runs by its name: where, and how far it is.
+            num_done: Trials that have ended.
+        """
+        if self._total.disable:  # not a terminal
+            return
+        self._total.n = num_done
+        self._total.refresh()
+        texts = [f"{name}  {text}" for name, text in rows.items()][:_MOST_ROWS]
+        while len(self._rows) < len(texts):
+            position = len(self._rows) + 1
+            self._rows.append(tqdm(total=0, bar_format="{desc}", position=position, leave=False))
+        for index, row in enumerate(self._rows):
+            row.set_description_str(texts[index] if index < len(texts) else "")
+
+    def close(self) -> None:
+        """Take it away."""
+        for row in reversed(self._rows):
+            row.close()
+        self._total.close()
+
+
+@contextmanager
+def open_view(num_trials: int) -> Iterator[View]:
+    """A view of trials for as long as the block takes; log lines appear above it."""
+    view = View(num_trials)
+    try:
+        if sys.stderr.isatty():
+            with logging_redirect_tqdm():
+                yield view
+        else:
+            yield view
+    finally:
+        view.close()
