@@ -41,6 +41,8 @@ OTHERS = {
     "useradd",
     "install",
     "cp",
+    "chmod",
+    "ray",
     "systemctl",
     "pg_dump",
     "pg_restore",

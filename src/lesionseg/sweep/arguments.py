@@ -162,7 +162,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> str:
-    """Where a cluster is."""
-    if text not in ("auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
+    """Where a cluster is; the default is none."""
+    if text not in ("", "auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
         raise argparse.ArgumentTypeError(f"must be ray://HOST:PORT, auto or local, got '{text}'")
     return text
