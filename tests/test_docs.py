@@ -28,6 +28,8 @@ OTHERS = {
     "export",
     "git",
     "pre-commit",
+    "ray",
+    "chmod",
     "curl",
     "cut",
     "docker",
