@@ -43,8 +43,6 @@ OTHERS = {
     "useradd",
     "install",
     "cp",
-    "chmod",
-    "ray",
     "systemctl",
     "pg_dump",
     "pg_restore",
