@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments.inside:
         own = f"ip link set lo up && exec {sys.executable} -m benchmarks.cluster --inside"
         command = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c"]
-        subprocess.run([*command, f"{own} --trials {arguments.trials}"], check=True)
-        return
+        done = subprocess.run([*command, f"{own} --trials {arguments.trials}"])
+        sys.exit(done.returncode)
     with TemporaryDirectory(prefix="ls-") as folder:
         sys.stdout.write(measure(Path(folder), num_trials=arguments.trials))
 
@@ -74,6 +74,7 @@ def measure(folder: Path, *, num_trials: int) -> str:
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "b" * 64,
+        "RAY_raylet_start_wait_time_s": "600",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
     }

@@ -101,8 +101,9 @@ class World:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_health_check_period_ms": "500",
-            "RAY_health_check_failure_threshold": "4",
+            # The machine may have much else to do.
+            "RAY_raylet_start_wait_time_s": "600",
+            "RAY_health_check_failure_threshold": "10",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
             **more,

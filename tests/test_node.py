@@ -1,7 +1,9 @@
 """What a node does with a trial: once, published whole, and nothing where it must not work."""
 
+import io
 import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,5 +164,32 @@ def test_how_far_a_trial_is_stands_in_its_log(tmp_path, log, expected):
 
 def test_the_view_is_silent_where_there_is_no_terminal(capfd):
     with open_view(3) as view:
-        view.show({"sweep-1": "node  evaluate"}, num_done=1)
+        assert not view.is_due()
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_view_has_a_line_for_all_trials_and_one_for_each_that_runs(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with open_view(3) as view:
+        assert view.is_due()
+        view.show({"sweep-1": "node  evaluate", "sweep-2": "node  report"}, num_done=1)
+        assert not view.is_due()
+        said = sys.stderr.getvalue()
+    for text in ("1/3", "sweep-1  node  evaluate", "sweep-2  node  report"):
+        assert text in said
+
+
+def test_a_workspace_whose_trial_was_killed_is_made_anew(project):
+    """DVC has left its lock there, as a process that is not there any more."""
+    attempt(project, "one")
+    [workspace] = Path(os.environ["XDG_CACHE_HOME"]).glob("lesionseg/*/workspaces/1")
+    lock = '{"%s": {"write": {"pid": 1, "cmd": "dvc exp run"}}}' % (workspace / "data/processed")
+    (workspace / ".dvc/tmp/rwlock").write_text(lock)
+    workspace.with_suffix(".unclean").touch()
+    other = Trial(name="sweep-00000002", settings={"model.dropout": 0.3})
+    assert attempt(project, "two", trial=other).error == ""
+    assert not workspace.with_suffix(".unclean").exists()

@@ -1,5 +1,6 @@
 """A sweep runs each setting once, names what failed, chooses by val, and goes on when killed."""
 
+import argparse
 import os
 import re
 import shutil
@@ -26,7 +27,8 @@ from lesionseg.config import load_config, override, read_yaml
 from lesionseg.errors import ConfigError, DataError, LesionsegError
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.results.training import seed_scores_table
-from lesionseg.sweep.arguments import SAMPLERS
+from lesionseg.sweep.arguments import SAMPLERS, add_ablation, add_curve, add_sweep
+from lesionseg.sweep.executor import Placement, placement
 from lesionseg.sweep.finished import read_finished, val_scores
 from lesionseg.sweep.space import (
     Axis,
@@ -380,3 +382,32 @@ def test_the_error_of_a_trial_is_the_stages_own_before_dvcs():
     assert last_error("ERROR: no such stage\nhint") == "no such stage"
     assert last_error("Killed") == "Killed"
     assert last_error("") == "it said nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], Placement()),
+        (["--jobs", "2"], Placement(jobs=2)),
+        (
+            ["--cluster", "ray://head:10001", "--num-cpus", "4", "--num-gpus", "1"],
+            Placement(cluster="ray://head:10001", num_cpus=4, num_gpus=1),
+        ),
+        (
+            ["--cluster", "local", "--checkpoints", "x"],
+            Placement(cluster="local", checkpoints=Path("x")),
+        ),
+    ],
+)
+@pytest.mark.parametrize("add", [add_sweep, add_ablation, add_curve])
+def test_where_trials_run_is_said_by_the_options_of_all_that_have_some(add, options, expected):
+    parser = argparse.ArgumentParser()
+    add(parser)
+    own = ["--grid", "train.lr=1"] if add is add_sweep else []
+    assert placement(parser.parse_args([*own, *options])) == expected
+
+
+def test_another_address_than_a_cluster_has_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--grid", "train.lr=1", "--cluster", "head:6379"])
+    assert "must be ray://HOST:PORT, auto or local, got 'head:6379'" in capsys.readouterr().err

@@ -7,8 +7,8 @@ from pathlib import Path
 from lesionseg.arguments import whole_number
 
 MOST_TRIALS = 10_000  # a month of minutes
-_COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings, jobs or cores
-_GPUS = whole_number(0, 1000)
+MOST_GPUS = 64  # of a machine
+_COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings or jobs
 SAMPLERS = ("tpe", "random")
 SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment of the pipeline.
 
@@ -133,7 +133,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "--cluster",
         type=_address,
-        default="",
         metavar="ADDRESS",
         help="a Ray cluster to run trials on: ray://HOST:PORT, auto for the one that this machine "
         "is a node of, local for one of this machine alone",
@@ -147,7 +146,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--num-gpus",
-        type=_GPUS,
+        type=whole_number(0, MOST_GPUS),
         default=0,
         metavar="N",
         help="GPUs of a trial there (default: %(default)s)",
@@ -162,7 +161,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _address(text: str) -> str:
-    """Where a cluster is; the default is none."""
-    if text not in ("", "auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
+    """Where a cluster is."""
+    if text not in ("auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
         raise argparse.ArgumentTypeError(f"must be ray://HOST:PORT, auto or local, got '{text}'")
     return text

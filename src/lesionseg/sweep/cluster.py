@@ -254,9 +254,10 @@ class Cluster:
                     yield outcome
                 else:
                     waiting.insert(0, trial)
-            said = self._ray.get(self._board.read.remote())
-            rows = {trial.name: said.get(trial.name, "waits") for trial in running.values()}
-            view.show(rows, num_done=len(trials) - len(waiting) - len(running))
+            if view.is_due():
+                said = self._ray.get(self._board.read.remote())
+                rows = {trial.name: said.get(trial.name, "waits") for trial in running.values()}
+                view.show(rows, num_done=len(trials) - len(waiting) - len(running))
 
     def _collect(self, trial: Trial, task: Any) -> Outcome | None:
         """What came of an attempt; None where it is lost and the trial is to be tried again."""

@@ -33,14 +33,14 @@ class Placement:
 
     Attributes:
         jobs: None for one here, and for as many as there is room for on a cluster.
-        cluster: Its address; nothing for this machine.
+        cluster: Its address; None for this machine.
         num_cpus: Cores of a trial on a cluster.
         num_gpus: GPUs of a trial on a cluster.
         checkpoints: A folder that all nodes share, or None.
     """
 
     jobs: int | None = None
-    cluster: str = ""
+    cluster: str | None = None
     num_cpus: int = 1
     num_gpus: int = 0
     checkpoints: Path | None = None

@@ -189,6 +189,7 @@ def _repository(project: Project, *, attempt: str) -> Repository:
         if not (root / ".git").is_dir():
             root.mkdir(parents=True, exist_ok=True)
             repository.git("init", "--quiet")
+        (root / ".git/index.lock").unlink(missing_ok=True)  # of one that was killed
         head = root / ".git/HEAD"
         if head.read_text().strip() != project.commit:
             repository.git("fetch", "--quiet", "--no-tags", project.url, project.commit)
@@ -211,7 +212,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _free_workspace(repository: Repository, project: Project) -> Iterator[tuple[Workspace, int]]:
-    """A workspace that nobody works in, and the descriptor of its lock, which a trial inherits."""
+    """A workspace that nobody works in, and the descriptor of its lock, which a trial inherits.
+
+    One whose trial was killed is made anew: DVC and git leave locks of their own behind.
+    """
     folder = repository.root.with_name("workspaces")
     folder.mkdir(exist_ok=True)
     number = 1
@@ -228,9 +232,12 @@ def _free_workspace(repository: Repository, project: Project) -> Iterator[tuple[
             params.write_text(project.params)
             lock.write_text(project.lock)
             workspace = Workspace(repository, path, "/", options=options, params=params)
-            if not (workspace.path / ".dvc").is_dir():
+            unclean = path.with_suffix(".unclean")
+            if unclean.exists() or not (path / ".dvc").is_dir():
                 workspace.create()
+            unclean.touch()
             yield workspace, stream.fileno()
+            unclean.unlink()
             return
 
 

@@ -1,7 +1,9 @@
 """How far trials are: from a trial's log to lines at the terminal, none where there is none."""
 
+import math
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,11 @@ class View:
     def __init__(self, num_trials: int) -> None:
         self._total = tqdm(total=num_trials, unit="trial", disable=None, leave=False)
         self._rows: list[Any] = []
+        self._shown = -math.inf
+
+    def is_due(self) -> bool:
+        """Whether there is a terminal, and a second has passed since the last `show`."""
+        return not self._total.disable and time.monotonic() - self._shown >= 1
 
     def show(self, rows: Mapping[str, str], *, num_done: int) -> None:
         """Bring the view up to date.
@@ -51,8 +58,7 @@ class View:
             rows: Of each trial that runs by its name: where, and how far it is.
             num_done: Trials that have ended.
         """
-        if self._total.disable:  # not a terminal
-            return
+        self._shown = time.monotonic()
         self._total.n = num_done
         self._total.refresh()
         texts = [f"{name}  {text}" for name, text in rows.items()][:_MOST_ROWS]

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with stopped_like_ctrl_c():
         sweep.run()
-    is_remote = arguments.cluster not in ("", "local")
+    is_remote = arguments.cluster not in (None, "local")
     sys.stdout.write(summary(sweep.outcomes(), sweep.left_out, is_remote=is_remote))
     failed = [outcome for outcome in sweep.outcomes() if not outcome.scores]
     if failed:

@@ -31,6 +31,7 @@ from lesionseg.processes import (
 )
 from lesionseg.results.layout import RUNS, Results
 from lesionseg.results.training import seed_scores_table
+from lesionseg.sweep.progress import last_progress, open_view
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.tables import outcome_line
 from lesionseg.sweep.trials import Outcome, Trial
@@ -331,18 +332,23 @@ class Pool:
         waiting, running = list(trials), list[Workspace]()
         if waiting and not self._ready:
             self.prepare()
-        while waiting or running:
-            while waiting and len(running) < len(self._all):
-                workspace = self._free(running)
-                self._start(workspace, waiting.pop(0))
-                running.append(workspace)
-            time.sleep(0.1)
-            for workspace in [one for one in running if one.has_ended()]:
-                running.remove(workspace)
-                assert workspace.trial
-                outcome = workspace.collect(self._log_path(workspace.trial))
-                _log.info("%s", outcome_line(outcome))
-                yield outcome
+        with open_view(len(trials)) as view:
+            while waiting or running:
+                while waiting and len(running) < len(self._all):
+                    workspace = self._free(running)
+                    self._start(workspace, waiting.pop(0))
+                    running.append(workspace)
+                time.sleep(0.1)
+                for workspace in [one for one in running if one.has_ended()]:
+                    running.remove(workspace)
+                    assert workspace.trial
+                    outcome = workspace.collect(self._log_path(workspace.trial))
+                    _log.info("%s", outcome_line(outcome))
+                    yield outcome
+                if view.is_due():
+                    own = [one.trial for one in running if one.trial]
+                    rows = {trial.name: last_progress(self._log_path(trial)) for trial in own}
+                    view.show(rows, num_done=len(trials) - len(waiting) - len(running))
 
     def _free(self, running: Sequence[Workspace]) -> Workspace:
         idle = [one for one in self._ready if one not in running]
