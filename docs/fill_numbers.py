@@ -470,6 +470,8 @@ def hours() -> str:
 def views() -> str:
     """What eight views bring to each model."""
     jaccards = {(row["variant"], row["run"]): row["jaccard"] for row in read("answer")["variants"]}
+    if ("tta", TUNED) not in jaccards:
+        return "Eight views were not scored in this run (`evaluate.tta_views`)."
     gains = {run: jaccards["tta", run] - jaccards["single", run] for run in RUNS}
     return (
         f"Eight views change the jaccard of the frozen model by {gains[FROZEN]:+.3f}, and of the "

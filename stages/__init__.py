@@ -1,5 +1,6 @@
 """The pipeline's stages, each run from the repository's root as `python -m stages.NAME`."""
 
+import argparse
 import importlib.util
 import logging
 import os
@@ -22,6 +23,22 @@ from lesionseg.memory import keep_freed_memory
 from lesionseg.processes import end_with_dvc, require_named_version
 
 _PARENT = os.getppid()  # before torch is loaded, which takes seconds
+
+
+def make_parser(name: str, about: str | None, *, example: str = "") -> argparse.ArgumentParser:
+    """What reads the command line of a stage, which takes no arguments but those that are added.
+
+    Args:
+        name: Of its module.
+        about: Its docstring.
+        example: A stage of dvc.yaml that runs it, if not that name.
+    """
+    return argparse.ArgumentParser(
+        prog=f"python -m stages.{name}",
+        description=about,
+        epilog=f"Example: dvc repro {example or name}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run(main: Callable[[], None]) -> None:

@@ -3,27 +3,20 @@
 params.yaml, section download, says where they come from.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.data.raw import fill_raw
 from lesionseg.data.summary import log_summaries
-from stages import run
+from stages import make_parser, run
 
 RAW_DIR = Path("data/raw")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fill `data/raw`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.download",
-        description=__doc__,
-        epilog="Example: dvc repro download",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
+    make_parser("download", __doc__).parse_args(argv)
     config = load_config(Path("params.yaml")).download
     log_summaries(RAW_DIR, fill_raw(RAW_DIR, config))
 

@@ -1,6 +1,5 @@
 """Score both models on the test split and on external test sets; write results/evaluate/."""
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from lesionseg.hardware import choose_device, describe, make_deterministic
 from lesionseg.processes import only_writer
 from lesionseg.results.layout import Results
 from lesionseg.tracking.replay import complete_evaluation
-from stages import run
+from stages import make_parser, run
 
 RAW, PROCESSED, EXTERNAL = (Path("data") / name for name in ("raw", "processed", "external"))
 _log = logging.getLogger("lesionseg.evaluate")
@@ -21,10 +20,7 @@ _log = logging.getLogger("lesionseg.evaluate")
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Evaluate both models and compare them."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.evaluate", description=__doc__, epilog="Example: dvc repro evaluate"
-    )
-    parser.parse_args(argv)
+    make_parser("evaluate", __doc__).parse_args(argv)
     config, results = load_config(Path("params.yaml")), Results()
     make_deterministic()
     check_trainings(config, results=results)

@@ -3,27 +3,20 @@
 params.yaml, section external, names them.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lesionseg.config import load_config
 from lesionseg.data.external import fill_external
 from lesionseg.data.summary import log_summaries
-from stages import run
+from stages import make_parser, run
 
 EXTERNAL_DIR, PROCESSED_DIR = Path("data/external"), Path("data/processed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fill `data/external`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.external",
-        description=__doc__,
-        epilog="Example: dvc repro external",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
+    make_parser("external", __doc__).parse_args(argv)
     config = load_config(Path("params.yaml"))
     summaries = fill_external(EXTERNAL_DIR, config, split_dir=PROCESSED_DIR)
     log_summaries(EXTERNAL_DIR, summaries)

@@ -3,7 +3,6 @@
 params.yaml, section preprocess, says how.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,20 +10,14 @@ from pathlib import Path
 from lesionseg.config import load_config
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.data.summary import log_summaries
-from stages import run
+from stages import make_parser, run
 
 RAW_DIR, PROCESSED_DIR = Path("data/raw"), Path("data/processed")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fill `data/processed`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.preprocess",
-        description=__doc__,
-        epilog="Example: dvc repro preprocess",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.parse_args(argv)
+    make_parser("preprocess", __doc__).parse_args(argv)
     config = load_config(Path("params.yaml"))
     summary = preprocess(
         RAW_DIR, PROCESSED_DIR, source=config.download.source, **asdict(config.preprocess)

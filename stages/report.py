@@ -3,7 +3,6 @@
 It is the last stage, and so ends with the comparison as a table.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,14 @@ from lesionseg.report.page import write_report
 from lesionseg.results.evaluation import Comparison
 from lesionseg.results.layout import Results
 from lesionseg.tracking.replay import attach_report
-from stages import run
+from stages import make_parser, run
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write results/report/ from results/ and data/."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.report", description=__doc__, epilog="Example: dvc repro report"
-    )
-    parser.parse_args(argv)
+    make_parser("report", __doc__).parse_args(argv)
     config = load_config(Path("params.yaml")).report
     results = Results()
     path = write_report(

@@ -3,7 +3,6 @@
 The best epoch by val/jaccard is kept. Killed and started again, it goes on from its last epoch.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +12,12 @@ from lesionseg.results.layout import RUNS, Results
 from lesionseg.training.distributed import in_processes
 from lesionseg.training.run import train_model
 from lesionseg.training.setup import Inputs
-from stages import run
+from stages import make_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the model that the command line names, once with each seed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.train",
-        description=__doc__,
-        epilog="Example: dvc repro train_finetuned",
-    )
+    parser = make_parser("train", __doc__, example="train_finetuned")
     parser.add_argument("run", choices=RUNS, help="which of the two models")
     name = parser.parse_args(argv).run
     config = load_config(Path("params.yaml"))

@@ -24,6 +24,7 @@ from lesionseg.tracking import registry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+STAGES = ("download", "preprocess", "external", "train", "evaluate", "report")
 MIDDLE = "0.542"  # the random model's probabilities are around it
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -431,7 +432,7 @@ def test_the_help_of_each_command_has_an_example_that_is_understood(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"stages.{name}" for name in ("download", "preprocess", "train", "evaluate", "report")),
+        *(f"stages.{name}" for name in STAGES),
         "experiments.demo",
         "experiments.sweep_demo",
         "benchmarks.__main__",

@@ -27,7 +27,9 @@ from lesionseg.training.distributed import ALONE, Group, in_processes
 from lesionseg.training.setup import Inputs, make_training
 from stages import download, preprocess
 from tests import spread
+from tests.damage import kill_at_second_checkpoint
 from tests.mlflow_contents import client_of, runs_in
+from tests.raw_data import phantoms
 from tests.test_training import AUGMENT, assert_same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,25 +38,8 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 15  # in which all have ended after one has, on a machine with much else to do
 MODEL_FILES = ("model.pt", "history.csv", "metrics.json")
 ENVIRONMENT = {**child_environment(), "OMP_NUM_THREADS": "2"}  # one for each of two processes
-# Python loads this in every process that has its folder in PYTHONPATH. The event is raised before a
-# file takes its place: whoever writes the second checkpoint is killed.
-KILL_AT_SECOND_CHECKPOINT = """
-import os, signal, sys
-found = []
-def hook(event, arguments):
-    if event == "os.rename" and str(arguments[1]).endswith("checkpoint.pt"):
-        found.append(event)
-        if len(found) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-"""
 PARAMS = {
-    "download.source": "phantom",
-    "download.weights": "none",
-    "download.phantom_num_train": 20,
-    "download.phantom_num_test": 2,
-    "download.phantom_size": 96,
-    "preprocess.image_size": 64,
+    **phantoms(num_train=20, num_test=2),
     "train.epochs": 3,
     "train.batch_size": 4,
     "train.num_seeds": 2,
@@ -388,7 +373,7 @@ def test_a_process_killed_ends_the_stage_which_then_goes_on_to_the_same_bytes(
     prepared, trained, tmp_path
 ):
     project = Path(shutil.copytree(prepared, tmp_path / "project"))
-    (tmp_path / "sitecustomize.py").write_text(KILL_AT_SECOND_CHECKPOINT)
+    kill_at_second_checkpoint(tmp_path)
     killed = train(project, PYTHONPATH=str(tmp_path))
     assert killed.returncode == 1
     assert killed.stderr.splitlines()[-1].startswith(

@@ -45,6 +45,7 @@ from lesionseg.tracking import store
 from lesionseg.training import run as training_run
 from lesionseg.training.checkpoints import delete_committed
 from stages import evaluate, preprocess, report, train
+from tests.damage import kill_at_second_checkpoint
 from tests.mlflow_contents import client_of, contents, runs_in
 from tests.ports import free_port
 from tests.raw_data import phantoms
@@ -71,18 +72,6 @@ ENVIRONMENT = {
     **child_environment(),
     "OMP_NUM_THREADS": "1",
 }
-# Python loads this in every process that has its folder in PYTHONPATH. The event is raised before
-# a file takes its place; at the second checkpoint, all of the process group is killed.
-KILL_AT_SECOND_CHECKPOINT = """
-import os, signal, sys
-found = []
-def hook(event, arguments):
-    if event == "os.rename" and str(arguments[1]).endswith("checkpoint.pt"):
-        found.append(event)
-        if len(found) == 2:
-            os.killpg(0, signal.SIGKILL)
-sys.addaudithook(hook)
-"""
 
 
 def set_params(project: Path, values: dict[str, object]) -> None:
@@ -167,7 +156,7 @@ def test_a_second_repro_runs_nothing(project):
 
 
 def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(untrained, project, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(KILL_AT_SECOND_CHECKPOINT)
+    kill_at_second_checkpoint(tmp_path, with_group=True)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     killed = subprocess.run(
         ["dvc", "repro", "-s", "train_finetuned"],
