@@ -137,3 +137,11 @@ def test_a_commit_that_is_not_pushed_is_refused_before_work(world, with_a_killed
     assert status == 1
     assert re.search(r"error: node 127.0.0.2: git fetch.*Push the commit", errors.splitlines()[-1])
     assert trainings(world.project) == before
+
+
+def test_an_ablation_reads_its_scores_from_the_remote(world, with_a_killed_node):
+    (world.project / "mine.yaml").write_text("small: {what: less, set: [model.dropout=0.15]}\n")
+    ablation = ("ablation", "--file", "mine.yaml", "--seeds", "2", "--cluster", ADDRESS)
+    status, output, errors = world.run(sys.executable, "-m", "lesionseg", *ablation)
+    assert status == 0, errors
+    assert re.search(r"\| `small` \|.*\| 0.845 ±0.007 \| 0.745 ±0.007 \|", output)
