@@ -80,7 +80,7 @@ def measure(folder: Path, *, num_trials: int) -> str:
     }
     project = _make_project(folder, environment)
     store = ["--object-store-memory=80000000", "--num-cpus=1"]
-    lines = []
+    lines: list[str] = []
     for number, name in ((1, "one Ray node"), (2, "two Ray nodes")):
         env = {**environment, "XDG_CACHE_HOME": str(folder / f"node-{number}")}
         if number == 1:
@@ -93,8 +93,9 @@ def measure(folder: Path, *, num_trials: int) -> str:
         # One after the other, since what else the machine does changes with the minutes.
         pool = f"local pool, `--jobs {number}`"
         for label, options in ((pool, ["--jobs", str(number)]), (name, ["--cluster", CLIENT])):
-            row = _measured(project, label, number, options, num_trials=num_trials, env=env)
-            lines.append(row)
+            # Of its own: equal trainings come from the run cache, whoever has run them.
+            values = [0.2 * len(lines) + index / 1000 for index in range(num_trials)]
+            lines.append(_measured(project, label, number, options, values=values, env=env))
     head = (
         "| executor | trials at once | seconds of all | seconds a trial | overhead a trial, s |\n"
     )
@@ -130,7 +131,7 @@ def _measured(
     jobs: int,
     options: Sequence[str],
     *,
-    num_trials: int,
+    values: Sequence[float],
     env: Mapping[str, str],
 ) -> str:
     """The row of an executor: trials of its own, from the first one's start to the last one's end.
@@ -138,9 +139,8 @@ def _measured(
     What comes before, such as the data and Ray's connection, happens once and is left out.
     """
     label = re.sub(r"\W+", "-", name).strip("-")
-    values = ",".join(f"{number / 1000 + 0.1:.3f}" for number in range(num_trials))
     command = [sys.executable, "-m", "lesionseg", "sweep", "--name", label, *options]
-    command += ["--grid", f"model.dropout={values}"]
+    command += ["--grid", "model.dropout=" + ",".join(f"{value:.3f}" for value in values)]
     process = subprocess.Popen(
         command, cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -157,7 +157,7 @@ def _measured(
         raise LesionsegError(f"{name}: {said.strip()}")
     # From the end of the first round to the last end: each slot has then been through once.
     seconds = ends[-1] - ends[jobs - 1]
-    rounds = (num_trials - jobs) / jobs
+    rounds = (len(values) - jobs) / jobs
     each = seconds / rounds
     overhead = each - STAGE_SECONDS * len(RUNS)
     whole = ends[-1] - started
