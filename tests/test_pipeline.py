@@ -65,6 +65,7 @@ PARAMS = {
     "train.epochs": 4,
     "train.batch_size": 4,
     "train.device": "cpu",
+    "train.reproducible": "machine",  # what is computed here must be what processes compute
     "train_finetuned.encoder_lr": 0.001,
     "evaluate.num_resamples": 200,
 }

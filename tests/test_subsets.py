@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from lesionseg.config import load_config, override, read_yaml
 from lesionseg.data.dataset import draw_subset, load_split
@@ -90,7 +91,7 @@ def steps_of(training):
 
     def step(batch, _generator, *, image_size):
         seen.append((batch.tolist(), training.optimizer.param_groups[0]["lr"], image_size))
-        return 0.5
+        return torch.tensor(0.5)
 
     training._step = step
     training._validate = lambda: {

@@ -316,7 +316,7 @@ def test_a_batch_is_images_between_0_and_1_and_masks_of_0_and_1(splits):
 
 
 def test_the_training_loss_is_the_mean_over_images_not_batches(make_tiny, monkeypatch):
-    losses = iter([1.0, 2.0, 6.0])
+    losses = iter(torch.tensor([1.0, 2.0, 6.0]))
     monkeypatch.setattr(Training, "_step", lambda *_, **__: next(losses))
     epoch = next(iter(make_tiny(epochs=1)))
     assert epoch.train_loss == pytest.approx((4 * 1 + 4 * 2 + 2 * 6) / 10)
@@ -539,8 +539,9 @@ def test_what_is_largest_beside_its_usual_value_is_to_blame(
     make_tiny, monkeypatch, changes, message
 ):
     training = make_tiny(run="train_finetuned", **changes)
-    losses = iter([1.0, 1.0])
-    monkeypatch.setattr(training, "_step", lambda *_, **__: next(losses, math.nan))
+    losses = iter(torch.tensor([1.0, 1.0]))
+    nan = torch.tensor(math.nan)
+    monkeypatch.setattr(training, "_step", lambda *_, **__: next(losses, nan))
     with pytest.raises(TrainingError) as caught:
         next(iter(training))
     assert message in str(caught.value)
