@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         metavar="N",
-        help="images of a measurement; default: 480 for training, 160 for preprocessing",
+        help="images of a measurement; default: 400 for training, 160 for preprocessing",
     )
     parser.add_argument("--skip-dvc", action="store_true", help="startup without dvc repro")
     parser.add_argument(

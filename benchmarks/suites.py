@@ -16,7 +16,7 @@ from lesionseg.errors import ConfigError
 OURS = {"ours, fine-tuned": "train_finetuned", "ours, frozen": "train_frozen"}
 PEERS = {"smp, stock loop": "stock", "smp, tuned loop": "tuned"}
 PEER_PACKAGE = "segmentation_models_pytorch"
-NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 480, 160, 20
+NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 400, 160, 20
 IMAGE_SIZES = (128, 192, 256, 384)
 NUMBERS = (100, 1000, 10_000, 50_000)
 SMALL_WIDTH = 192  # pixels; what is written to disk shall not outgrow it
