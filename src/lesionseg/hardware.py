@@ -107,7 +107,7 @@ def make_deterministic() -> None:
 
 
 def compute_as_anywhere() -> None:
-    """From now on the CPU computes as every x86-64 CPU with AVX2 does: to the byte, on one thread.
+    """From now on the CPU computes as any x86-64 CPU with AVX2 should: to the byte, on one thread.
 
     Call it before torch computes anything in this process; later it is too late. A CPU of another
     kind computes in its own way, and says so.
