@@ -1,5 +1,6 @@
 """`train.reproducible: anywhere` trains the same bytes, whatever the process was told to use."""
 
+import os
 import subprocess
 import sys
 
@@ -69,8 +70,12 @@ def test_the_models_are_those_of_other_machines(project):
 
 def test_a_cpu_of_another_kind_computes_in_its_own_way_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: caplog.set_level(number))
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.delenv("MKL_CBWR", raising=False)
     compute_as_anywhere()
+    assert told == [1]
+    assert "MKL_CBWR" not in os.environ
     assert "this CPU is none of x86-64 with AVX2" in caplog.text
 
 
