@@ -163,6 +163,15 @@ def test_the_threads_are_shared_and_nothing_of_dvc_is_watched_but_the_starter(mo
     assert json.loads(environment["LESIONSEG_PROCESS"])["rank"] == 1
 
 
+@pytest.mark.parametrize(("debug", "level"), [("", "FATAL"), ("1", None)])
+def test_gloo_does_not_log_that_another_is_gone(monkeypatch, debug, level):
+    """As it does where one ends while they still find each other: a line above the error's own."""
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    monkeypatch.setenv("LESIONSEG_DEBUG", debug)
+    place = distributed._Place(rank=0, size=2, starter=5, folder="f")
+    assert distributed._environment(place).get("TORCH_CPP_LOG_LEVEL") == level
+
+
 # In several, on a network that takes seconds.
 
 

@@ -130,11 +130,11 @@ def test_a_trial_whose_node_has_ended_is_stopped(project, tmp_path, monkeypatch)
     ],
 )
 def test_a_node_that_is_not_like_the_others_refuses_before_work(project, change, reason, tmp_path):
-    refusal = node.refusal(replace(project, **change))
-    assert "\n" not in refusal
-    assert re.search(reason, refusal)
     assert node.refusal(project) == ""
-    assert attempt(replace(project, **change), "one").error == refusal
+    other = replace(project, **change)
+    for refusal in (node.refusal(other), attempt(other, "one").error):  # git's own words may differ
+        assert "\n" not in refusal
+        assert re.search(reason, refusal)
     assert trainings(tmp_path / "project") == []
 
 

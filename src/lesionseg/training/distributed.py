@@ -260,11 +260,14 @@ def _run_all(command: Sequence[str], size: int) -> None:
 def _environment(place: _Place) -> dict[str, str]:
     """The variables of one process: its place, and its share of the threads.
 
-    It ends with the process that started it, whether DVC is above or not.
+    It ends with the process that started it, whether DVC is above or not. What gloo logs where
+    another is gone stays unsaid, as the cause is told once, at the end.
     """
+    quiet = {} if os.environ.get("LESIONSEG_DEBUG") else {"TORCH_CPP_LOG_LEVEL": "FATAL"}
     interfaces = psutil.net_if_addrs().items()
     local = [name for name, found in interfaces if any(a.address == "127.0.0.1" for a in found)]
     return {
+        **quiet,
         **({"GLOO_SOCKET_IFNAME": local[0]} if local else {}),  # nothing listens to the network
         **child_environment(without=["DVC_STAGE"]),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // place.size)),
