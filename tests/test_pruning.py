@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from fake_pipeline import PARAMS, call, fake_repository, start, trainings
+from fake_pipeline import PARAMS, ROOT, call, fake_repository, start, trainings
 
+from lesionseg.config import read_yaml
 from lesionseg.errors import ConfigError
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
 from lesionseg.results.training import history_table, seed_scores_table
@@ -22,7 +23,7 @@ from lesionseg.sweep.space import Axis, TpeSampler
 from lesionseg.sweep.sweep import Sweep
 from lesionseg.sweep.tables import summary
 from lesionseg.sweep.trials import Outcome, Trial
-from lesionseg.sweep.workspaces import Repository
+from lesionseg.sweep.workspaces import Repository, judged_first
 
 pytest.importorskip("optuna", reason="optuna is missing: pip install -e '.[sweep]'")
 
@@ -153,6 +154,25 @@ def test_tpe_takes_a_stopped_trial_as_worse_than_a_finished_one():
         is_stopped = values[-1] < 0.7
         sampler.tell(0.99 if is_stopped else 0.5, epoch=3 if is_stopped else 0)
     assert sum(value > 0.7 for value in values[20:]) > 10  # of 20; by chance there were 6
+
+
+def test_the_judged_model_is_trained_first_and_each_stage_after_what_it_needs():
+    stages = read_yaml(ROOT / "dvc.yaml")["stages"]
+    order = judged_first(ROOT)
+    assert sorted(order) == sorted(stages)
+    assert order.index(FINETUNED) + 1 == order.index(FROZEN)
+    missing = {out for stage in stages.values() for out in paths(stage, "outs")}
+    for name in order:
+        deps = paths(stages[name], "deps")
+        assert not [dep for dep in deps for out in missing if Path(dep).is_relative_to(out)]
+        missing -= set(paths(stages[name], "outs"))
+    assert not missing
+
+
+def paths(stage, kind):
+    """Those of a stage's `deps` or `outs`, also where they have options."""
+    entries = stage.get(kind, [])
+    return [one if isinstance(one, str) else next(iter(one)) for one in entries]
 
 
 # --- a sweep, its trials run by what takes no time
