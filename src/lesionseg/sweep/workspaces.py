@@ -392,7 +392,7 @@ class Pool:
             return None
         reason = pruner.hear(workspace.trial, read_curve(self._log_path(workspace.trial)))
         if reason:
-            stop([workspace.process], patience=60, go_on=True)  # until its run in MLflow has ended
+            stop([workspace.process], patience=30, go_on=True)  # until its run in MLflow has ended
             self._ready.remove(workspace)  # DVC and git may have left locks of their own there
         return reason
 
