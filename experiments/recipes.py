@@ -173,8 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with stopped_like_ctrl_c():
         for session in SESSIONS:
             if session.page in wanted:
+                found = run(session, about)
                 known = json.loads(STORE.read_text()) if STORE.exists() else {}
-                write_json(STORE, known | run(session, about))
+                write_json(STORE, known | found)
 
 
 def run(session: Session, about: Mapping[str, str]) -> dict[str, Record]:
