@@ -45,7 +45,8 @@ if name.startswith("train_") and os.environ.get("MLFLOW_TRACKING_URI", "").start
     folder.mkdir(parents=True, exist_ok=True)
     slow = Path(os.environ["FAKE_RUNS"]).parent / "slow.json"
     with training_run(name, params={}, tags=tags, id_path=folder / "run_id"):
-        print(f"{name} epoch 1/2: val jaccard 0.5, x; 1 s, about 0.1 min left", flush=True)
+        words = f"val jaccard {1 - dropout:.3f}, x; 1 s, about 0.1 min left"
+        print(f"{name} epoch 1/2: {words}", flush=True)
         while key in json.loads(slow.read_text()):
             time.sleep(0.2)
 """

@@ -120,6 +120,22 @@ def test_after_the_driver_was_ended_nothing_runs_and_the_same_command_goes_on(
     assert not any(status == "RUNNING" for _, status in found)
 
 
+def test_a_hopeless_trial_is_stopped_on_its_node_and_its_run_ends(world):
+    world.hold(f"{FINETUNED}-0.45")  # which no time would end
+    options = ("--set", "train.epochs=2", "--jobs", "1", "--pruner", "asha")
+    for finished in ("1 finished", "1 finished (1 before)"):
+        process = world.lesionseg(*sweep("0.2,0.45"), *options)
+        output, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        assert f"2 trials: {finished}, 1 stopped early" in output
+        wait_until_idle(world)
+    world.hold()
+    assert re.search(r"after 1 of 2 epochs: val jaccard 0.550, the best 1 of 2 trials", output)
+    name = re.search(r"STOPPED EARLY (\S+):", output)[1]
+    found = [(stage, status) for stage, trial, status in world.runs() if trial == name]
+    assert found == [(FINETUNED, "KILLED")]  # it is judged first: the other was never trained
+
+
 def test_trials_finish_without_the_tracking_server(world, with_a_killed_node):
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:5999"}
     status, output, errors = world.run(sys.executable, "-m", "lesionseg", *sweep("0.35"), **away)
