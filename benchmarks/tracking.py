@@ -104,7 +104,7 @@ def _measured(server: psutil.Process, clients: int, seconds: float) -> str:
 def _cpu_seconds(server: psutil.Process) -> float:
     """What the server and its workers have used so far."""
     times = [one.cpu_times() for one in [server, *server.children(recursive=True)]]
-    return sum(one.user + one.system for one in times)
+    return float(sum(one.user + one.system for one in times))
 
 
 def _client(seconds: float) -> list[float]:
@@ -115,7 +115,8 @@ def _client(seconds: float) -> list[float]:
 
     client = MlflowClient(tracking_uri=ADDRESS)
     run = client.create_run("0").info.run_id
-    latencies, end = [], time.monotonic() + seconds
+    latencies = list[float]()
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         began = time.monotonic()
         now = int(1000 * time.time())
