@@ -22,7 +22,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help setup lock docs docs-numbers doctor demo sweep ablation curve bench test check format repro \
+.PHONY: help setup lock docs docs-numbers docs-recipes doctor demo sweep ablation curve bench test check format repro \
 	experiments ui screenshots clean
 
 help:
@@ -39,7 +39,7 @@ help:
 	@echo "make check     lint, format check and types only"
 	@echo "make format    mend what lint and format can mend"
 	@echo "make docs      these pages as a site, links checked; make docs-numbers writes their numbers anew,"
-	@echo "               make screenshots their pictures of MLflow"
+	@echo "               make docs-recipes what their commands print, make screenshots their pictures of MLflow"
 	@echo "make clean     remove .venv, the demo, the small sweep and the site; data, results and runs stay"
 
 setup: .venv/ready
@@ -119,6 +119,11 @@ docs: .venv/constraints.txt
 # From the files in docs/results/; another run takes their place with: docs/fill_numbers.py results FOLDER ...
 docs-numbers:
 	@$(PYTHON) docs/fill_numbers.py
+
+# The commands of the docs run anew, in small projects; a quarter of an hour.
+docs-recipes: setup
+	@python -m experiments.recipes
+	@python docs/fill_numbers.py
 
 format: setup
 	ruff check --fix .

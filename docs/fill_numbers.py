@@ -280,7 +280,8 @@ def answer() -> str:
         difference = seeds["jaccard"]["difference"]
         again = (
             f" Over {seeds['num_seeds']} trainings of each with different random numbers it is "
-            f"{spread(difference['mean'], difference['sd'], sign='+')}."
+            f"{spread(difference['mean'], difference['sd'], sign='+')} (mean and standard "
+            "deviation)."
         )
     verb = "raises" if low > 0 else "lowers" if high < 0 else "does not clearly change"
     return (
@@ -581,6 +582,119 @@ def agreement(row: Json) -> list[str]:
     ]
 
 
+def recipe(name: str) -> str:
+    """The commands of a recipe and what they printed, as a terminal shows them."""
+    shown = [
+        f"$ {one['command']}\n{one['output']}".rstrip() for one in read("recipes")[name]["commands"]
+    ]
+    return "\n".join(["```console", *shown, "```"])
+
+
+def output(name: str) -> str:
+    """What a recipe printed whose commands the page has before it."""
+    printed = [one["output"] for one in read("recipes")[name]["commands"]]
+    return "\n".join(["```text", *printed, "```"])
+
+
+def ran(page: str) -> str:
+    """When and on what the recipes of a page ran, and how long each took."""
+    found = [one for name, one in read("recipes").items() if name.startswith(f"{page}.")]
+    loads = [load for one in found for load in one["load_average"]]
+    sentences = dict.fromkeys(
+        f"Run on {one['date']} at commit `{one['commit']:.7}`; {one['machine']}" for one in found
+    )
+    seconds = sorted(one["seconds"] for one in found)
+    return (
+        f"{'. '.join(sentences)}, load average {min(loads):.0f} to {max(loads):.0f}; "
+        f"{seconds[0]:.0f} to {seconds[-1]:.0f} seconds each."
+    )
+
+
+def seconds(name: str) -> str:
+    """How long a recipe took."""
+    return f"{read('recipes')[name]['seconds']:.0f} s"
+
+
+def code(place: str) -> str:
+    """A number that the code has under a name: `src/lesionseg/cli.py,NUM_SHOWN`.
+
+    A third part is the unit to give it in: `1e6` for a million.
+
+    Raises:
+        KeyError: The file has no such name with a number.
+    """
+    path, name, *unit = place.split(",")
+    values = {}
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            values |= {
+                one.id: value.value
+                for one, value in pairs
+                if isinstance(one, ast.Name) and isinstance(value, ast.Constant)
+            }
+    return f"{values[name] / float(unit[0] if unit else 1):g}"
+
+
+def setup() -> str:
+    """What setting up costs, with each program."""
+    labels = {"uv": "uv", "uv_again": "uv, a second time from its cache", "pip": "pip"}
+    rows = [
+        [labels[name], f"{row['seconds']}", f"{row['mb']:,}"]
+        for name, row in read("times")["setup"].items()
+    ]
+    return table_of(["", "seconds", "MB in `.venv`"], rows)
+
+
+def disk(build: str) -> str:
+    """What `.venv` takes with a build of torch, `cpu` or `cuda`."""
+    return f"{read('times')['disk_gb'][build]} GB"
+
+
+def assumed(name: str) -> str:
+    """What a trial is taken to cost, of which `at_scale` is computed."""
+    return f"{read('scale')[name]}"
+
+
+def at_scale() -> str:
+    """What trials cost together, on one node and on many: computed, not run."""
+    one = read("scale")
+    cases, seconds = one["cases"], 60 * one["minutes"]
+    samples = seconds / float(code("src/lesionseg/tracking/handle.py,_SAMPLING_SECONDS"))
+    rows = [
+        [
+            "into DVC's remote, models",
+            *(f"{rounded(n * one['trial_mb'] / 1000, 2)} GB" for _, _, n in cases),
+        ],
+        [
+            f"out of DVC's remote, data of {one['data_mb']} MB, once a node",
+            *(f"{rounded(nodes * one['data_mb'] / 1000, 2)} GB" for _, nodes, _ in cases),
+        ],
+        ["references in Git", *(f"{n:,}" for _, _, n in cases)],
+        [
+            "requests to MLflow a second, samples included",
+            *(rounded(nodes * (one["requests"] + samples) / seconds, 1) for _, nodes, _ in cases),
+        ],
+        [
+            f"entries of the run cache that the last trial lists, {one['cache_entries']} a trial",
+            *(f"{n * one['cache_entries']:,}" for _, _, n in cases),
+        ],
+        [
+            "trials that start at once, all fetching from Git",
+            *(f"{nodes}" for _, nodes, _ in cases),
+        ],
+    ]
+    return table_of(["", *(f"{name}, {n:,} trials" for name, _, n in cases)], rows)
+
+
+def rounded(value: float, digits: int) -> str:
+    """To so many digits, as estimates are."""
+    return f"{float(f'{value:.{digits}g}'):g}"
+
+
 def demo() -> str:
     """The models of `make demo`, and the processors that have trained them."""
     known = read("demo")
@@ -644,6 +758,15 @@ RENDERERS: Mapping[str, Callable[..., str]] = {
     "curve_table": curve_table,
     "modules": modules,
     "export": exported,
+    "recipe": recipe,
+    "output": output,
+    "ran": ran,
+    "seconds": seconds,
+    "code": code,
+    "setup": setup,
+    "disk": disk,
+    "assumed": assumed,
+    "at_scale": at_scale,
     "demo": demo,
     "speed": speed,
     "table": table,

@@ -87,8 +87,8 @@ def make_repository(folder: Path, params: dict[str, object]) -> None:
         call(folder, "git", "commit", "--quiet", "--message", "the pipeline as it is now")
 
 
-def call(folder: Path, *command: str) -> None:
-    """Run a command in a folder.
+def call(folder: Path, *command: str) -> str:
+    """Standard output of a command that runs in a folder.
 
     Raises:
         LesionsegError: It failed; what it said is the message.
@@ -98,6 +98,7 @@ def call(folder: Path, *command: str) -> None:
     )
     if done.returncode:
         raise LesionsegError(f"{' '.join(command[:3])} failed in {folder}: {done.stderr.strip()}")
+    return done.stdout
 
 
 if __name__ == "__main__":

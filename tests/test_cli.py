@@ -434,6 +434,7 @@ def test_the_help_of_each_command_has_an_example_that_is_understood(name):
     [
         *(f"stages.{name}" for name in STAGES),
         "experiments.demo",
+        "experiments.recipes",
         "experiments.sweep_demo",
         "benchmarks.__main__",
         "benchmarks.serving",

@@ -386,3 +386,12 @@ def test_other_precisions_are_refused_below_the_mean_or_the_least_jaccard(name):
         check(bound.mean, bound.mean - 0.002)
     with pytest.raises(gate.ExportError, match="worst in b"):
         check(*[1.0] * 999, bound.least - 0.01)
+
+
+def test_the_docs_have_the_bounds_of_the_gate():
+    text = " ".join((ROOT / "docs/export.md").read_text(encoding="utf-8").split())
+    half, whole = gate.BOUNDS["float16"], gate.BOUNDS["int8"]
+    assert (
+        f"`float16` by a jaccard of the two masks of {half.mean:g} on average and {half.least:g} "
+        f"in each image; `int8` by {whole.mean:g} and {whole.least:g}."
+    ) in text

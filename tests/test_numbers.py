@@ -157,6 +157,48 @@ def test_sentences_of_the_answer_are_made_of_its_numbers(store):
     assert fill_numbers.limit("pixel_larger") == "0.432"
 
 
+def test_numbers_of_the_code_are_those_that_it_computes_with():
+    from lesionseg.serving.limits import Limits
+    from lesionseg.tracking import availability
+
+    body = fill_numbers.code("src/lesionseg/serving/limits.py,max_body,1e6")
+    assert float(body) * 1e6 == Limits().max_body
+    both = "src/lesionseg/tracking/availability.py,_ALL_SECONDS"  # two in one line
+    assert float(fill_numbers.code(both)) == availability._ALL_SECONDS
+    with pytest.raises(KeyError, match="_NONE"):
+        fill_numbers.code("src/lesionseg/tracking/availability.py,_NONE")
+
+
+def test_recipes_say_when_and_how_long_they_ran(store):
+    one = {"date": "2027-01-31", "commit": "c0ffee123456", "machine": "a machine"}
+    records = {
+        "page.a": {**one, "load_average": [0.4, 2.6], "seconds": 5.2, "commands": []},
+        "page.b": {**one, "load_average": [9.7, 3.0], "seconds": 61.0, "commands": []},
+        "other.c": {**one, "load_average": [50, 50], "seconds": 99.0, "commands": []},
+    }
+    records["page.a"]["commands"] = [
+        {"command": "cd a", "output": ""},
+        {"command": "ls", "output": "\nb"},
+    ]
+    fill_numbers.write("recipes", records)
+    assert fill_numbers.recipe("page.a") == "```console\n$ cd a\n$ ls\n\nb\n```"
+    assert fill_numbers.ran("page") == (
+        "Run on 2027-01-31 at commit `c0ffee1`; a machine, load average 0 to 10; 5 to 61 seconds "
+        "each."
+    )
+
+
+def test_what_trials_cost_in_the_large_is_computed(store):
+    one = {"trial_mb": 2, "data_mb": 300, "requests": 240, "minutes": 30, "cache_entries": 3}
+    fill_numbers.write("scale", {**one, "cases": [["two", 2, 1000]]})
+    heading, _, *rows = fill_numbers.at_scale().splitlines()
+    assert heading == "| | two, 1,000 trials |"
+    # Samples of the machine every 5 s: 360 in half an hour, so 600 requests from each node.
+    costs = ["2 GB", "0.6 GB", "1,000", "0.7", "3,000", "2"]
+    assert [row.split(" | ")[-1].rstrip(" |") for row in rows] == costs
+    assert fill_numbers.assumed("data_mb") == "300"
+
+
 def test_a_block_is_written_where_it_stands():
     text = "It says: <!-- numbers: answer -->old<!-- /numbers --> And on."
     assert fill_numbers.fill(text) == text.replace("old", fill_numbers.answer())

@@ -159,6 +159,13 @@ def _connected(address: str) -> Iterator[Any]:
         ) from None
     try:
         yield ray
+    except BrokenPipeError:  # of our own output
+        raise
+    except ConnectionError as error:
+        raise LesionsegError(
+            f"the cluster is gone ({_last_line(error).rstrip('.')})",
+            "Start it again (docs/team.md), then run the same command to go on",
+        ) from None
     finally:
         ray.shutdown()
 
