@@ -36,7 +36,9 @@ def test_a_recipe_that_fails_is_an_error_unless_it_must():
 
 def test_a_server_runs_for_the_recipes_after_it_and_no_longer():
     address = f"http://127.0.0.1:{free_port()}/"
-    serve = f"echo ready; {sys.executable} -m http.server {address.split(':')[2][:-1]}"
+    serve = (
+        f"echo ready; echo why >&2; {sys.executable} -m http.server {address.split(':')[2][:-1]}"
+    )
     ask = f"import urllib.request\nprint(urllib.request.urlopen({address!r}).status)"
     found = recipes.run(
         session(
@@ -44,7 +46,9 @@ def test_a_server_runs_for_the_recipes_after_it_and_no_longer():
         ),
         ABOUT,
     )
-    assert found["page.serve"]["commands"][0]["output"].startswith("ready")
+    printed = found["page.serve"]["commands"][0]["output"]
+    assert printed.startswith("ready")
+    assert "why" not in printed
     assert found["page.ask"]["commands"][0]["output"] == "200"
     assert not recipes.is_there(address)
 
