@@ -1,14 +1,17 @@
 """What a trial costs beside its stages: the local pool, and one and two nodes of a Ray cluster.
 
     python -m benchmarks.cluster --trials 12 > measured.md
+    python -m benchmarks.cluster --pipeline phantoms > measured.md
 
-Prints a table in Markdown. The stages take a second each and no processor. Nodes are processes of
-this machine in a network namespace, as Ray listens on all interfaces; each has a core to give away.
+Prints a table in Markdown. The stages take a second each and no processor, or are the pipeline's
+own on a few phantoms. Nodes are processes of this machine in a network namespace, as Ray listens on
+all interfaces; each has a core to give away.
 """
 
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from experiments import sweep_demo
 from experiments.demo import ROOT
 from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.files import write_bytes
@@ -48,6 +52,7 @@ table = seed_scores_table(run)
 table.write(Results().seed_scores(run), [dict.fromkeys(table.columns, 0.5) | {{"seed": 0}}])
 time.sleep({STAGE_SECONDS})
 """
+PIPELINES = ("sleep", "phantoms")
 RAY = ("-c", "from ray.scripts.scripts import main; main()")
 
 
@@ -55,20 +60,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure each executor with the same number of trials, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--pipeline", choices=PIPELINES, default="sleep")
+    parser.add_argument("--nodes", type=int, nargs="+", choices=(1, 2), default=[1, 2])
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if not arguments.inside:
-        own = f"ip link set lo up && exec {sys.executable} -m benchmarks.cluster --inside"
+        own = [sys.executable, "-m", "benchmarks.cluster", "--inside", *(argv or sys.argv[1:])]
         command = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c"]
-        done = subprocess.run([*command, f"{own} --trials {arguments.trials}"])
+        done = subprocess.run([*command, f"ip link set lo up && exec {shlex.join(own)}"])
         sys.exit(done.returncode)
     with TemporaryDirectory(prefix="ls-") as folder:
-        sys.stdout.write(measure(Path(folder), num_trials=arguments.trials))
+        project = Path(folder) / "project"
+        environment = _environment(Path(folder))
+        is_own = arguments.pipeline == "phantoms"
+        _make_project(project, environment, is_own=is_own)
+        stages = None if is_own else STAGE_SECONDS * len(RUNS)
+        lines = _measure(project, environment, arguments.trials, arguments.nodes, stages)
+        columns = ["executor", "trials at once", "seconds of all", "seconds a trial"]
+        columns += [] if is_own else ["overhead a trial, s"]
+        rule = "|".join(["---", *["---:"] * (len(columns) - 1)])
+        sys.stdout.write("\n".join([f"| {' | '.join(columns)} |", f"|{rule}|", *lines, ""]))
 
 
-def measure(folder: Path, *, num_trials: int) -> str:
-    """The table of all executors."""
-    environment = {
+def _environment(folder: Path) -> dict[str, str]:
+    """The variables of all that runs, in a network of its own."""
+    return {
         **child_environment(without=("DVC_", "MLFLOW_", "RAY_")),
         **git_identity(ROOT, stranger="benchmark"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
@@ -78,7 +94,17 @@ def measure(folder: Path, *, num_trials: int) -> str:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]),
     }
-    project = _make_project(folder, environment)
+
+
+def _measure(
+    project: Path,
+    environment: Mapping[str, str],
+    num_trials: int,
+    nodes: Sequence[int],
+    stage_seconds: float | None,
+) -> list[str]:
+    """The rows of the local pool and of the cluster, for each number of nodes."""
+    folder = project.parent
     store = ["--object-store-memory=80000000", "--num-cpus=1"]
     lines: list[str] = []
     for number, name in ((1, "one Ray node"), (2, "two Ray nodes")):
@@ -90,31 +116,35 @@ def measure(folder: Path, *, num_trials: int) -> str:
             place = [f"--address={ADDRESS}"]
         own = f"--node-ip-address=127.0.0.{number + 1}"
         _call(sys.executable, *RAY, "start", own, *place, *store, cwd=project, env=env)
+        if number not in nodes:
+            continue
         # One after the other, since what else the machine does changes with the minutes.
         pool = f"local pool, `--jobs {number}`"
         for label, options in ((pool, ["--jobs", str(number)]), (name, ["--cluster", CLIENT])):
             # Of its own: equal trainings come from the run cache, whoever has run them.
             values = [0.2 * len(lines) + index / 1000 for index in range(num_trials)]
-            lines.append(_measured(project, label, number, options, values=values, env=env))
-    head = (
-        "| executor | trials at once | seconds of all | seconds a trial | overhead a trial, s |\n"
-    )
-    return head + "|---|---:|---:|---:|---:|\n" + "\n".join(lines) + "\n"
+            row = _measured(
+                project, label, number, options, values=values, env=env, stages=stage_seconds
+            )
+            lines.append(row)
+    return lines
 
 
-def _make_project(folder: Path, environment: Mapping[str, str]) -> Path:
-    """A repository with such a pipeline, and both remotes in folders."""
-    project = folder / "project"
+def _make_project(project: Path, environment: Mapping[str, str], *, is_own: bool) -> None:
+    """A repository with stages that sleep, or with the pipeline; both remotes are folders."""
     project.mkdir()
-    write_bytes(project / "params.yaml", (ROOT / "params.yaml").read_bytes())
-    write_bytes(project / "dvc.yaml", PIPELINE.encode())
-    write_bytes(project / "stage.py", STAGE.encode())
-    write_bytes(project / ".gitignore", b"/.checkpoints/\n")
-    remote = str(folder / "remote.git")
+    if is_own:
+        sweep_demo.make_repository(project, sweep_demo.PARAMS)
+    else:
+        write_bytes(project / "params.yaml", (ROOT / "params.yaml").read_bytes())
+        write_bytes(project / "dvc.yaml", PIPELINE.encode())
+        write_bytes(project / "stage.py", STAGE.encode())
+        write_bytes(project / ".gitignore", b"/.checkpoints/\n")
+        _call("git", "init", "--quiet", cwd=project, env=environment)
+        _call("dvc", "init", "--quiet", cwd=project, env=environment)
+    remote, data = str(project.parent / "remote.git"), str(project.parent / "data")
     for command in (
-        ("git", "init", "--quiet"),
-        ("dvc", "init", "--quiet"),
-        ("dvc", "remote", "add", "--quiet", "--default", "team", str(folder / "data")),
+        ("dvc", "remote", "add", "--quiet", "--default", "team", data),
         ("git", "init", "--quiet", "--bare", remote),
         ("git", "remote", "add", "origin", remote),
         ("git", "add", "--all"),
@@ -122,7 +152,6 @@ def _make_project(folder: Path, environment: Mapping[str, str]) -> Path:
         ("git", "push", "--quiet", "origin", "HEAD:main"),
     ):
         _call(*command, cwd=project, env=environment)
-    return project
 
 
 def _measured(
@@ -133,8 +162,11 @@ def _measured(
     *,
     values: Sequence[float],
     env: Mapping[str, str],
+    stages: float | None,
 ) -> str:
     """The row of an executor: trials of its own, from the first one's start to the last one's end.
+
+    The overhead is what remains of a trial beside the seconds of its stages, where these are known.
 
     What comes before, such as the data and Ray's connection, happens once and is left out.
     """
@@ -159,10 +191,10 @@ def _measured(
     seconds = ends[-1] - ends[jobs - 1]
     rounds = (len(values) - jobs) / jobs
     each = seconds / rounds
-    overhead = each - STAGE_SECONDS * len(RUNS)
+    overhead = "" if stages is None else f" {each - stages:.1f} |"
     whole = ends[-1] - started
     sys.stderr.write(f"{name}: {whole:.0f} s, {each:.1f} s a trial\n")
-    return f"| {name} | {jobs} | {whole:.0f} | {each:.1f} | {overhead:.1f} |"
+    return f"| {name} | {jobs} | {whole:.0f} | {each:.1f} |{overhead}"
 
 
 def _call(*command: str, cwd: Path, env: Mapping[str, str]) -> None:

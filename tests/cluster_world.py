@@ -20,7 +20,7 @@ import pytest
 from fake_pipeline import FAKE_STAGE, call, environment, fake_repository
 
 ROOT = Path(__file__).parents[1]
-NODES = ("127.0.0.2", "127.0.0.3")
+NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 PORT, CLIENT_PORT, SERVER = 6379, 10001, "http://127.0.0.1:5000"
 ADDRESS = f"ray://{NODES[0]}:{CLIENT_PORT}"
 TOKEN = "a" * 64
@@ -45,7 +45,8 @@ if name.startswith("train_") and os.environ.get("MLFLOW_TRACKING_URI", "").start
     folder.mkdir(parents=True, exist_ok=True)
     slow = Path(os.environ["FAKE_RUNS"]).parent / "slow.json"
     with training_run(name, params={}, tags=tags, id_path=folder / "run_id"):
-        print(f"{name} epoch 1/2: val jaccard 0.5, x; 1 s, about 0.1 min left", flush=True)
+        words = f"val jaccard {1 - dropout:.3f}, x; 1 s, about 0.1 min left"
+        print(f"{name} epoch 1/2: {words}", flush=True)
         while key in json.loads(slow.read_text()):
             time.sleep(0.2)
 """
@@ -172,6 +173,13 @@ class World:
             words = self._words(process)
             is_raylet = bool(words) and words[0].endswith("raylet/raylet")
             if is_raylet and f"--node_ip_address={address}" in words:
+                process.kill()
+
+    def kill_head(self) -> None:
+        """End by force what all nodes and clients ask: the control service and its client's."""
+        for process in self.processes():
+            words = " ".join(self._words(process))
+            if "gcs_server" in words or "ray.util.client.server" in words:
                 process.kill()
 
     def processes(self) -> list[psutil.Process]:

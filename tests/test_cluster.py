@@ -96,22 +96,44 @@ def test_a_trials_own_error_is_not_tried_again(world, with_a_killed_node):
     assert trainings(world.project).count("train_frozen 0.6") == 1
 
 
-def test_after_the_driver_was_killed_nothing_runs_and_the_same_command_goes_on(
-    world, with_a_killed_node
+@pytest.mark.parametrize(
+    ("deadly", "value", "status"), [(signal.SIGKILL, "0.3", -9), (signal.SIGINT, "0.32", 130)]
+)
+def test_after_the_driver_was_ended_nothing_runs_and_the_same_command_goes_on(
+    world, with_a_killed_node, deadly, value, status
 ):
-    world.hold(f"{FINETUNED}-0.3")
-    process = world.lesionseg(*sweep("0.2,0.3"))
+    world.hold(f"{FINETUNED}-{value}")
+    process = world.lesionseg(*sweep(f"0.2,{value}"))
     world.wait_for(lambda: num_running(world) == 1, process)
-    end(process, signal.SIGKILL)
-    process.communicate()
+    end(process, deadly)
+    _, errors = process.communicate()
+    if deadly == signal.SIGINT:
+        assert process.returncode == status
+        assert errors.splitlines()[-1] == "interrupted. Run the same command again to go on"
     wait_until_idle(world)
     world.hold()
-    status, output, errors = world.run(sys.executable, "-m", "lesionseg", *sweep("0.2,0.3"))
+    status, output, errors = world.run(sys.executable, "-m", "lesionseg", *sweep(f"0.2,{value}"))
     assert status == 0, errors
     assert "2 trials: 2 finished (1 before)" in output
-    found = statuses(world, output, "0.3")
+    found = statuses(world, output, value)
     assert {stage: found[stage, "FINISHED"] for stage in RUNS} == dict.fromkeys(RUNS, 1)
     assert not any(status == "RUNNING" for _, status in found)
+
+
+def test_a_hopeless_trial_is_stopped_on_its_node_and_its_run_ends(world):
+    world.hold(f"{FINETUNED}-0.45")  # which no time would end
+    options = ("--set", "train.epochs=2", "--jobs", "1", "--pruner", "asha")
+    for finished in ("1 finished", "1 finished (1 before)"):
+        process = world.lesionseg(*sweep("0.2,0.45"), *options)
+        output, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+        assert f"2 trials: {finished}, 1 stopped early" in output
+        wait_until_idle(world)
+    world.hold()
+    assert re.search(r"after 1 of 2 epochs: val jaccard 0.550, the best 1 of 2 trials", output)
+    name = re.search(r"STOPPED EARLY (\S+):", output)[1]
+    found = [(stage, status) for stage, trial, status in world.runs() if trial == name]
+    assert found == [(FINETUNED, "KILLED")]  # it is judged first: the other was never trained
 
 
 def test_trials_finish_without_the_tracking_server(world, with_a_killed_node):
@@ -145,3 +167,59 @@ def test_an_ablation_reads_its_scores_from_the_remote(world, with_a_killed_node)
     status, output, errors = world.run(sys.executable, "-m", "lesionseg", *ablation)
     assert status == 0, errors
     assert re.search(r"\| `small` \|.*\| 0.845 ±0.007 \| 0.745 ±0.007 \|", output)
+
+
+def test_a_learning_curve_reads_its_scores_from_the_remote(world, with_a_killed_node):
+    call(world.project, "dvc", "repro", "preprocess")  # which says how many images there are
+    curve = ("curve", "--sizes", "20,40", "--seeds", "2", "--cluster", ADDRESS)
+    status, _, errors = world.run(sys.executable, "-m", "lesionseg", *curve)
+    assert status == 0, errors
+    table = (world.project / "results/curve/curve.csv").read_text()
+    assert len(table.splitlines()) > 2 * 2 * 2  # of two sizes, two seeds and two models
+
+
+def test_a_search_proposes_on_a_cluster_what_it_proposes_here(world, with_a_killed_node):
+    search = ("sweep", "--search", "model.dropout=0.1..0.3", "--sampler", "random", "--trials", "2")
+    planned = world.run(sys.executable, "-m", "lesionseg", *search, "--dry-run")[1]
+    status, output, errors = world.run(
+        sys.executable, "-m", "lesionseg", *search, "--cluster", ADDRESS
+    )
+    assert status == 0, errors
+    assert "2 trials: 2 finished" in output
+    assert set(re.findall(r"sweep-\w{8}", planned)) <= set(re.findall(r"sweep-\w{8}", output))
+
+
+def test_with_a_shared_folder_of_checkpoints_another_node_goes_on_with_the_same_run(
+    world, with_a_killed_node
+):
+    """A training that had begun is not begun again: it stays one run."""
+    world.start_node(3)
+    shared = ("--checkpoints", str(world.folder / "checkpoints"))
+    world.hold(f"{FINETUNED}-0.21", f"{FINETUNED}-0.22")
+    process = world.lesionseg(*sweep("0.21,0.22"), *shared)
+    world.wait_for(lambda: num_running(world) == 2, process)
+    world.kill_node(NODES[2])
+    world.wait_for(lambda: num_running(world) == 1, process)
+    world.hold()
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors
+    assert len(re.findall(r"its node was lost", errors)) == 1
+    for value in ("0.21", "0.22"):
+        assert statuses(world, output, value) == {(stage, "FINISHED"): 1 for stage in RUNS}
+
+
+def test_where_the_head_is_lost_the_command_ends_with_one_line_and_no_orphan(
+    world, with_a_killed_node
+):
+    """The last one: there is no cluster after it."""
+    world.hold(f"{FINETUNED}-0.23")
+    process = world.lesionseg(*sweep("0.23"))
+    world.wait_for(lambda: num_running(world) == 1, process)
+    world.kill_node(NODES[0])
+    world.kill_head()
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1].startswith("error: the cluster is gone")
+    assert "Traceback" not in errors
+    wait_until_idle(world)
+    world.hold()

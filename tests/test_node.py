@@ -49,7 +49,7 @@ def use_node(folder, monkeypatch, *, number):
 
 
 def attempt(project, name, *, known="", trial=TRIAL):
-    return node.run_trial(project, trial, attempt=name, known=known, tell=lambda _: None)
+    return node.run_trial(project, trial, attempt=name, known=known, tell=lambda *_: False)
 
 
 def published(project):
@@ -109,15 +109,32 @@ def test_a_trial_whose_node_has_ended_is_stopped(project, tmp_path, monkeypatch)
     monkeypatch.setenv("FAKE_SECONDS", "60")
     trial = Trial(name="sweep-00000002", settings={"model.dropout": 0.6})
 
-    def tell(text):
+    def tell(text, _):
         if text == "train_frozen":
             raise LesionsegError("its node has ended")
+        return False
 
     report = node.run_trial(project, trial, attempt="one", known="", tell=tell)
     assert report.error == "its node has ended"
     pid = int((tmp_path / "runs.txt").read_text().split()[-1])
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_trial_that_stops_early_leaves_nothing_but_its_log(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    trial = Trial(name="sweep-00000002", settings={"model.dropout": 0.6})
+    report = node.run_trial(
+        project, trial, attempt="one", known="", tell=lambda text, _: text == "train_frozen"
+    )
+    assert (report.error, report.is_stopped) == ("", True)
+    assert "Running stage 'train_frozen'" in report.log
+    assert published(project) == []
+    pid = int((tmp_path / "runs.txt").read_text().split()[-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not attempt(project, "two").is_stopped
+    assert published(project) == [TRIAL.name]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from lesionseg.processes import (
     git_identity,
     only_writer,
     run_to_end,
+    start,
+    stop,
     stopped_like_ctrl_c,
 )
 from lesionseg.sweep import workspaces
@@ -94,6 +96,17 @@ def test_a_second_ctrl_c_leaves_nothing_behind(tmp_path):
     command = shell("INT", trap=again)
     with pytest.raises(KeyboardInterrupt), stopped_like_ctrl_c():
         run_to_end(command, cwd=tmp_path, environment=os.environ, patience=0.2)
+    assert_ended(tmp_path)
+
+
+def test_ctrl_c_while_one_of_several_is_stopped_interrupts_us_at_the_end(tmp_path):
+    note = "echo $$ > pids; sleep 300 & echo $! >> pids; touch ready"
+    command = ["sh", "-c", f"trap 'kill -INT $PPID; exit' INT; {note}; wait"]
+    process = start(command, cwd=tmp_path, environment=os.environ)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    with pytest.raises(KeyboardInterrupt):
+        stop([process], go_on=True)
     assert_ended(tmp_path)
 
 

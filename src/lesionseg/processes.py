@@ -112,7 +112,7 @@ def start(
 
 def release(process: Process) -> None:
     """Let the guard of a process go, which has ended."""
-    if process.stdin:
+    if process.stdin and not process.stdin.closed:
         with suppress(OSError):  # it was ended as well
             process.stdin.write(b"\n")
             process.stdin.flush()
@@ -155,15 +155,21 @@ def run_to_end(
                 process.stdout.close()
 
 
-def stop(processes: Sequence[Process], *, patience: float = 15) -> None:
+def stop(processes: Sequence[Process], *, patience: float = 15, go_on: bool = False) -> None:
     """Interrupt those that still run, with all that they have started; then end them by force.
 
     A second Ctrl-C or SIGTERM meanwhile changes nothing: it would leave some of them behind.
+
+    Args:
+        processes: What `start` has given.
+        patience: Seconds in which they may end by themselves.
+        go_on: Whether there is more to do afterwards, so that Ctrl-C meanwhile is our first and
+            interrupts us at the end.
     """
     running = [process for process in processes if process.poll() is None]
     if not running:
         return
-    with _undisturbed():
+    with deferred() if go_on else _undisturbed():
         for number, seconds in ((signal.SIGINT, patience), (signal.SIGTERM, patience / 3)):
             _send(running, number)
             end = time.monotonic() + seconds

@@ -10,10 +10,12 @@ MOST_TRIALS = 10_000  # a month of minutes
 MOST_GPUS = 64  # of a machine
 _COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings or jobs
 SAMPLERS = ("tpe", "random")
+PRUNERS = ("none", "median", "asha")
 SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment of the pipeline.
 
   lesionseg sweep --grid model.decoder=bilinear,transposed --grid loss.bce=0,1
   lesionseg sweep --search 'train.lr=1e-4..1e-2 log' --trials 20
+  lesionseg sweep --search 'train.lr=1e-4..1e-2 log' --trials 40 --pruner median
 
 Ends with a table, best first. The best is chosen by jaccard on val; test has no say in it. A trial
 that failed is named with its error and its log. Interrupted, the same command goes on."""
@@ -64,6 +66,13 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     add("--trials", type=_COUNT, default=20, metavar="N", help="of a search (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="tpe", help="of a search (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of a search (default: %(default)s)")
+    add(
+        "--pruner",
+        choices=PRUNERS,
+        default="none",
+        help="stop trials early that are behind the others on val: below the median of five or "
+        "more, or not in the best third (default: %(default)s)",
+    )
     add("--name", default="sweep", help="first part of the trials' names (default: %(default)s)")
     _add_common(parser)
 

@@ -8,9 +8,9 @@ with its node is started anew here, so that its runs in MLflow can be ended.
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from lesionseg.errors import LesionsegError
 from lesionseg.sweep import node
 from lesionseg.sweep.finished import read_finished, val_scores
 from lesionseg.sweep.progress import View, open_view
+from lesionseg.sweep.pruning import Pruner
 from lesionseg.sweep.tables import outcome_line
-from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.sweep.trials import Curve, Outcome, Stop, Trial
 from lesionseg.sweep.workspaces import DVC, HOME, Pool, Repository, only_one, output
 from lesionseg.tracking import attempts, store
 
@@ -158,6 +159,13 @@ def _connected(address: str) -> Iterator[Any]:
         ) from None
     try:
         yield ray
+    except BrokenPipeError:  # of our own output
+        raise
+    except ConnectionError as error:
+        raise LesionsegError(
+            f"the cluster is gone ({_last_line(error).rstrip('.')})",
+            "Start it again (docs/team.md), then run the same command to go on",
+        ) from None
     finally:
         ray.shutdown()
 
@@ -186,6 +194,7 @@ class Cluster:
         head = {"node:__internal_head__": 0.001}  # without it there is no cluster either
         self._board = ray.remote(num_cpus=0, resources=head)(_Board).remote()
         self._home = repository.root / HOME / "attempts"
+        self._stops: dict[str, Stop] = {}
 
     def check_nodes(self, jobs: int | None) -> None:
         """Ask each node whether it may work, and find out how many trials there is room for.
@@ -219,8 +228,8 @@ class Cluster:
         room = sum(self._demand.room(one["Resources"]) for one in nodes.values())
         self.jobs = min(jobs or room, room)
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Outcomes of trials in the order in which they end."""
+    def run(self, trials: Sequence[Trial], *, pruner: Pruner | None = None) -> Iterator[Outcome]:
+        """Outcomes of trials in the order in which they end; `pruner` may stop some early."""
         self._end_left_over()
         published = self._published() if trials else {}
         waiting = []
@@ -232,7 +241,7 @@ class Cluster:
         if waiting and not self._project.lock:
             self._prepare()
         with open_view(len(waiting)) as view:
-            for outcome in self._run(waiting, published, view):
+            for outcome in self._run(waiting, published, view, pruner):
                 _log.info("%s", outcome_line(outcome))
                 yield outcome
 
@@ -246,7 +255,11 @@ class Cluster:
         self._project = replace(self._project, lock=self._pool.lock.read_text(encoding="utf-8"))
 
     def _run(
-        self, trials: Sequence[Trial], published: Mapping[str, str], view: View
+        self,
+        trials: Sequence[Trial],
+        published: Mapping[str, str],
+        view: View,
+        pruner: Pruner | None,
     ) -> Iterator[Outcome]:
         waiting, running = list(trials), dict[Any, Trial]()
         project = self._ray.put(self._project)
@@ -255,7 +268,8 @@ class Cluster:
                 trial = waiting.pop(0)
                 known = published.get(trial.name, "")
                 attempt = self._note_attempt(trial)
-                task = self._work.remote(project, trial, attempt, known, self._board)
+                is_judged = pruner is not None
+                task = self._work.remote(project, trial, attempt, known, self._board, is_judged)
                 running[task] = trial
             done, _ = self._ray.wait(list(running), timeout=1)
             for task in done:
@@ -264,10 +278,27 @@ class Cluster:
                     yield outcome
                 else:
                     waiting.insert(0, trial)
-            if view.is_due():
+            said = {}
+            if pruner or view.is_due():
                 said = self._ray.get(self._board.read.remote())
-                rows = {trial.name: said.get(trial.name, "waits") for trial in running.values()}
+            if pruner:
+                self._stop_early(running.values(), said, pruner)
+            if view.is_due():
+                rows = {
+                    one.name: said.get(one.name, _Said("waits")).text for one in running.values()
+                }
                 view.show(rows, num_done=len(trials) - len(waiting) - len(running))
+
+    def _stop_early(
+        self, trials: Iterable[Trial], said: Mapping[str, "_Said"], pruner: Pruner
+    ) -> None:
+        """Have the nodes told which of the trials that run are to be stopped."""
+        for trial in trials:
+            if trial.name in self._stops or trial.name not in said:
+                continue
+            if stop := pruner.hear(trial, said[trial.name].curve):
+                self._stops[trial.name] = stop
+                self._board.stop.remote(trial.name)
 
     def _collect(self, trial: Trial, task: Any) -> Outcome | None:
         """What came of an attempt; None where it is lost and the trial is to be tried again."""
@@ -281,6 +312,9 @@ class Cluster:
             return Outcome(trial=trial, error=_last_line(error), log=log)
         except self._ray.exceptions.RayError as error:
             attempts.end_lost(names)
+            if trial.name in self._stops:
+                self._forget(trial)
+                return Outcome(trial=trial, stop=self._stops[trial.name], log=log)
             reason = f"its node was lost ({type(error).__name__})"
             _log.warning("%s: %s, attempt %d", trial.name, reason, len(names))
             if len(names) < MOST_ATTEMPTS:
@@ -291,6 +325,9 @@ class Cluster:
         if len(names) > 1:
             attempts.keep_last(names)
         self._forget(trial)
+        if report.is_stopped:
+            attempts.end_lost(names)
+            return Outcome(trial=trial, stop=self._stops[trial.name], log=log)
         if report.error:
             return Outcome(trial=trial, error=report.error, log=log)
         scores = self._fetch(trial)
@@ -331,31 +368,54 @@ class Cluster:
         attempts.end_lost([name for path in left for name in path.read_text().split()])
 
 
+@dataclass(frozen=True)
+class _Said:
+    """How far a trial is: a line, and its epochs."""
+
+    text: str
+    curve: Curve = field(default_factory=dict)
+
+
 class _Board:
-    """An actor on which nodes write how far they are."""
+    """An actor on which nodes write how far they are, and read what is to be stopped."""
 
     def __init__(self) -> None:
-        self._said: dict[str, str] = {}
+        self._said: dict[str, _Said] = {}
+        self._stopped: set[str] = set()
 
-    def tell(self, name: str, text: str) -> None:
-        self._said[name] = text
+    def tell(self, name: str, text: str, curve: Curve) -> bool:
+        self._said[name] = _Said(text, curve)
+        return name in self._stopped
 
-    def read(self) -> dict[str, str]:
+    def read(self) -> dict[str, _Said]:
         return self._said
 
+    def stop(self, name: str) -> None:
+        self._stopped.add(name)
 
-def _work(project: node.Project, trial: Trial, attempt: str, known: str, board: Any) -> node.Report:
+
+def _work(
+    project: node.Project, trial: Trial, attempt: str, known: str, board: Any, is_judged: bool
+) -> node.Report:
     """A trial, as a node calls it. Ray lets a task go on whose node has ended: not this one."""
     import ray
 
     address, parent = ray.util.get_node_ip_address(), os.getppid()
+    answer: Any = None
 
-    def tell(text: str) -> None:
+    def tell(text: str, curve: Curve) -> bool:
+        nonlocal answer
         if os.getppid() != parent:
             raise LesionsegError("its node has ended")
-        board.tell.remote(trial.name, f"{address}  {text}")
+        if answer and not answer.done():
+            return False  # asked is the head already; to wait would give our cores to others
+        is_stopped = bool(answer and not answer.exception() and answer.result())
+        answer = board.tell.remote(trial.name, f"{address}  {text}", curve).future()
+        return is_stopped
 
-    return node.run_trial(project, trial, attempt=attempt, known=known, tell=tell)
+    return node.run_trial(
+        project, trial, attempt=attempt, known=known, tell=tell, is_judged=is_judged
+    )
 
 
 def _last_line(error: BaseException) -> str:

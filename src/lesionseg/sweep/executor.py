@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lesionseg.sweep.finished import Experiment, read_finished, why_unread
+from lesionseg.sweep.pruning import Pruner
 from lesionseg.sweep.trials import Outcome, Trial
 from lesionseg.sweep.workspaces import Repository, open_pool
 
@@ -22,8 +23,13 @@ class Executor(Protocol):
 
     jobs: int
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Outcomes of trials in the order in which they end."""
+    def run(self, trials: Sequence[Trial], *, pruner: Pruner | None = None) -> Iterator[Outcome]:
+        """Outcomes of trials in the order in which they end.
+
+        Args:
+            trials: What to run.
+            pruner: Says which of them are to be stopped; None to let all go to their end.
+        """
         ...
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg.errors import DataError
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.layout import FINETUNED, RUNS, Results
+from lesionseg.results.training import history_table, seed_scores_table
 from lesionseg.sweep.trials import Trial
 from lesionseg.sweep.workspaces import Repository, read_scores
 
@@ -107,6 +108,25 @@ def val_scores(experiment: Experiment) -> dict[str, list[float]]:
     for run in RUNS:
         experiment.fetch(experiment.results.seed_scores(run))
     return {run: read_scores(experiment.results, run) for run in RUNS}
+
+
+def val_curve(experiment: Experiment) -> dict[int, float]:
+    """The fine-tuned model's val jaccards of a finished trial, by epoch as a `trials.Curve`.
+
+    They are rounded as the log has them, with which they are compared.
+
+    Raises:
+        FileNotFoundError: The trial does not have them.
+        DataError: They cannot be read.
+    """
+    results = experiment.results
+    path = experiment.fetch(results.seed_scores(FINETUNED))
+    seeds = [int(seed) for seed in seed_scores_table(FINETUNED).read(path)["seed"]]
+    scores: list[float] = []
+    for files in results.trainings(FINETUNED, range(seeds[0], seeds[-1] + 1)).values():
+        history = history_table(FINETUNED).read(experiment.fetch(files.history))
+        scores += [round(float(score), 3) for score in history["val_jaccard"]]
+    return dict(enumerate(scores, start=1))
 
 
 def why_unread(repository: Repository, trial: Trial, read: Callable[[Experiment], object]) -> str:

@@ -18,8 +18,8 @@ import lesionseg
 from lesionseg import provenance
 from lesionseg.errors import LesionsegError, explain
 from lesionseg.processes import child_environment, stop
-from lesionseg.sweep.progress import last_progress
-from lesionseg.sweep.trials import Trial
+from lesionseg.sweep.progress import last_progress, read_curve
+from lesionseg.sweep.trials import Curve, Trial
 from lesionseg.sweep.workspaces import DVC, Repository, Workspace, output
 from lesionseg.tracking.attempts import VARIABLE, end_lost
 
@@ -59,11 +59,17 @@ class Report:
         error: The last error line if it failed.
         log: All that it has said.
         seconds: What it took.
+        is_stopped: Whether it was stopped early, as it was told to.
     """
 
     error: str
     log: str
     seconds: float
+    is_stopped: bool = False
+
+
+class _StoppedEarlyError(Exception):
+    """A trial is not to go on."""
 
 
 def versions() -> dict[str, str]:
@@ -109,7 +115,8 @@ def run_trial(
     *,
     attempt: str,
     known: str,
-    tell: Callable[[str], object],
+    tell: Callable[[str, Curve], bool],
+    is_judged: bool = False,
 ) -> Report:
     """Run a trial and publish its experiment: data to DVC's remote, then the reference to git's.
 
@@ -118,16 +125,29 @@ def run_trial(
         trial: What is to be run.
         attempt: What its runs in MLflow are tagged with.
         known: The experiment that the git remote has already and that is to be replaced, or "".
-        tell: Called with a line about how far it is.
+        tell: Called with a line about how far it is, and its epochs; whether to stop it.
+        is_judged: Whether that may come.
     """
     started, log = time.monotonic(), _home(project) / f"logs/{attempt}.log"
+    error, is_stopped = "", False
     try:
-        error = _run(project, trial, log=log, attempt=attempt, known=known, tell=tell)
+        error = _run(
+            project,
+            trial,
+            log=log,
+            attempt=attempt,
+            known=known,
+            tell=tell,
+            is_judged=is_judged,
+        )
+    except _StoppedEarlyError:
+        is_stopped = True
     except (LesionsegError, OSError) as trouble:  # one trial's trouble is not the others'
         error = explain(trouble)
     text = log.read_text(errors="replace") if log.exists() else ""
     log.unlink(missing_ok=True)
-    return Report(error=error, log=text, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return Report(error=error, log=text, seconds=seconds, is_stopped=is_stopped)
 
 
 def _run(
@@ -137,9 +157,14 @@ def _run(
     log: Path,
     attempt: str,
     known: str,
-    tell: Callable[[str], object],
+    tell: Callable[[str, Curve], bool],
+    is_judged: bool,
 ) -> str:
-    """The error of a trial, or nothing."""
+    """The error of a trial, or nothing.
+
+    Raises:
+        _StoppedEarlyError: It was to be stopped, and is.
+    """
     if reason := refusal(project):
         return reason
     repository = _repository(project, attempt=attempt)
@@ -148,16 +173,17 @@ def _run(
     with _free_workspace(repository, project) as (workspace, keep_open):
         try:
             lock = workspace.path.with_suffix(".lock.yaml")
-            workspace.start(trial, lock=lock, log=log, keep_open=keep_open)
+            workspace.start(trial, lock=lock, log=log, keep_open=keep_open, is_judged=is_judged)
             while not workspace.has_ended():
-                tell(last_progress(log))
+                if tell(last_progress(log), read_curve(log)):
+                    raise _StoppedEarlyError
                 time.sleep(0.5)
         finally:
             stop([workspace.process] if workspace.process else [])
         outcome = workspace.collect(log)
         if outcome.error:
             return outcome.error
-        tell("publishing")
+        tell("publishing", {})
         if not project.cache:
             output([*DVC, "push", "--quiet", "--run-cache"], workspace.path, repository.environment)
         _publish(repository, project, trial, attempt=attempt, known=known)

@@ -12,12 +12,31 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lesionseg.results.layout import FINETUNED
+
 _MOST_ROWS = 20
 _TAIL_BYTES = 8192
 _EPOCH = re.compile(
     r"^(?P<run>train_\w+) epoch (?P<epoch>\d+/\d+):.* val jaccard (?P<jaccard>[\d.]+)"
     r".* about (?P<left>[\d.]+ min) left|^Running stage '(?P<stage>\w+)'"
 )
+_SEED = re.compile(rf"^{FINETUNED} with seed (?P<seed>\d+) of \[(?P<seeds>[\d, ]+)\]")
+
+
+def read_curve(log: Path) -> dict[int, float]:
+    """The fine-tuned model's val jaccards in a trial's log, by epoch as a `trials.Curve`."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    curve, num_before = {}, 0  # seeds that are through
+    for line in lines:
+        if started := _SEED.match(line):
+            num_before = started["seeds"].split(", ").index(started["seed"])
+        elif (done := _EPOCH.match(line)) and done["run"] == FINETUNED:
+            epoch, num_epochs = map(int, done["epoch"].split("/"))
+            curve[num_before * num_epochs + epoch] = float(done["jaccard"])
+    return curve
 
 
 def last_progress(log: Path) -> str:

@@ -162,8 +162,13 @@ class Sampler(Protocol):
     def ask(self) -> Settings:
         """The next settings to try."""
 
-    def tell(self, score: float | None) -> None:
-        """Score of the oldest proposal not yet told of; None where it has none."""
+    def tell(self, score: float | None, *, epoch: int = 0) -> None:
+        """Score of the oldest proposal not yet told of; None where it has none.
+
+        Args:
+            score: Its val jaccard.
+            epoch: After which it was stopped early with that; 0 for one that went to its end.
+        """
 
 
 class RandomSampler:
@@ -179,7 +184,7 @@ class RandomSampler:
             for axis in self._axes
         }
 
-    def tell(self, score: float | None) -> None:
+    def tell(self, score: float | None, *, epoch: int = 0) -> None:
         """Nothing is learnt."""
 
 
@@ -191,13 +196,7 @@ class TpeSampler:
     """
 
     def __init__(self, axes: Sequence[Axis], *, whole: Mapping[str, bool], seed: int) -> None:
-        try:
-            import optuna
-        except ModuleNotFoundError:
-            raise ConfigError(
-                "the search needs optuna. Run: pip install 'optuna>=5,<6', or add --sampler random"
-            ) from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna = load_optuna("the search", otherwise="add --sampler random")
         self._axes, self._whole = axes, whole
         self._study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
@@ -216,15 +215,38 @@ class TpeSampler:
             for axis in self._axes
         }
 
-    def tell(self, score: float | None) -> None:
+    def tell(self, score: float | None, *, epoch: int = 0) -> None:
         """Score of the oldest proposal not yet told of; None where it has none."""
         from optuna.trial import TrialState
 
         trial = self._asked.pop(0)
         if score is None:
             self._study.tell(trial, state=TrialState.FAIL)
+        elif epoch:  # it then counts as worse than all that finished, and than those stopped later
+            trial.report(score, epoch)
+            self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, score)
+
+
+def load_optuna(need: str, *, otherwise: str) -> Any:
+    """Optuna, which says no more than warnings.
+
+    Args:
+        need: What needs it.
+        otherwise: What to do without it.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"{need} needs optuna. Run: pip install 'optuna>=5,<6', or {otherwise}"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
 
 
 def _distribution(axis: Axis, is_whole: bool) -> Any:

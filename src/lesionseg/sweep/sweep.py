@@ -11,7 +11,8 @@ from lesionseg.errors import ConfigError, LesionsegError
 from lesionseg.processes import stopped_like_ctrl_c
 from lesionseg.results.layout import FINETUNED
 from lesionseg.sweep.executor import Executor, open_executor, placement
-from lesionseg.sweep.finished import read_finished, val_scores
+from lesionseg.sweep.finished import read_finished, val_curve, val_scores
+from lesionseg.sweep.pruning import Pruner, check_comparable
 from lesionseg.sweep.space import (
     Sampler,
     Settings,
@@ -23,7 +24,7 @@ from lesionseg.sweep.space import (
 )
 from lesionseg.sweep.tables import summary, words
 from lesionseg.sweep.trials import Outcome, Trial, check_axes, confirm, make_trial, whole_numbers
-from lesionseg.sweep.workspaces import Repository, open_repository
+from lesionseg.sweep.workspaces import HOME, Repository, open_repository
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         sweep.run()
     is_remote = arguments.cluster not in (None, "local")
     sys.stdout.write(summary(sweep.outcomes(), sweep.left_out, is_remote=is_remote))
-    failed = [outcome for outcome in sweep.outcomes() if not outcome.scores]
+    failed = [outcome for outcome in sweep.outcomes() if outcome.has_failed]
     if failed:
         raise LesionsegError(
             f"{len(failed)} of {len(sweep.outcomes())} trials failed, see above. "
@@ -61,6 +62,7 @@ class Sweep:
         path = Path("params.yaml")
         config = load_config(path)
         self._content, self._whole = read_yaml(path), whole_numbers(config)
+        self._config = config
         self._archives = config.download.archives
         self._fixed = parse_settings(arguments.set)
         if not arguments.name.replace("-", "").replace("_", "").isalnum():
@@ -70,6 +72,9 @@ class Sweep:
         else:
             self._axes = [parse_axis(text)[0] for text in arguments.search]
         check_axes(self._content, self._axes, self._fixed)
+        self._pruner: Pruner | None = None
+        if arguments.pruner != "none":
+            check_comparable(self._axes)
 
     def outcomes(self) -> list[Outcome]:
         """One for each trial, in the order in which they were planned."""
@@ -89,6 +94,7 @@ class Sweep:
     def run(self) -> None:
         """Run what is not finished; `outcomes` then has all."""
         repository = open_repository(Path.cwd())
+        self._pruner = self._make_pruner(repository)
         where, archives = placement(self._arguments), self._archives
         with open_executor(repository, where, archives=archives) as executor:
             for batch in self._batches(executor.jobs):
@@ -106,12 +112,21 @@ class Sweep:
             if trial.name in self._outcomes:
                 continue
             if scores := read_finished(repository, trial, val_scores):
-                self._outcomes[trial.name] = Outcome(trial=trial, scores=scores)
+                self._note(repository, Outcome(trial=trial, scores=scores))
+            elif self._pruner and (stop := self._pruner.recall(trial)):
+                self._note(repository, Outcome(trial=trial, stop=stop))
             else:
                 self._outcomes[trial.name] = Outcome(trial=trial, error="it was never started")
                 new.append(trial)
-        for outcome in executor.run(new):
-            self._outcomes[outcome.trial.name] = outcome
+        for outcome in executor.run(new, pruner=self._pruner):
+            self._note(repository, outcome)
+
+    def _note(self, repository: Repository, outcome: Outcome) -> None:
+        """Keep an outcome, of which the trials that come later are judged."""
+        self._outcomes[outcome.trial.name] = outcome
+        if self._pruner:
+            curve = read_finished(repository, outcome.trial, val_curve) if outcome.scores else None
+            self._pruner.end(outcome, curve or {})
 
     def _batches(self, jobs: int) -> Iterator[list[Trial]]:
         """Trials to run side by side.
@@ -128,7 +143,10 @@ class Sweep:
             yield [trial for trial in batch if trial]
             for trial in batch:
                 outcome = self._outcomes[trial.name] if trial else None
-                sampler.tell(outcome.mean(FINETUNED) if outcome and outcome.scores else None)
+                if outcome and outcome.stop:
+                    sampler.tell(outcome.stop.score, epoch=outcome.stop.epoch)
+                else:
+                    sampler.tell(outcome.mean(FINETUNED) if outcome and outcome.scores else None)
 
     def _grid(self) -> Iterator[Trial | None]:
         return (self._trial(settings) for settings in grid(self._axes))
@@ -136,6 +154,17 @@ class Sweep:
     def _sampler(self) -> Sampler:
         seed = self._arguments.seed
         return make_sampler(self._arguments.sampler, self._axes, whole=self._whole, seed=seed)
+
+    def _make_pruner(self, repository: Repository) -> Pruner | None:
+        """What judges the trials of this commit; None where all go to their end."""
+        if self._arguments.pruner == "none":
+            return None
+        values = {**self._config.flat("train"), **self._fixed}
+        return Pruner(
+            self._arguments.pruner,
+            num_epochs=int(values["train.epochs"]) * int(values["train.num_seeds"]),
+            folder=repository.root / HOME / "unfinished" / repository.commit,
+        )
 
     def _proposals(self, sampler: Sampler) -> Iterator[Trial | None]:
         return (self._trial(sampler.ask()) for _ in range(self._arguments.trials))

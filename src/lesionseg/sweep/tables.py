@@ -16,16 +16,19 @@ _NUM_TEXTS = 3  # columns of text, before those of numbers
 def summary(
     outcomes: Sequence[Outcome], left_out: Sequence[str], *, is_remote: bool = False
 ) -> str:
-    """The table, best first, then what failed, what was left out, and the next step.
+    """The table, best first, then what was stopped, failed or left out, and the next step.
 
     Args:
         outcomes: One for each trial.
         left_out: Why others are none.
         is_remote: Whether the files of experiments are in DVC's remote alone.
     """
-    failed = [outcome for outcome in outcomes if not outcome.scores]
-    known = sum(1 for outcome in outcomes if outcome.scores and not outcome.seconds)
-    counts = [f"{len(outcomes) - len(failed)} finished" + (f" ({known} before)" if known else "")]
+    failed = [outcome for outcome in outcomes if outcome.has_failed]
+    finished = [outcome for outcome in outcomes if outcome.scores]
+    stopped = [outcome for outcome in outcomes if outcome.stop]
+    known = sum(1 for outcome in finished if not outcome.seconds)
+    counts = [f"{len(finished)} finished" + (f" ({known} before)" if known else "")]
+    counts += [f"{len(stopped)} stopped early"] if stopped else []
     counts += [f"{len(failed)} failed"] if failed else []
     counts += [f"{len(left_out)} left out"] if left_out else []
     plural = "" if len(outcomes) == 1 else "s"
@@ -33,6 +36,11 @@ def summary(
     rows = rank(outcomes)
     if rows:
         lines += [*_table(rows), ""]
+    for outcome in stopped:
+        lines += [
+            f"STOPPED EARLY {outcome.trial.name}: {words(outcome.trial.settings)}",
+            f"       {outcome.stop.reason}" if outcome.stop else "",
+        ]
     lines += failures(failed)
     lines += [f"LEFT OUT {reason}" for reason in left_out]
     if rows:
@@ -43,6 +51,8 @@ def summary(
 def outcome_line(outcome: Outcome) -> str:
     """What came of one trial, in a line of the log."""
     trial = outcome.trial
+    if outcome.stop:
+        return f"{trial.name} stopped early {outcome.stop.reason} ({words(trial.settings)})"
     if not outcome.scores:
         return f"{trial.name} failed: {outcome.error} ({words(trial.settings)})"
     fine, frozen = (score_text(outcome.scores[name]) for name in (FINETUNED, FROZEN))

@@ -28,6 +28,8 @@ SECTIONS = (
     "train_finetuned",
 )
 SEED = "train.seed"
+# Val jaccards of the fine-tuned model by epoch, counting from 1 through all its training seeds.
+Curve = Mapping[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,30 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Why a trial was stopped early.
+
+    Attributes:
+        pruner: `median` or `asha`.
+        epoch: The last one that was judged, counting from 1 over all its training seeds.
+        score: The fine-tuned model's val jaccard that was compared.
+        reason: Epoch, score and what it was compared with, in words.
+    """
+
+    pruner: str
+    epoch: int
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a trial.
 
     Attributes:
-        scores: Best val jaccards of each model, one for each training seed; empty if it failed.
+        scores: Best val jaccards of each model, one for each training seed; empty if it failed or
+            was stopped.
+        stop: Why it was stopped early, if it was.
         error: The last error line if it failed.
         log: Where its whole output lies.
         seconds: Time it took; 0 where it had been finished before.
@@ -56,9 +77,15 @@ class Outcome:
 
     trial: Trial
     scores: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    stop: Stop | None = None
     error: str = ""
     log: Path | None = None
     seconds: float = 0.0
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it neither finished nor was stopped."""
+        return not self.scores and self.stop is None
 
     def mean(self, run: str) -> float:
         """Mean val jaccard of one model over its seeds."""

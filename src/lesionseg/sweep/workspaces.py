@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from lesionseg.config import read_yaml
 from lesionseg.errors import LesionsegError
 from lesionseg.processes import (
     Process,
@@ -29,12 +30,13 @@ from lesionseg.processes import (
     start,
     stop,
 )
-from lesionseg.results.layout import RUNS, Results
+from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
 from lesionseg.results.training import seed_scores_table
-from lesionseg.sweep.progress import last_progress, open_view
+from lesionseg.sweep.progress import last_progress, open_view, read_curve
+from lesionseg.sweep.pruning import Pruner
 from lesionseg.sweep.space import Value
 from lesionseg.sweep.tables import outcome_line
-from lesionseg.sweep.trials import Outcome, Trial
+from lesionseg.sweep.trials import Outcome, Stop, Trial
 from lesionseg.tracking import store
 
 HOME = Path(".dvc/tmp/sweep")  # git and DVC ignore it
@@ -212,13 +214,24 @@ class Workspace:
         if is_ours and (self.repository.root / self.archives).is_dir():
             self._link(self.archives)
 
-    def start(self, trial: Trial, *, lock: Path, log: Path, keep_open: int) -> None:
-        """Run a trial in the background, its output in `log`."""
+    def start(
+        self, trial: Trial, *, lock: Path, log: Path, keep_open: int, is_judged: bool = False
+    ) -> None:
+        """Run a trial in the background.
+
+        Args:
+            trial: What is set in it.
+            lock: The dvc.lock to start from.
+            log: Where its output goes.
+            keep_open: A descriptor that it inherits.
+            is_judged: Whether it may be stopped early: then the model that is judged comes first.
+        """
         self.reset(lock)
         reference = self.repository.ref(trial.name)
         self._git("update-ref", "-d", reference, cwd=self.path)
         settings = [f"-S{name}={dvc_value(value)}" for name, value in trial.settings.items()]
         command = [*DVC, "exp", "run", "--name", trial.name, *self.options, *settings]
+        command += ["--single-item", *judged_first(self.path)] if is_judged else []
         self.trial, self.started = trial, time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as stream, deferred():
@@ -235,15 +248,23 @@ class Workspace:
         """Whether its trial is over."""
         return self.process is not None and self.process.poll() is not None
 
-    def collect(self, log: Path) -> Outcome:
-        """What came of the trial that has ended; its experiment is then in the repository."""
+    def collect(self, log: Path, *, stop: Stop | None = None) -> Outcome:
+        """What came of the trial that has ended; its experiment is then in the repository.
+
+        Args:
+            log: Its output.
+            stop: Why it was stopped, if it was; it may have come to its end all the same.
+        """
         assert self.trial
         assert self.process
         release(self.process)
         try:
-            return self._collect(self.trial, log)
+            outcome = self._collect(self.trial, log)
         except (LesionsegError, OSError) as error:  # one trial's trouble is not the others'
-            return Outcome(trial=self.trial, error=str(error), log=log)
+            outcome = Outcome(trial=self.trial, error=str(error), log=log)
+        if stop and outcome.has_failed:
+            return Outcome(trial=self.trial, stop=stop, log=log)
+        return outcome
 
     def _collect(self, trial: Trial, log: Path) -> Outcome:
         assert self.process
@@ -259,6 +280,16 @@ class Workspace:
         results = Results(self.path / "results")
         scores = {run: read_scores(results, run) for run in RUNS}
         return Outcome(trial=trial, scores=scores, log=log, seconds=seconds)
+
+
+def judged_first(root: Path) -> list[str]:
+    """The stages in the order of dvc.yaml, in which none needs a later one; model 2 before model 1.
+
+    DVC's own order would train the frozen model before the one by which trials are stopped.
+    """
+    stages = [name for name in read_yaml(root / "dvc.yaml")["stages"] if name != FINETUNED]
+    stages.insert(stages.index(FROZEN), FINETUNED)
+    return stages
 
 
 def read_scores(results: Results, run: str) -> list[float]:
@@ -327,8 +358,8 @@ class Pool:
         self._ready = [first]
         return first
 
-    def run(self, trials: Sequence[Trial]) -> Iterator[Outcome]:
-        """Outcomes of trials in the order in which they end."""
+    def run(self, trials: Sequence[Trial], *, pruner: Pruner | None = None) -> Iterator[Outcome]:
+        """Outcomes of trials in the order in which they end; `pruner` may stop some early."""
         waiting, running = list(trials), list[Workspace]()
         if waiting and not self._ready:
             self.prepare()
@@ -336,19 +367,34 @@ class Pool:
             while waiting or running:
                 while waiting and len(running) < len(self._all):
                     workspace = self._free(running)
-                    self._start(workspace, waiting.pop(0))
+                    self._start(workspace, waiting.pop(0), is_judged=pruner is not None)
                     running.append(workspace)
                 time.sleep(0.1)
-                for workspace in [one for one in running if one.has_ended()]:
+                for workspace in list(running):
+                    reason = self._stop_early(workspace, pruner) if pruner else None
+                    if not (reason or workspace.has_ended()):
+                        continue
                     running.remove(workspace)
                     assert workspace.trial
-                    outcome = workspace.collect(self._log_path(workspace.trial))
+                    outcome = workspace.collect(self._log_path(workspace.trial), stop=reason)
                     _log.info("%s", outcome_line(outcome))
                     yield outcome
                 if view.is_due():
                     own = [one.trial for one in running if one.trial]
                     rows = {trial.name: last_progress(self._log_path(trial)) for trial in own}
                     view.show(rows, num_done=len(trials) - len(waiting) - len(running))
+
+    def _stop_early(self, workspace: Workspace, pruner: Pruner) -> Stop | None:
+        """Why a trial was stopped just now, or None; its workspace is then to be made anew."""
+        assert workspace.trial
+        assert workspace.process
+        if workspace.has_ended():
+            return None
+        reason = pruner.hear(workspace.trial, read_curve(self._log_path(workspace.trial)))
+        if reason:
+            stop([workspace.process], go_on=True)
+            self._ready.remove(workspace)  # DVC and git may have left locks of their own there
+        return reason
 
     def _free(self, running: Sequence[Workspace]) -> Workspace:
         idle = [one for one in self._ready if one not in running]
@@ -359,9 +405,11 @@ class Pool:
         self._ready.append(workspace)
         return workspace
 
-    def _start(self, workspace: Workspace, trial: Trial) -> None:
+    def _start(self, workspace: Workspace, trial: Trial, *, is_judged: bool) -> None:
         log = self._log_path(trial)
-        workspace.start(trial, lock=self.lock, log=log, keep_open=self._keep_open)
+        workspace.start(
+            trial, lock=self.lock, log=log, keep_open=self._keep_open, is_judged=is_judged
+        )
 
     def _log_path(self, trial: Trial) -> Path:
         return self._home / f"logs/{trial.name}.log"

@@ -1,0 +1,132 @@
+"""How many requests a second an MLflow server answers, by its store and its workers.
+
+    python -m benchmarks.tracking --store sqlite --store postgresql+psycopg2://mlflow@/mlflow \
+        > measured.md
+
+Prints a table in Markdown. Clients are processes of this machine: each has a run and logs the
+metrics of an epoch in one request, again and again, as fast as it is answered. So the machine is
+shared with them, and "CPU ms" is what a request costs the server alone.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from lesionseg.errors import LesionsegError, exit_status
+from lesionseg.processes import child_environment, start, stop
+
+NUM_METRICS = 8  # of an epoch, about as many as a training logs
+ADDRESS = "http://127.0.0.1:5999"
+START_SECONDS = 120.0
+HEAD = """\
+| store | workers | clients | requests/s | metrics/s | median ms | p99 ms | CPU ms a request |
+|---|---:|---:|---:|---:|---:|---:|---:|
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure each store with each number of workers and of clients, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--store", action="append", required=True, help="sqlite, or a database's URI (repeatable)")
+    add("--workers", type=int, nargs="+", default=[1, 4])
+    add("--clients", type=int, nargs="+", default=[1, 8])
+    add("--seconds", type=float, default=15)
+    arguments = parser.parse_args(argv)
+    sys.stdout.write(HEAD)
+    for store in arguments.store:
+        for workers in arguments.workers:
+            with TemporaryDirectory() as folder, _server(store, workers, Path(folder)) as server:
+                for clients in arguments.clients:
+                    row = _measured(server, clients, arguments.seconds)
+                    name = "SQLite" if store == "sqlite" else store.split("+")[0].split(":")[0]
+                    sys.stdout.write(f"| {name} | {workers} | {clients} | {row} |\n")
+                    sys.stdout.flush()
+
+
+@contextmanager
+def _server(store: str, workers: int, folder: Path) -> Iterator[psutil.Process]:
+    """An MLflow server that answers, as a process; it ends with the block.
+
+    Raises:
+        LesionsegError: It does not start.
+    """
+    uri = f"sqlite:///{folder}/mlflow.db" if store == "sqlite" else store
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5999"]
+    command += ["--workers", str(workers), "--backend-store-uri", uri]
+    log = folder / "server.log"
+    with log.open("wb") as stream:
+        # As docs/team/server.env sets it: without processes for jobs that nobody here has.
+        environment = {**child_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        process = start(command, cwd=folder, environment=environment, log=stream)
+    try:
+        for _ in range(int(START_SECONDS)):
+            time.sleep(1)
+            if process.poll() is not None:
+                break
+            try:
+                with urllib.request.urlopen(f"{ADDRESS}/health", timeout=5):
+                    yield psutil.Process(process.pid)
+                    return
+            except OSError:
+                continue
+        said = (log.read_text(errors="replace").strip() or "it said nothing").splitlines()[-1]
+        raise LesionsegError(f"the server of {store.split(':')[0]} does not start: {said}")
+    finally:
+        stop([process])
+
+
+def _measured(server: psutil.Process, clients: int, seconds: float) -> str:
+    """A row's figures."""
+    with ProcessPoolExecutor(clients, mp_context=get_context("spawn")) as pool:
+        list(pool.map(_client, [0.5] * clients))  # all have loaded MLflow, and the server its code
+        before = _cpu_seconds(server)
+        found = list(pool.map(_client, [seconds] * clients))
+        used = _cpu_seconds(server) - before
+    latencies = sorted(each for one in found for each in one)
+    rate = len(latencies) / seconds
+    p99 = latencies[int(0.99 * (len(latencies) - 1))]
+    return (
+        f"{rate:.0f} | {rate * NUM_METRICS:.0f} | {1000 * statistics.median(latencies):.0f} | "
+        f"{1000 * p99:.0f} | {1000 * used / len(latencies):.1f}"
+    )
+
+
+def _cpu_seconds(server: psutil.Process) -> float:
+    """What the server and its workers have used so far."""
+    times = [one.cpu_times() for one in [server, *server.children(recursive=True)]]
+    return float(sum(one.user + one.system for one in times))
+
+
+def _client(seconds: float) -> list[float]:
+    """Seconds of each request."""
+    os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+    client = MlflowClient(tracking_uri=ADDRESS)
+    run = client.create_run("0").info.run_id
+    latencies = list[float]()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        began = time.monotonic()
+        now = int(1000 * time.time())
+        metrics = [Metric(f"m{i}", 0.5, now, len(latencies)) for i in range(NUM_METRICS)]
+        client.log_batch(run, metrics=metrics)
+        latencies.append(time.monotonic() - began)
+    return latencies
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
