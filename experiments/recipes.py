@@ -103,8 +103,7 @@ SESSIONS = (
         recipes={
             "sweeps.rates": ["lesionseg sweep --grid 'train.lr=3e-4..3e-2 log 3' --jobs 2"],
             "sweeps.seeds": [
-                "lesionseg sweep --grid model.decoder=bilinear,transposed --grid train.seed=0,1 "
-                "--jobs 2"
+                "lesionseg sweep --grid model.decoder=bilinear --grid train.seed=0,1 --jobs 2"
             ],
             "sweeps.num_seeds": [
                 "lesionseg sweep --grid model.decoder=bilinear --set train.num_seeds=2"
@@ -114,8 +113,8 @@ SESSIONS = (
                 "--search model.decoder=bilinear,transposed --trials 4 --jobs 2"
             ],
             "sweeps.failure": [
-                "lesionseg sweep --grid model.decoder=bilinear,transposed "
-                "--grid train.device=cpu,cuda:99 --jobs 2"
+                "lesionseg sweep --grid model.decoder=bilinear --grid train.device=cpu,cuda:99 "
+                "--jobs 2"
             ],
         },
         failing=["sweeps.failure"],
@@ -219,8 +218,11 @@ def run(session: Session, about: Mapping[str, str]) -> dict[str, Record]:
 
 
 def code_commit() -> str:
-    """The commit of the code that runs, with `-dirty` where it differs; the pages may."""
-    code = ("src", "stages", "experiments", "dvc.yaml", "params.yaml")
+    """The commit of the pipeline that runs, with `-dirty` where it differs.
+
+    A new recipe may be recorded before it is committed, and so may the pages be.
+    """
+    code = ("src", "stages", "dvc.yaml", "params.yaml")
     commit = sweep_demo.call(ROOT, "git", "rev-parse", "HEAD").strip()
     differs = sweep_demo.call(ROOT, "git", "status", "--porcelain", "--", *code)
     return f"{commit}-dirty" if differs else commit
