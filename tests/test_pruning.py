@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_pipeline import PARAMS, ROOT, call, fake_repository, start, trainings
 
+from benchmarks.pruning import Trained, replay
 from lesionseg.config import read_yaml
 from lesionseg.errors import ConfigError
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
@@ -329,6 +330,16 @@ def test_a_missing_optuna_is_named_with_what_to_install(fakes, monkeypatch):
     with pytest.raises(ConfigError, match=r"--pruner needs optuna. Run: pip install 'optuna>=5"):
         swept(*GRID, "--pruner", "median")
     assert fakes.epochs == {}
+
+
+def test_a_benchmark_counts_of_a_stopped_trial_only_the_epochs_that_were_trained(tmp_path):
+    def trained(score):
+        scores = list(steady(score).values())
+        return Trained(lr=1, scores=scores, seconds=[1.0] * NUM_EPOCHS, frozen_seconds=4.0)
+
+    found = replay("median", [trained(score) for score in (*FIVE, 0.5)], tmp_path)
+    assert (found.num_stopped, found.best) == (1, max(FIVE))
+    assert found.seconds == 5 * (NUM_EPOCHS + 4) + 3
 
 
 # --- for real, but for the trainings
