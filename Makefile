@@ -120,7 +120,7 @@ docs: .venv/constraints.txt
 docs-numbers:
 	@$(PYTHON) docs/fill_numbers.py
 
-# The commands of the docs run anew, in small projects; a quarter of an hour.
+# The commands of the docs run anew, in small projects: half an hour on two busy cores.
 docs-recipes: setup
 	@python -m experiments.recipes
 	@python docs/fill_numbers.py

@@ -241,10 +241,16 @@ def fence_before(name: str) -> str:
     return code
 
 
-def arguments_of(command: str) -> list[str]:
-    """A command for the shell, or Python, as a process to start."""
+def process_of(command: str, folder: Path) -> list[str]:
+    """A command for the shell, or Python, as a process that writes its errors to a file."""
     is_python = re.search(r"(?m)^import ", command)
-    return [sys.executable if is_python else "bash", "-c", command]
+    arguments = [sys.executable if is_python else "bash", "-c", command]
+    return ["bash", "-c", 'exec "$@" 2>> "$0"', str(errors_of(folder)), *arguments]
+
+
+def errors_of(folder: Path) -> Path:
+    """The file for the errors of commands: not in the project, where git would see it."""
+    return folder.with_name("errors.log")
 
 
 def printed_by(command: str, folder: Path, *, fails: bool = False) -> str:
@@ -259,9 +265,10 @@ def printed_by(command: str, folder: Path, *, fails: bool = False) -> str:
         LesionsegError: It ends otherwise than it must.
     """
     lines: list[str] = []
-    errors = folder.with_name("errors.log")  # not in the project, where git would see it
+    errors = errors_of(folder)
+    errors.write_text("")
     status = run_to_end(
-        ["bash", "-c", 'exec "$@" 2> "$0"', str(errors), *arguments_of(command)],
+        process_of(command, folder),
         cwd=folder,
         environment=sweep_demo.environment(folder),
         on_line=lines.append,
@@ -271,7 +278,8 @@ def printed_by(command: str, folder: Path, *, fails: bool = False) -> str:
     sys.stderr.write(said)
     if bool(status) != fails:
         raise LesionsegError(f"exit status {status} of {command!r}; what it said is above")
-    return "".join([*lines, *re.findall(r"(?m)^error: .*$", said)])
+    last = re.findall(r"(?m)^error: .*$", said) if fails else []
+    return "".join([*lines, *last])
 
 
 @contextmanager
@@ -284,7 +292,7 @@ def answering(command: str, folder: Path, address: str) -> Iterator[str]:
     log = folder.with_name("server.log")
     with log.open("wb") as stream:
         process = start(
-            arguments_of(command),
+            process_of(command, folder),
             cwd=folder,
             environment=sweep_demo.environment(folder),
             log=stream,
@@ -293,7 +301,8 @@ def answering(command: str, folder: Path, address: str) -> Iterator[str]:
         end = time.monotonic() + PATIENCE
         while not is_there(address):
             if process.poll() is not None or time.monotonic() > end:
-                raise LesionsegError(f"{command!r} does not answer: {log.read_text()[-500:]}")
+                said = errors_of(folder).read_text(encoding="utf-8", errors="replace")
+                raise LesionsegError(f"{command!r} does not answer: {said[-500:]}")
             time.sleep(0.2)
         yield log.read_text()
     finally:

@@ -32,6 +32,7 @@ OTHERS = {
     "chmod",
     "curl",
     "cut",
+    "head",
     "docker",
     "sqlite3",
     "wc",

@@ -18,6 +18,42 @@ ROOT = Path(__file__).parents[1]
 ABOUT = ["--machine", "a machine", "--date", "2027-01-31"]
 # A score: three digits behind the point. 0.65 is a threshold.
 SCORE = r"\d\.\d{3}\b"
+# What looks measured: a time, a size, a share, a factor, a score.
+UNITS = r"(ms|s|min|minutes?|seconds?|hours?|[kKMG]i?B(/s)?|GFLOP/s|images/s|%|x|times)"
+FIGURE = re.compile(
+    rf"(?<![\w.,/-])\d[\d,.]*( to \d[\d,.]*)? ?{UNITS}(?!\w)|(?<![\w.])0\.\d\d+(?!\.?\d)"
+)
+# Figures that may be typed, each with its reason.
+TYPED = {
+    **dict.fromkeys(
+        [("accuracy.md", "0.87"), ("accuracy.md", "0.925"), ("accuracy.md", "0.015")],
+        "the goal, which was set before anything was measured",
+    ),
+    **dict.fromkeys(
+        [("accuracy.md", one) for one in ("0.850", "0.858", "0.914", "0.919", "15 %", "0.86")],
+        "published by others, and what follows from it",
+    ),
+    **dict.fromkeys(
+        [("data.md", "840 MB"), ("data.md", "10 GB")], "the size of ISIC's archives, as published"
+    ),
+    **dict.fromkeys(
+        [("export.md", "0.999"), ("export.md", "0.98")],
+        "the gate's bounds: tests/test_export.py compares",
+    ),
+    ("log.md", "0.99"): "a setting of what was tried",
+    **dict.fromkeys(
+        [
+            ("accuracy.md", "0.65"),
+            ("files.md", "0.65"),
+            ("results.md", "0.65"),
+            ("results.md", "95 %"),
+            ("results.md", "1 %"),
+        ],
+        "how scores and intervals are defined",
+    ),
+    ("serving.md", "60 seconds"): "MLflow's own default",
+    ("team.md", "50 MB"): "advice",
+}
 
 
 @pytest.fixture
@@ -46,6 +82,58 @@ def test_no_score_is_typed_into_a_page_of_results(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert re.search(SCORE, text)
     assert re.findall(SCORE, fill_numbers.BLOCK.sub("", text)) == []
+
+
+def figures(text):
+    """What looks measured in the sentences and typed tables of a page."""
+    text = re.sub(r"(?ms)^```.*?^```$", " ", fill_numbers.BLOCK.sub(" ", text))
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|<[^>]*>", " ", text)
+    return [found[0] for found in FIGURE.finditer(text)]
+
+
+@pytest.mark.parametrize("page", fill_numbers.PAGES, ids=lambda page: page.name)
+def test_no_measured_figure_is_typed(page):
+    typed = [one for one in figures(page.read_text("utf-8")) if (page.name, one) not in TYPED]
+    assert typed == [], "take them from docs/results/ (docs/fill_numbers.py), or say it in words"
+
+
+def test_each_figure_that_may_be_typed_is_there():
+    found = {(page.name, one) for page in fill_numbers.PAGES for one in figures(page.read_text())}
+    assert sorted(TYPED.keys() - found) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "took 12 s",
+        "of 0.853",
+        "is 4.6x as fast",
+        "38 MB",
+        "17 %",
+        "3 to 8 seconds",
+        "1,757 MB",
+        "+0.013",
+    ],
+)
+def test_what_looks_measured_is_found(text):
+    assert len(figures(f"It {text} here.")) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Python 3.11",
+        "128x128 pixels",
+        "a 3x3 convolution",
+        "`train.lr=0.003`",
+        "in 18 of 305 images",
+        "<!-- numbers: answer -->0.853<!-- /numbers -->",
+        "```text\n0.853\n```",
+        "[a link](https://example.org/0.853)",
+    ],
+)
+def test_what_does_not_is_left_alone(text):
+    assert figures(f"It says\n{text}\nhere.") == []
 
 
 def test_it_needs_nothing_but_python():

@@ -1,19 +1,42 @@
-"""What the docs' commands print is recorded by running them."""
+"""What the docs' commands print is recorded by running them: the record is of the very commands."""
 
+import json
+import re
 import sys
 
 import pytest
 
 from experiments import recipes
-from experiments.recipes import Session
+from experiments.recipes import ROOT, SESSIONS, Session
 from lesionseg.errors import LesionsegError
 from tests.ports import free_port
 
+RECORDS = json.loads(recipes.STORE.read_text())
+NAMES = [(session, name) for session in SESSIONS for name in session.recipes]
 ABOUT = {"date": "2027-01-31", "commit": "c0ffee", "machine": "a machine"}
 
 
 def session(make=lambda folder: folder.mkdir(), **more):
     return Session(make=make, **more)
+
+
+@pytest.mark.parametrize(("session", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_the_record_is_of_the_commands_that_the_page_shows(session, name):
+    commands = [one["command"] for one in RECORDS[name]["commands"]]
+    assert commands == list(session.recipes[name] or [recipes.fence_before(name)]), (
+        f"Run: python -m experiments.recipes {session.page} && make docs-numbers"
+    )
+    page = (ROOT / f"docs/{session.page}.md").read_text(encoding="utf-8")
+    assert all(command in page for command in commands)
+
+
+def test_nothing_else_is_recorded():
+    assert RECORDS.keys() == {name for _, name in NAMES}
+
+
+def test_no_path_of_a_machine_is_recorded():
+    said = [one["output"] for record in RECORDS.values() for one in record["commands"]]
+    assert [text for text in said if re.search(r"(?<!\w)/(tmp|home|root|work|usr)/", text)] == []
 
 
 def test_a_recipe_is_recorded_with_what_it_prints_and_without_its_place():
@@ -36,7 +59,9 @@ def test_a_recipe_that_fails_is_an_error_unless_it_must():
 
 def test_a_server_runs_for_the_recipes_after_it_and_no_longer():
     address = f"http://127.0.0.1:{free_port()}/"
-    serve = f"echo ready; {sys.executable} -m http.server {address.split(':')[2][:-1]}"
+    serve = (
+        f"echo ready; echo why >&2; {sys.executable} -m http.server {address.split(':')[2][:-1]}"
+    )
     ask = f"import urllib.request\nprint(urllib.request.urlopen({address!r}).status)"
     found = recipes.run(
         session(
@@ -44,7 +69,9 @@ def test_a_server_runs_for_the_recipes_after_it_and_no_longer():
         ),
         ABOUT,
     )
-    assert found["page.serve"]["commands"][0]["output"].startswith("ready")
+    printed = found["page.serve"]["commands"][0]["output"]
+    assert printed.startswith("ready")
+    assert "why" not in printed
     assert found["page.ask"]["commands"][0]["output"] == "200"
     assert not recipes.is_there(address)
 
