@@ -69,16 +69,9 @@ def open_executor(repository: Repository, where: Placement, *, archives: str) ->
         with open_pool(repository, jobs=where.jobs or 1, archives=archives) as pool:
             yield pool
         return
-    from lesionseg.sweep.cluster import Demand, open_cluster  # which needs Ray
+    from lesionseg.sweep.cluster import open_cluster  # which needs Ray
 
-    with open_cluster(
-        repository,
-        where.cluster,
-        demand=Demand(num_cpus=where.num_cpus, num_gpus=where.num_gpus),
-        jobs=where.jobs,
-        archives=archives,
-        checkpoints=where.checkpoints,
-    ) as cluster:
+    with open_cluster(repository, where, archives=archives) as cluster:
         yield cluster
 
 
