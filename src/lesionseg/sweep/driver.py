@@ -98,9 +98,11 @@ def make_project(
     environment["OMP_NUM_THREADS"] = str(where.num_cpus)
     if not where.num_gpus:  # what places trials may hide those of others, but not all
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    if where.cluster != "local" and not os.environ.get("MLFLOW_TRACKING_URI"):
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    is_shared_file = not url and address.startswith("sqlite")
+    if where.cluster != "local" and (not address or is_shared_file):
         raise LesionsegError(
-            "MLFLOW_TRACKING_URI is not set, and nodes cannot reach this machine's mlruns/mlflow.db"
+            "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share"
             ". Set it to the address of an MLflow server (docs/team.md)"
         )
     checkpoints = where.checkpoints or (None if url else repository.root / ".checkpoints")
