@@ -42,6 +42,8 @@ def store(tmp_path, monkeypatch):
         fill_numbers.STORE, store, ignore=lambda _, names: [n for n in names if "curve" in n]
     )
     page = Path(shutil.copy(DOCS / "answer.md", store.parent))
+    code = "src/lesionseg/curve"  # which the page takes numbers from
+    shutil.copytree(DOCS.parent / code, tmp_path / code)
     monkeypatch.setattr(fill_numbers, "STORE", store)
     monkeypatch.setattr(fill_numbers, "ROOT", tmp_path)
     monkeypatch.setattr(fill_numbers, "PAGES", [page])
