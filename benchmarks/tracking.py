@@ -3,23 +3,25 @@
     python -m benchmarks.tracking --store sqlite --store postgresql+psycopg2://mlflow@/mlflow \
         > measured.md
 
-Prints a table in Markdown. Clients are processes of this machine: each has a run and logs the
-metrics of an epoch in one request, again and again, as fast as it is answered. So the machine is
-shared with them, and "CPU ms" is what a request costs the server alone.
+Prints a table in Markdown. Each client has a run and logs the metrics of an epoch in one request,
+again and again, as fast as it is answered. Clients are threads of this machine and share it with
+the server; "CPU ms" is what a request costs the server alone.
 """
 
 import argparse
-import os
+import json
 import statistics
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import get_context
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import psutil
 
@@ -27,7 +29,8 @@ from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.processes import child_environment, start, stop
 
 NUM_METRICS = 8  # of an epoch, about as many as a training logs
-ADDRESS = "http://127.0.0.1:5999"
+HOST, PORT = "127.0.0.1", 5999
+HEADERS = {"Content-Type": "application/json"}
 START_SECONDS = 120.0
 HEAD = """\
 | store | workers | clients | requests/s | metrics/s | median ms | p99 ms | CPU ms a request |
@@ -63,7 +66,7 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[psutil.Process]:
         LesionsegError: It does not start.
     """
     uri = f"sqlite:///{folder}/mlflow.db" if store == "sqlite" else store
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5999"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(PORT)]
     command += ["--workers", str(workers), "--backend-store-uri", uri]
     log = folder / "server.log"
     with log.open("wb") as stream:
@@ -76,7 +79,7 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[psutil.Process]:
             if process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(f"{ADDRESS}/health", timeout=5):
+                with urllib.request.urlopen(f"http://{HOST}:{PORT}/health", timeout=5):
                     yield psutil.Process(process.pid)
                     return
             except OSError:
@@ -89,8 +92,8 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[psutil.Process]:
 
 def _measured(server: psutil.Process, clients: int, seconds: float) -> str:
     """A row's figures."""
-    with ProcessPoolExecutor(clients, mp_context=get_context("spawn")) as pool:
-        list(pool.map(_client, [0.5] * clients))  # all have loaded MLflow, and the server its code
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(_client, [0.5] * clients))  # the server has loaded what it needs
         before = _cpu_seconds(server)
         found = list(pool.map(_client, [seconds] * clients))
         used = _cpu_seconds(server) - before
@@ -110,21 +113,27 @@ def _cpu_seconds(server: psutil.Process) -> float:
 
 
 def _client(seconds: float) -> list[float]:
-    """Seconds of each request."""
-    os.environ["MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"] = "false"
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    """Seconds of each request, by one connection as MLflow's own client keeps it."""
+    with closing(HTTPConnection(HOST, PORT, timeout=START_SECONDS)) as connection:
 
-    client = MlflowClient(tracking_uri=ADDRESS)
-    run = client.create_run("0").info.run_id
-    latencies = list[float]()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        began = time.monotonic()
-        now = int(1000 * time.time())
-        metrics = [Metric(f"m{i}", 0.5, now, len(latencies)) for i in range(NUM_METRICS)]
-        client.log_batch(run, metrics=metrics)
-        latencies.append(time.monotonic() - began)
+        def ask(name: str, content: Mapping[str, object]) -> Any:
+            path = f"/api/2.0/mlflow/runs/{name}"
+            connection.request("POST", path, json.dumps(content), HEADERS)
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status != HTTPStatus.OK:
+                raise LesionsegError(f"{name} was answered {answer.status}: {text[:200]!r}")
+            return json.loads(text)
+
+        run = ask("create", {"experiment_id": "0"})["run"]["info"]["run_id"]
+        latencies = list[float]()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            began = time.monotonic()
+            same = {"value": 0.5, "timestamp": int(1000 * time.time()), "step": len(latencies)}
+            metrics = [{"key": f"m{number}", **same} for number in range(NUM_METRICS)]
+            ask("log-batch", {"run_id": run, "metrics": metrics})
+            latencies.append(time.monotonic() - began)
     return latencies
 
 

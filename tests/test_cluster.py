@@ -130,7 +130,7 @@ def test_a_hopeless_trial_is_stopped_on_its_node_and_its_run_ends(world):
         assert f"2 trials: {finished}, 1 stopped early" in output
         wait_until_idle(world)
     world.hold()
-    assert re.search(r"after 1 of 2 epochs: val jaccard 0.550, the best 1 of 2 trials", output)
+    assert re.search(r"after 1 of 2 epochs: best val jaccard 0.550; the best 1 of 2", output)
     name = re.search(r"STOPPED EARLY (\S+):", output)[1]
     found = [(stage, status) for stage, trial, status in world.runs() if trial == name]
     assert found == [(FINETUNED, "KILLED")]  # it is judged first: the other was never trained

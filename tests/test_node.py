@@ -75,6 +75,14 @@ def test_an_attempt_after_one_that_came_through_runs_nothing(project, tmp_path, 
     assert len(trainings(tmp_path / "project")) == 2
 
 
+def test_machines_that_share_a_home_share_no_workspace(project, monkeypatch):
+    homes = set()
+    for name in ("one", "two", "one"):
+        monkeypatch.setattr(node.socket, "gethostname", lambda name=name: name)
+        homes.add(node._home(project))
+    assert len(homes) == 2
+
+
 def test_of_two_attempts_that_come_through_the_first_is_kept(project, tmp_path, monkeypatch):
     """The network was cut: both nodes have trained, and neither knew of the other."""
     attempt(project, "one")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_pipeline import PARAMS, ROOT, call, fake_repository, start, trainings
 
+from benchmarks.pruning import Trained, replay
 from lesionseg.config import read_yaml
 from lesionseg.errors import ConfigError
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS, Results
@@ -60,7 +61,7 @@ def test_the_median_stops_what_is_behind_after_a_third_of_the_epochs(tmp_path):
     stop = pruner.hear(trial("hopeless"), steady(0.5))
     assert (stop.epoch, stop.score) == (3, pytest.approx(0.5 / 3))
     assert stop.reason == (
-        "after 3 of 9 epochs: val jaccard 0.167, the median of 5 finished trials there is 0.247"
+        "after 3 of 9 epochs: best val jaccard 0.167; the median of 5 finished trials is 0.247"
     )
     assert pruner.hear(trial("better than the median"), steady(0.75)) is None
 
@@ -76,11 +77,17 @@ def test_asha_lets_the_best_third_go_on_after_a_ninth_and_a_third(tmp_path):
     pruner = make_pruner("asha", tmp_path, scores=FIVE)
     stop = pruner.hear(trial("hopeless"), steady(0.5))
     assert stop.reason == (
-        "after 1 of 9 epochs: val jaccard 0.056, the best 2 of 6 trials there have at least 0.084"
+        "after 1 of 9 epochs: best val jaccard 0.056; the best 2 of 6 trials have at least 0.084"
     )
     fading = {1: 0.2, 2: 0.2, 3: 0.2}
     assert pruner.hear(trial("fading"), fading).epoch == 3
     assert pruner.hear(trial("best"), steady(0.9)) is None
+
+
+@pytest.mark.parametrize("kind", ["median", "asha"])
+def test_one_bad_epoch_does_not_count(tmp_path, kind):
+    pruner = make_pruner(kind, tmp_path, scores=FIVE)
+    assert pruner.hear(trial("noisy"), {1: 0.1, 2: 0.4, 3: 0.01, 4: 0.02}) is None
 
 
 @pytest.mark.parametrize("kind", ["median", "asha"])
@@ -290,7 +297,7 @@ def test_another_pruner_judges_what_the_first_has_stopped(fakes):
 def test_trials_that_another_command_has_finished_count(fakes):
     swept("--grid", "model.dropout=0.3,0.28,0.26,0.24,0.22")
     *_, last = swept("--grid", "model.dropout=0.3,0.28,0.26,0.24,0.22,0.6", "--pruner", "median")
-    assert last.stop.reason.endswith("the median of 5 finished trials there is 0.247")
+    assert last.stop.reason.endswith("the median of 5 finished trials is 0.247")
 
 
 def test_a_search_proposes_the_same_again_whatever_was_stopped(fakes):
@@ -323,6 +330,16 @@ def test_a_missing_optuna_is_named_with_what_to_install(fakes, monkeypatch):
     with pytest.raises(ConfigError, match=r"--pruner needs optuna. Run: pip install 'optuna>=5"):
         swept(*GRID, "--pruner", "median")
     assert fakes.epochs == {}
+
+
+def test_a_benchmark_counts_of_a_stopped_trial_only_the_epochs_that_were_trained(tmp_path):
+    def trained(score):
+        scores = list(steady(score).values())
+        return Trained(lr=1, scores=scores, seconds=[1.0] * NUM_EPOCHS, frozen_seconds=4.0)
+
+    found = replay("median", [trained(score) for score in (*FIVE, 0.5)], tmp_path)
+    assert (found.num_stopped, found.best) == (1, max(FIVE))
+    assert found.seconds == 5 * (NUM_EPOCHS + 4) + 3
 
 
 # --- for real, but for the trainings
@@ -375,7 +392,7 @@ def test_a_hopeless_trial_is_stopped_with_its_processes_and_is_no_failure(tmp_pa
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "3 trials: 2 finished, 1 stopped early" in output
-    assert re.search(r"\n +after 1 of 9 epochs: val jaccard 0.400, the best 1 of 2 trials", output)
+    assert re.search(r"\n +after 1 of 9 epochs: best val jaccard 0.400; the best 1 of 2", output)
     assert len(re.findall(r"sweep-\w{8} stopped early after 1 of 9 epochs", errors)) == 1
     assert "val jaccard 0.900 fine-tuned, 0.900 frozen" in errors  # in the workspace made anew
     # The judged model comes first: of the hopeless trial the other was never trained.

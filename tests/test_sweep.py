@@ -410,4 +410,4 @@ def test_where_trials_run_is_said_by_the_options_of_all_that_have_some(add, opti
 def test_another_address_than_a_cluster_has_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--grid", "train.lr=1", "--cluster", "head:6379"])
-    assert "must be ray://HOST:PORT, auto or local, got 'head:6379'" in capsys.readouterr().err
+    assert "ray://HOST:PORT, auto, local or slurm, got 'head:6379'" in capsys.readouterr().err

@@ -135,7 +135,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=_COUNT,
         metavar="N",
-        help="trials side by side (default: 1; on a cluster as many as there is room for)",
+        help="trials side by side (default: 1; on a Ray cluster as many as there is room for)",
     )
     group = parser.add_argument_group("on several machines (docs/team.md)")
     add = group.add_argument
@@ -144,7 +144,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=_address,
         metavar="ADDRESS",
         help="a Ray cluster to run trials on: ray://HOST:PORT, auto for the one that this machine "
-        "is a node of, local for one of this machine alone",
+        "is a node of, local for one of this machine alone; or slurm, for a job each (with --jobs)",
     )
     add(
         "--num-cpus",
@@ -164,13 +164,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--checkpoints",
         type=Path,
         metavar="DIR",
-        help="a folder that all nodes share: a trial whose node is lost goes on from its epoch",
+        help="a folder that all nodes share: a trial whose node is lost goes on from its epoch "
+        "(default on SLURM: the repository's own)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would run")
 
 
 def _address(text: str) -> str:
     """Where a cluster is."""
-    if text not in ("auto", "local") and not re.fullmatch(r"ray://\S+:\d+", text):
-        raise argparse.ArgumentTypeError(f"must be ray://HOST:PORT, auto or local, got '{text}'")
+    if text not in ("auto", "local", "slurm") and not re.fullmatch(r"ray://\S+:\d+", text):
+        raise argparse.ArgumentTypeError(
+            f"must be ray://HOST:PORT, auto, local or slurm, got '{text}'"
+        )
     return text

@@ -38,8 +38,8 @@ class Placement:
     """Where trials run, and how many at once.
 
     Attributes:
-        jobs: None for one here, and for as many as there is room for on a cluster.
-        cluster: Its address; None for this machine.
+        jobs: None for one here, and for as many as there is room for on a cluster of Ray.
+        cluster: Its address, or `slurm`; None for this machine.
         num_cpus: Cores of a trial on a cluster.
         num_gpus: GPUs of a trial on a cluster.
         checkpoints: A folder that all nodes share, or None.
@@ -69,17 +69,13 @@ def open_executor(repository: Repository, where: Placement, *, archives: str) ->
         with open_pool(repository, jobs=where.jobs or 1, archives=archives) as pool:
             yield pool
         return
-    from lesionseg.sweep.cluster import Demand, open_cluster  # which needs Ray
+    if where.cluster == "slurm":
+        from lesionseg.sweep.slurm import open_slurm as open_driver  # which needs submitit
+    else:
+        from lesionseg.sweep.cluster import open_cluster as open_driver  # which needs Ray
 
-    with open_cluster(
-        repository,
-        where.cluster,
-        demand=Demand(num_cpus=where.num_cpus, num_gpus=where.num_gpus),
-        jobs=where.jobs,
-        archives=archives,
-        checkpoints=where.checkpoints,
-    ) as cluster:
-        yield cluster
+    with open_driver(repository, where, archives=archives) as driver:
+        yield driver
 
 
 def run_missing(

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -192,9 +193,9 @@ def _run(
 
 def _home(project: Project) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(
-        f"{project.url} {project.cache} {project.checkpoints}".encode()
-    ).hexdigest()[:12]
+    # Machines that share a home have a folder each: not all file systems lock across machines.
+    words = (project.url, project.cache, project.checkpoints, socket.gethostname())
+    name = hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
     return base / "lesionseg" / name
 
 

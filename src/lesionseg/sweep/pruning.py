@@ -54,10 +54,10 @@ def check_comparable(axes: Sequence[Axis]) -> None:
 class Pruner:
     """Hears of all trials of a sweep, and says which of them are to be stopped.
 
-    `median` stops a trial whose best epoch so far is below the median of the finished trials at
-    the same epoch, once five have finished and a third of the epochs is over. `asha` has two rungs,
-    after a ninth and after a third of the epochs: only those go on that are in the best third of
-    all that came as far by then (Li et al. 2018, arXiv:1810.05934).
+    What counts is the best epoch so far. `median` stops a trial that is below the median of the
+    finished ones at the same epoch, once five have finished and a third of the epochs is over.
+    `asha` has two rungs, after a ninth and after a third of the epochs: only those go on that are
+    in the best third of all that came as far by then (Li et al. 2018, arXiv:1810.05934).
     """
 
     def __init__(self, kind: str, *, num_epochs: int, folder: Path) -> None:
@@ -145,10 +145,13 @@ class Pruner:
             self._report(trial, epoch, curve[epoch])
 
     def _report(self, trial: Trial, epoch: int, score: float) -> bool:
-        """Whether the pruner would stop a trial after this epoch."""
-        own = self._own(trial)
-        self._curves[trial.name][epoch] = score
-        own.report(score, epoch)
+        """Whether the pruner would stop a trial after this epoch, by the best one so far.
+
+        A trial is ranked by its best epoch; one alone is noisy while the learning rate is high.
+        """
+        own, curve = self._own(trial), self._curves[trial.name]
+        curve[epoch] = score
+        own.report(max(curve.values()), epoch)
         return bool(own.should_prune())
 
     def _own(self, trial: Trial) -> Any:
@@ -166,21 +169,21 @@ class Pruner:
             and one.number != own.number
             and (self._kind == "asha" or one.state == self._states.COMPLETE)
         ]
-        curve = self._curves[trial.name]
+        score = max(self._curves[trial.name].values())
         if self._kind == "median":
-            score, bound = max(curve.values()), statistics.median(others)
-            reason = f"the median of {len(others)} finished trials there is {bound:.3f}"
+            bound = statistics.median(others)
+            reason = f"the median of {len(others)} finished trials is {bound:.3f}"
         else:
-            score = curve[epoch]
             ranked = sorted([*others, score], reverse=True)
             num_best = max(1, len(ranked) // REDUCTION)
-            reason = f"the best {num_best} of {len(ranked)} trials there have at least "
-            reason += f"{ranked[num_best - 1]:.3f}"
+            bound = ranked[num_best - 1]
+            reason = f"the best {num_best} of {len(ranked)} trials have at least {bound:.3f}"
+        where = f"after {epoch} of {self._num_epochs} epochs"
         return Stop(
             pruner=self._kind,
             epoch=epoch,
             score=score,
-            reason=f"after {epoch} of {self._num_epochs} epochs: val jaccard {score:.3f}, {reason}",
+            reason=f"{where}: best val jaccard {score:.3f}; {reason}",
         )
 
     def _path(self, trial: Trial) -> Path:

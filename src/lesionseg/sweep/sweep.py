@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with stopped_like_ctrl_c():
         sweep.run()
-    is_remote = arguments.cluster not in (None, "local")
+    is_remote = arguments.cluster not in (None, "local", "slurm")
     sys.stdout.write(summary(sweep.outcomes(), sweep.left_out, is_remote=is_remote))
     failed = [outcome for outcome in sweep.outcomes() if outcome.has_failed]
     if failed:

@@ -52,7 +52,7 @@ class Stop:
     Attributes:
         pruner: `median` or `asha`.
         epoch: The last one that was judged, counting from 1 over all its training seeds.
-        score: The fine-tuned model's val jaccard that was compared.
+        score: The fine-tuned model's best val jaccard by then, which was compared.
         reason: Epoch, score and what it was compared with, in words.
     """
 
