@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from experiments import sweep_demo
+from experiments import recipes, sweep_demo
 from experiments.demo import ROOT
 from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.files import write_bytes
@@ -53,6 +53,7 @@ table.write(Results().seed_scores(run), [dict.fromkeys(table.columns, 0.5) | {{"
 time.sleep({STAGE_SECONDS})
 """
 PIPELINES = ("sleep", "phantoms")
+EXECUTORS = ("pool", "cluster")
 RAY = ("-c", "from ray.scripts.scripts import main; main()")
 
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--pipeline", choices=PIPELINES, default="sleep")
     parser.add_argument("--nodes", type=int, nargs="+", choices=(1, 2), default=[1, 2])
+    parser.add_argument("--executors", nargs="+", choices=EXECUTORS, default=EXECUTORS)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if not arguments.inside:
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         is_own = arguments.pipeline == "phantoms"
         _make_project(project, environment, is_own=is_own)
         stages = None if is_own else STAGE_SECONDS * len(RUNS)
-        lines = _measure(project, environment, arguments.trials, arguments.nodes, stages)
+        lines = _measure(project, environment, arguments, stages)
         columns = ["executor", "trials at once", "seconds of all", "seconds a trial"]
         columns += [] if is_own else ["overhead a trial, s"]
         rule = "|".join(["---", *["---:"] * (len(columns) - 1)])
@@ -99,8 +101,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _measure(
     project: Path,
     environment: Mapping[str, str],
-    num_trials: int,
-    nodes: Sequence[int],
+    arguments: argparse.Namespace,
     stage_seconds: float | None,
 ) -> list[str]:
     """The rows of the local pool and of the cluster, for each number of nodes."""
@@ -116,13 +117,16 @@ def _measure(
             place = [f"--address={ADDRESS}"]
         own = f"--node-ip-address=127.0.0.{number + 1}"
         _call(sys.executable, *RAY, "start", own, *place, *store, cwd=project, env=env)
-        if number not in nodes:
+        if number not in arguments.nodes:
             continue
         # One after the other, since what else the machine does changes with the minutes.
         pool = f"local pool, `--jobs {number}`"
-        for label, options in ((pool, ["--jobs", str(number)]), (name, ["--cluster", CLIENT])):
+        both = ((pool, ["--jobs", str(number)]), (name, ["--cluster", CLIENT]))
+        for kind, (label, options) in zip(EXECUTORS, both, strict=True):
+            if kind not in arguments.executors:
+                continue
             # Of its own: equal trainings come from the run cache, whoever has run them.
-            values = [0.2 * len(lines) + index / 1000 for index in range(num_trials)]
+            values = [0.2 * len(lines) + index / 1000 for index in range(arguments.trials)]
             row = _measured(
                 project, label, number, options, values=values, env=env, stages=stage_seconds
             )
@@ -134,7 +138,7 @@ def _make_project(project: Path, environment: Mapping[str, str], *, is_own: bool
     """A repository with stages that sleep, or with the pipeline; both remotes are folders."""
     project.mkdir()
     if is_own:
-        sweep_demo.make_repository(project, sweep_demo.PARAMS)
+        sweep_demo.make_repository(project, recipes.SMALL)
     else:
         write_bytes(project / "params.yaml", (ROOT / "params.yaml").read_bytes())
         write_bytes(project / "dvc.yaml", PIPELINE.encode())
