@@ -3,7 +3,9 @@
 import json
 import mmap
 import re
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contestants, machine, preprocessing, suites
+from benchmarks import contestants, machine, preprocessing, suites, tracking
 from benchmarks.__main__ import main
 from benchmarks.machine import multiply_adds
 from benchmarks.material import prepare, prepare_random
@@ -233,3 +235,39 @@ def test_a_mistake_is_said_before_any_work(arguments, error, message):
 def test_quality_asks_for_images(tmp_path):
     with pytest.raises(ConfigError, match="--data"):
         suites.quality(suites.Options(), str(tmp_path))
+
+
+BATCHES = []
+
+
+class SlowStore(BaseHTTPRequestHandler):
+    """What stands for MLflow's server; each batch of metrics takes it 20 ms."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path.endswith("log-batch"):
+            BATCHES.append(content)
+            time.sleep(0.02)
+        text = json.dumps({"run": {"info": {"run_id": "r"}}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_requests_to_a_tracking_server_are_counted_and_timed(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowStore) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setattr(tracking, "PORT", server.server_port)
+        row = tracking._measured(2, 0.5)
+        server.shutdown()
+    rate, metrics, median, slowest = (float(cell) for cell in row.split(" | "))
+    assert all(len(one["metrics"]) == tracking.NUM_METRICS for one in BATCHES)
+    assert 0 < rate * 0.5 <= len(BATCHES)  # which also has those before the clock ran
+    assert metrics == pytest.approx(rate * tracking.NUM_METRICS, abs=tracking.NUM_METRICS)
+    assert 20 <= median <= slowest
