@@ -5,11 +5,12 @@
 
 Prints a table in Markdown. Each client has a run and logs the metrics of an epoch in one request,
 again and again, as fast as it is answered. Clients are threads of this machine and share it with
-the server.
+the server; "CPU ms" is what a request costs the server alone.
 """
 
 import argparse
 import json
+import socket
 import statistics
 import sys
 import time
@@ -23,16 +24,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import psutil
+
 from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.processes import child_environment, start, stop
 
 NUM_METRICS = 8  # of an epoch, about as many as a training logs
-HOST, PORT = "127.0.0.1", 5999
+HOST = "127.0.0.1"
 HEADERS = {"Content-Type": "application/json"}
 START_SECONDS = 120.0
 HEAD = """\
-| store | workers | clients | requests/s | metrics/s | median ms | p99 ms |
-|---|---:|---:|---:|---:|---:|---:|
+| store | workers | clients | requests/s | metrics/s | median ms | p99 ms | CPU ms a request |
+|---|---:|---:|---:|---:|---:|---:|---:|
 """
 
 
@@ -48,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.stdout.write(HEAD)
     for store in arguments.store:
         for workers in arguments.workers:
-            with TemporaryDirectory() as folder, _server(store, workers, Path(folder)):
+            with TemporaryDirectory() as folder, _server(store, workers, Path(folder)) as server:
                 for clients in arguments.clients:
-                    row = _measured(clients, arguments.seconds)
+                    row = _measured(*server, clients, arguments.seconds)
                     kind = store.split(":")[0].split("+")[0]
                     name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}.get(kind, kind)
                     sys.stdout.write(f"| {name} | {workers} | {clients} | {row} |\n")
@@ -58,14 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @contextmanager
-def _server(store: str, workers: int, folder: Path) -> Iterator[None]:
-    """An MLflow server that answers; it ends with the block.
+def _server(store: str, workers: int, folder: Path) -> Iterator[tuple[int, psutil.Process]]:
+    """The port and the process of an MLflow server that answers; it ends with the block.
 
     Raises:
         LesionsegError: It does not start.
     """
     uri = f"sqlite:///{folder}/mlflow.db" if store == "sqlite" else store
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(PORT)]
+    with socket.socket() as free:  # so that no server but ours is measured
+        free.bind((HOST, 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--workers", str(workers), "--backend-store-uri", uri]
     log = folder / "server.log"
     with log.open("wb") as stream:
@@ -74,42 +80,50 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[None]:
         process = start(command, cwd=folder, environment=environment, log=stream)
     try:
         end = time.monotonic() + START_SECONDS
-        while not _answers():
+        while not _answers(port):
             if process.poll() is not None or time.monotonic() > end:
                 said = log.read_text(errors="replace").strip() or "it said nothing"
                 raise LesionsegError(f"the server does not start: {said.splitlines()[-1]}")
             time.sleep(1)
-        yield
+        yield port, psutil.Process(process.pid)
     finally:
         stop([process])
 
 
-def _answers() -> bool:
+def _answers(port: int) -> bool:
     """Whether there is a server."""
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{PORT}/health", timeout=5):
+        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
             return True
     except OSError:
         return False
 
 
-def _measured(clients: int, seconds: float) -> str:
+def _measured(port: int, server: psutil.Process, clients: int, seconds: float) -> str:
     """A row's figures."""
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(_client, [0.5] * clients))  # the server has loaded what it needs
-        found = list(pool.map(_client, [seconds] * clients))
+        list(pool.map(_client, [port] * clients, [0.5] * clients))  # it has loaded what it needs
+        before = _cpu_seconds(server)
+        found = list(pool.map(_client, [port] * clients, [seconds] * clients))
+        used = _cpu_seconds(server) - before
     latencies = sorted(each for one in found for each in one)
     rate = len(latencies) / seconds
     p99 = latencies[int(0.99 * (len(latencies) - 1))]
     return (
         f"{rate:.0f} | {rate * NUM_METRICS:.0f} | {1000 * statistics.median(latencies):.0f} | "
-        f"{1000 * p99:.0f}"
+        f"{1000 * p99:.0f} | {1000 * used / len(latencies):.0f}"
     )
 
 
-def _client(seconds: float) -> list[float]:
+def _cpu_seconds(server: psutil.Process) -> float:
+    """What the server and its workers have used so far."""
+    times = [one.cpu_times() for one in [server, *server.children(recursive=True)]]
+    return float(sum(one.user + one.system for one in times))
+
+
+def _client(port: int, seconds: float) -> list[float]:
     """Seconds of each request, by one connection as MLflow's own client keeps it."""
-    with closing(HTTPConnection(HOST, PORT, timeout=START_SECONDS)) as connection:
+    with closing(HTTPConnection(HOST, port, timeout=START_SECONDS)) as connection:
 
         def ask(name: str, content: Mapping[str, object]) -> Any:
             path = f"/api/2.0/mlflow/runs/{name}"

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -260,14 +261,14 @@ class SlowStore(BaseHTTPRequestHandler):
         pass
 
 
-def test_requests_to_a_tracking_server_are_counted_and_timed(monkeypatch):
+def test_requests_to_a_tracking_server_are_counted_and_timed():
     with ThreadingHTTPServer(("127.0.0.1", 0), SlowStore) as server:
         threading.Thread(target=server.serve_forever).start()
-        monkeypatch.setattr(tracking, "PORT", server.server_port)
-        row = tracking._measured(2, 0.5)
+        row = tracking._measured(server.server_port, psutil.Process(), 2, 0.5)
         server.shutdown()
-    rate, metrics, median, slowest = (float(cell) for cell in row.split(" | "))
+    rate, metrics, median, slowest, used = (float(cell) for cell in row.split(" | "))
     assert all(len(one["metrics"]) == tracking.NUM_METRICS for one in BATCHES)
     assert 0 < rate * 0.5 <= len(BATCHES)  # which also has those before the clock ran
     assert metrics == pytest.approx(rate * tracking.NUM_METRICS, abs=tracking.NUM_METRICS)
     assert 20 <= median <= slowest
+    assert 0 <= used < 20  # it sleeps
