@@ -76,6 +76,19 @@ def import_closure(*paths: Path, is_exempt=lambda path: False) -> set[Path]:
     return {file for file in found | pages if file.stat().st_size}
 
 
+def test_no_dep_is_a_folder_around_other_deps_or_outs():
+    """`dvc repro --pull` brings nothing for a folder of which a part is there already."""
+    paths = {
+        name if isinstance(name, str) else next(iter(name))
+        for stage in STAGES.values()
+        for kind in ("deps", "outs", "metrics")
+        for name in stage.get(kind, [])
+    }
+    data = {path for path in paths if path.startswith(("data/", "results/"))}
+    deps = {dep for stage in STAGES.values() for dep in stage.get("deps", [])} & data
+    assert [(dep, path) for dep in deps for path in data if path.startswith(f"{dep}/")] == []
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_the_modules_it_imports(name):
     script = ROOT / STAGES[name]["cmd"].split()[2].replace(".", "/")

@@ -253,6 +253,18 @@ def test_only_the_report_runs_again_when_only_its_parameters_change(copy):
     assert stages_run(dvc(copy, "repro", "--dry")) == ["report"]
 
 
+def test_with_pull_a_stage_gets_the_rest_of_a_folder_that_is_there_in_part(copy, tmp_path):
+    """As on a node of a cluster, where DVC has brought what the trainings read."""
+    dvc(copy, "remote", "add", "--default", "team", str(tmp_path / "remote"))
+    dvc(copy, "push")
+    shutil.rmtree(copy / ".dvc/cache")
+    for name in ("val", "test"):
+        shutil.rmtree(copy / "data/processed" / name)
+    (copy / "data/processed/leaks.csv").unlink()
+    set_params(copy, {"report.title": "Another title"})
+    assert stages_run(dvc(copy, "repro", "--pull", "--allow-missing")) == ["report"]
+
+
 def test_another_external_test_set_trains_nothing_and_leaves_the_scores_on_test(copy):
     known = (copy / "results/evaluate/comparison.json").read_bytes()
     another = {"name": "third_clinic", "source": "phantom", "folder": ""}
