@@ -289,8 +289,10 @@ def answering(command: str, folder: Path, address: str) -> Iterator[str]:
     """What a server has printed when it answers; it runs as long as the block.
 
     Raises:
-        LesionsegError: It ends, or does not answer in time.
+        LesionsegError: It ends, does not answer in time, or another would answer in its place.
     """
+    if is_there(address):
+        raise LesionsegError(f"another server answers at {address}", "Stop it")
     log = folder.with_name("server.log")
     with log.open("wb") as stream:
         process = start(

@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -74,6 +76,18 @@ def test_a_server_runs_for_the_recipes_after_it_and_no_longer():
     assert "why" not in printed
     assert found["page.ask"]["commands"][0]["output"] == "200"
     assert not recipes.is_there(address)
+
+
+def test_a_server_of_somebody_else_is_not_taken_for_the_recipe_s():
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever).start()
+        address = f"http://127.0.0.1:{other.server_port}/"
+        given = {"page.serve": ["echo ready; sleep 60"]}
+        try:
+            with pytest.raises(LesionsegError, match="another server answers"):
+                recipes.run(session(recipes=given, servers={"page.serve": address}), ABOUT)
+        finally:
+            other.shutdown()
 
 
 def test_a_page_without_recipes_is_told():
