@@ -14,7 +14,6 @@ import socket
 import statistics
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -26,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from experiments.recipes import is_there
 from lesionseg.errors import LesionsegError, exit_status
 from lesionseg.processes import child_environment, start, stop
 
@@ -80,7 +80,7 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[tuple[int, psuti
         process = start(command, cwd=folder, environment=environment, log=stream)
     try:
         end = time.monotonic() + START_SECONDS
-        while not _answers(port):
+        while not is_there(f"http://{HOST}:{port}/health"):
             if process.poll() is not None or time.monotonic() > end:
                 said = log.read_text(errors="replace").strip() or "it said nothing"
                 raise LesionsegError(f"the server does not start: {said.splitlines()[-1]}")
@@ -88,15 +88,6 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[tuple[int, psuti
         yield port, psutil.Process(process.pid)
     finally:
         stop([process])
-
-
-def _answers(port: int) -> bool:
-    """Whether there is a server."""
-    try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def _measured(port: int, server: psutil.Process, clients: int, seconds: float) -> str:
