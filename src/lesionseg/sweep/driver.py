@@ -102,8 +102,8 @@ def make_project(
     is_shared_file = not url and address.startswith("sqlite")
     if where.cluster != "local" and (not address or is_shared_file):
         raise LesionsegError(
-            "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share"
-            ". Set it to the address of an MLflow server (docs/team.md)"
+            "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share",
+            "Set it to the address of an MLflow server (docs/team.md)",
         )
     checkpoints = where.checkpoints or (None if url else repository.root / ".checkpoints")
     return node.Project(
