@@ -1,4 +1,4 @@
-"""The five benchmarks: who takes part, what each is given, what the tables say."""
+"""The six benchmarks: who takes part, what each is given, what the tables say."""
 
 import importlib.util
 import itertools
@@ -6,17 +6,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.rounds import alternate, measure
-from benchmarks.tables import Raw, common_jaccard, seconds_to, table
+from benchmarks.tables import Raw, common_jaccard, parts_table, seconds_to, table
 from lesionseg.config import load_config
 from lesionseg.errors import ConfigError
 
 OURS = {"ours, fine-tuned": "train_finetuned", "ours, frozen": "train_frozen"}
 PEERS = {"smp, stock loop": "stock", "smp, tuned loop": "tuned"}
 PEER_PACKAGE = "segmentation_models_pytorch"
-NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 400, 160, 20
+NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 256, 160, 20
+NUM_LAYERS = 10  # of a profile, the slowest
 IMAGE_SIZES = (128, 192, 256, 384)
 NUMBERS = (100, 1000, 10_000, 50_000)
 SMALL_WIDTH = 192  # pixels; what is written to disk shall not outgrow it
@@ -46,7 +48,7 @@ def training(options: Options, folder: str) -> Result:
     """
     num_images = options.num_images or NUM_TRAINED
     _prepare(options, folder, num_images=num_images)
-    precisions = ("float32", "bfloat16") if options.has_bfloat16 else ("float32",)
+    precisions = _precisions(options)
     shared = {"folder": folder, "num_images": num_images}
     raw = alternate(
         "contestants.throughput",
@@ -75,6 +77,37 @@ def training(options: Options, folder: str) -> Result:
         if (of_precision := {name: rows for name, rows in raw.items() if precision in name})
     ]
     return [*tables, note, *left_out()], raw
+
+
+def profile(options: Options, folder: str) -> Result:
+    """Where a fine-tuning step spends its time, and what its convolutions take at least."""
+    _prepare(options, folder, num_images=0)
+    raw = alternate(
+        "profile.step",
+        {name: {"folder": folder, "precision": name} for name in _precisions(options)},
+        num_rounds=options.num_rounds,
+    )
+    image_size = load_config(Path("params.yaml")).preprocess.image_size
+    num_images = next(iter(raw.values()))[0]["num_images"]
+    tables = [
+        parts_table("part of a fine-tuning step", raw, "parts"),
+        parts_table("operation, and the maps and weights it takes", raw, "layers", num=NUM_LAYERS),
+    ]
+    bounds = (
+        f"{median(found['convolutions_at_matrix_rate'] for found in rounds):.0f} ms in {name}"
+        for name, rounds in raw.items()
+    )
+    note = (
+        f"Milliseconds of a step on {num_images} images of {image_size} px, under torch's profiler,"
+        " which slows it a little. Below, each row is the sum of all operations on maps of its"
+        " sizes, without the batch. At the rate of large matrix products, the step's"
+        f" convolutions would take {' and '.join(bounds)}."
+    )
+    return [*tables, note], raw
+
+
+def _precisions(options: Options) -> tuple[str, ...]:
+    return ("float32", "bfloat16") if options.has_bfloat16 else ("float32",)
 
 
 def quality(options: Options, folder: str) -> Result:
@@ -208,9 +241,10 @@ def left_out() -> list[str]:
 
 SUITES: dict[str, Callable[[Options, str], Result]] = {
     "training": training,
+    "profile": profile,
     "quality": quality,
     "preprocessing": preprocessing,
     "startup": startup,
     "scaling": scaling,
 }
-DEFAULT = ("training", "preprocessing", "startup")
+DEFAULT = ("training", "profile", "preprocessing", "startup")

@@ -1,6 +1,6 @@
 """Raw values as medians, ratios and markdown tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -31,6 +31,42 @@ def seconds_to(history: Sequence[Mapping[str, float]], jaccard: float) -> float:
     return next(epoch["seconds"] for epoch in history if epoch["val_jaccard"] >= jaccard)
 
 
+def parts_table(label: str, raw: Raw, key: str, *, num: int | None = None) -> str:
+    """A markdown table with a row for each part, and each contestant's median and share of it.
+
+    Args:
+        label: Heading of the parts' names.
+        raw: The measured values.
+        key: Of the measured parts, a mapping from names to milliseconds; shares are of
+            `milliseconds`.
+        num: How many parts of the first contestant to show, the largest first; None shows all, in
+            their order, and their sum.
+    """
+    wholes = {
+        name: median(found["milliseconds"] for found in rounds) for name, rounds in raw.items()
+    }
+    medians = {
+        name: {
+            part: median(found[key].get(part, 0.0) for found in rounds) for part in rounds[0][key]
+        }
+        for name, rounds in raw.items()
+    }
+    first = next(iter(medians.values()))
+    parts = list(first) if num is None else sorted(first, key=first.__getitem__)[: -num - 1 : -1]
+    if num is None:
+        parts.append("all")
+        for name, whole in wholes.items():
+            medians[name]["all"] = whole
+    lines = [[label], ["---"], *([part] for part in parts)]
+    for name, whole in wholes.items():
+        lines[0] += [f"ms, {name}", "%"]
+        lines[1] += ["---:", "---:"]
+        for line, part in zip(lines[2:], parts, strict=True):
+            found = medians[name].get(part, 0.0)
+            line += [f"{found:.1f}", f"{100 * found / whole:.0f}"]
+    return _lines(lines)
+
+
 def table(label: str, raw: Raw, columns: Mapping[str, tuple[str, int]], *, ratio: str = "") -> str:
     """A markdown table with a row for each contestant.
 
@@ -52,4 +88,8 @@ def table(label: str, raw: Raw, columns: Mapping[str, tuple[str, int]], *, ratio
                 row[f"{first} / this"] = f"{median_ratio(firsts, values):.2f}"
         rows.append(row)
     lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)], *(r.values() for r in rows)]
+    return _lines(lines)
+
+
+def _lines(lines: Sequence[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

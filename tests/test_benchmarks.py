@@ -15,12 +15,19 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contestants, machine, preprocessing, suites, tracking
+from benchmarks import contestants, machine, preprocessing, profile, suites, tracking
 from benchmarks.__main__ import main
 from benchmarks.machine import multiply_adds
 from benchmarks.material import prepare, prepare_random
 from benchmarks.measure import peak_mib, sampled_own_mib
-from benchmarks.tables import common_jaccard, median_ratio, seconds_to, spread, table
+from benchmarks.tables import (
+    common_jaccard,
+    median_ratio,
+    parts_table,
+    seconds_to,
+    spread,
+    table,
+)
 from lesionseg.config import override, read_yaml
 from lesionseg.data.dataset import load_split
 from lesionseg.errors import ConfigError, DataError, MissingFileError
@@ -117,6 +124,55 @@ def test_ratios_are_taken_within_a_round():
 def test_a_spread_shows_the_median_between_the_extremes():
     assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
     assert spread([1234.5], 0) == "1,234"
+
+
+def test_parts_are_shown_as_medians_and_as_shares_of_the_whole():
+    raw = {
+        "float32": [
+            {"milliseconds": 10.0, "parts": {"views": 4.0, "all else": 6.0}},
+            {"milliseconds": 12.0, "parts": {"views": 3.0, "all else": 9.0}},
+            {"milliseconds": 20.0, "parts": {"views": 2.0, "all else": 18.0}},
+        ]
+    }
+    assert parts_table("part", raw, "parts").splitlines() == [
+        "| part | ms, float32 | % |",
+        "| --- | ---: | ---: |",
+        "| views | 3.0 | 25 |",
+        "| all else | 9.0 | 75 |",
+        "| all | 12.0 | 100 |",
+    ]
+    assert parts_table("part", raw, "parts", num=1).splitlines()[2:] == ["| all else | 9.0 | 75 |"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "part"),
+    [
+        ("aten::convolution_backward", "convolutions, backward"),
+        ("aten::mkldnn_convolution", "convolutions, forward"),
+        ("aten::native_batch_norm_backward", "batch norms, backward"),
+        ("aten::native_batch_norm", "batch norms, forward"),
+        ("aten::hardtanh_backward", "ReLU6 and ReLU"),
+        ("aten::copy_", "copies, other layouts and precisions"),
+        ("Optimizer.step#AdamW.step", "optimiser"),
+        ("aten::add", profile.OTHERS),
+    ],
+)
+def test_an_operation_belongs_to_one_part_of_a_step(operation, part):
+    assert profile.part_of(operation) == part
+
+
+def test_a_profile_gives_each_part_of_a_step_and_layers_their_shapes(
+    small_project, in_process, monkeypatch
+):
+    monkeypatch.setattr(profile, "BLOCK", 2**20)  # this process's memory counts in other tests
+    folder = str(small_project)
+    prepare(folder=folder, data=None, weights="none", num_images=8)
+    found = profile.step(folder=folder, precision="float32")
+    assert found["num_images"] == 2
+    assert list(found["parts"]) == [*profile.PARTS, profile.OTHERS]
+    assert all(milliseconds > 0 for milliseconds in found["parts"].values())
+    assert sum(found["parts"].values()) == pytest.approx(found["milliseconds"])
+    assert "convolution_backward 96x16x16, 96x32x32, 96x1x3x3" in found["layers"]
 
 
 def test_a_table_has_a_row_for_each_contestant_and_the_first_over_each():
