@@ -7,15 +7,17 @@ import math
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from lesionseg.config import AugmentConfig, LossConfig, load_config
+from lesionseg.data import batches
 from lesionseg.data.augmentation import augment
-from lesionseg.data.batches import load_batch
-from lesionseg.data.dataset import Split
+from lesionseg.data.batches import Resident, keep_on, load_batch
+from lesionseg.data.dataset import Fold, Split
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.hardware import choose_device, choose_precision, describe
@@ -315,6 +317,31 @@ def test_a_batch_is_images_between_0_and_1_and_masks_of_0_and_1(splits):
     assert masks.unique().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(2, 7)], ids=["split", "fold"])
+def test_a_split_kept_on_a_device_gives_the_same_batches(splits, part):
+    whole = splits["train"]
+    members = tuple((whole, row) for row in range(len(whole.ids))[part])
+    split = whole if part == slice(None) else Fold(name="f", members=members, images_per_epoch=9)
+    kept, rows = Resident(split, CPU), np.array([3, 1, 3])
+    for found, expected in zip(
+        load_batch(kept, rows, CPU), load_batch(split, rows, CPU), strict=True
+    ):
+        assert torch.equal(found, expected)
+    for name in ("ids", "image_size", "images_per_epoch"):
+        assert getattr(kept, name) == getattr(split, name)
+
+
+@pytest.mark.parametrize(("memory", "is_kept"), [(10 * 10 * 64 * 64 * 4, True), (1600000, False)])
+def test_a_split_is_kept_on_a_gpu_that_has_room(splits, monkeypatch, memory, is_kept):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory)
+    )
+    monkeypatch.setattr(batches, "Resident", lambda split, device: (split, device))
+    gpu, split = torch.device("cuda"), splits["train"]
+    assert keep_on(gpu, split) == ((split, gpu) if is_kept else split)
+    assert keep_on(CPU, split) is split
+
+
 def test_the_training_loss_is_the_mean_over_images_not_batches(make_tiny, monkeypatch):
     losses = iter(torch.tensor([1.0, 2.0, 6.0]))
     monkeypatch.setattr(Training, "_step", lambda *_, **__: next(losses))
@@ -486,6 +513,45 @@ def test_losses_are_read_some_steps_at_a_time(make_tiny, monkeypatch):
     monkeypatch.setattr(loop, "STEPS_UNREAD", 1)
     again = list(make_tiny(epochs=2, batch_size=4))
     assert [e.train_loss for e in epochs] == [e.train_loss for e in again]
+
+
+@pytest.fixture
+def on_no_device(make_training, monkeypatch):
+    """A training of the real network on torch's meta device, which stands for a GPU.
+
+    Its tensors have shapes and no values: to read one is an error, as is an operation on one of
+    them and one of the CPU's. What it cannot show is autocast, which it does not know, and time.
+    """
+
+    def on_no_device(**changes) -> Training:
+        training = make_training(**changes)
+        training.device = torch.device("meta")
+        training.train = Resident(training.train, training.device)
+        training.model.to(training.device)
+        monkeypatch.setattr(training, "_forward", training.model)
+        return training
+
+    return on_no_device
+
+
+@pytest.mark.parametrize("decoder", ["bilinear", "transposed", "pyramid"])
+@pytest.mark.parametrize("encoder_lr", [0.0, 0.001])
+def test_a_step_reads_nothing_from_the_device(on_no_device, encoder_lr, decoder):
+    loss = asdict(CONFIG.loss) | dict.fromkeys(["focal", "tversky", "focal_tversky", "lovasz"], 1.0)
+    training = on_no_device(encoder_lr=encoder_lr, decoder=decoder, loss=LossConfig(**loss))
+    read = training._step(torch.arange(4), torch.Generator().manual_seed(0), image_size=64)
+    assert read.device.type == "meta"
+
+
+def test_a_step_that_reads_its_loss_is_found(on_no_device, monkeypatch):
+    def read(logits, masks, *, weights):
+        loss = weighted_sum(logits, masks, weights=weights)
+        loss.mean().item()
+        return loss
+
+    monkeypatch.setattr(loop, "weighted_sum", read)
+    with pytest.raises(RuntimeError, match="meta"):
+        on_no_device()._step(torch.arange(4), torch.Generator().manual_seed(0), image_size=64)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

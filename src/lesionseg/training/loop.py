@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lesionseg.config import AugmentConfig, LossConfig, TrainConfig
 from lesionseg.data.augmentation import augment
-from lesionseg.data.batches import load_batch
+from lesionseg.data.batches import keep_on, load_batch
 from lesionseg.data.dataset import Fold, Split
 from lesionseg.errors import TrainingError
 from lesionseg.losses import weighted_sum
@@ -89,7 +89,7 @@ class Training:
         group.join_norms(model, device)
         # Channels last is the layout in which convolutions run fastest, on CPUs and on CUDA.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.train, self.val = train, val
+        self.train, self.val = keep_on(device, train), keep_on(device, val)
         self.recipe, self.device, self.group = recipe, device, group
         self.optimizer = _make_optimizer(model, recipe)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
