@@ -1,11 +1,13 @@
 """Images and masks as a server takes and gives them: files in bytes or base64, PNG.
 
-Both servers are built on it: MLflow's, and `lesionseg serve`.
+Both servers are built on it: MLflow's, and `lesionseg serve`; all masks are written by it.
 """
 
 import base64
 import binascii
 import io
+import struct
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +66,24 @@ def count_pixels(content: bytes, *, where: str = "") -> int:
 
 
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
-    """An 8-bit grey PNG of a mask, (H, W) bool: 255 in the lesion and 0 elsewhere."""
-    return _to_png(mask.view(np.uint8) * np.uint8(255))
+    """An 8-bit grey PNG of a mask, (H, W) bool: 255 in the lesion and 0 elsewhere.
+
+    Pillow tries five filters on each row, which a mask has no use for: it took four times as long.
+    Layout: ISO/IEC 15948, https://www.w3.org/TR/png/.
+    """
+    height, width = mask.shape
+    rows = np.zeros((height, 1 + width), np.uint8)  # the first byte of each says: no filter
+    np.multiply(mask, np.uint8(255), out=rows[:, 1:])
+    packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    chunks = (
+        b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0),  # 8 bits, grey
+        b"IDAT" + packer.compress(rows.data) + packer.flush(),
+        b"IEND",
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
 
 
 def probability_png(probability: NDArray[np.float32]) -> bytes:
@@ -74,16 +92,12 @@ def probability_png(probability: NDArray[np.float32]) -> bytes:
     for start in range(0, len(levels), _ROWS):  # of a photograph whole copies are 100 MB each
         rows = slice(start, start + _ROWS)
         levels[rows] = np.rint(probability[rows] * PROBABILITY_LEVELS)
-    return _to_png(levels)
+    stream = io.BytesIO()
+    # Of all compression levels the first is fastest by far.
+    Image.fromarray(levels).save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def to_text(content: bytes) -> str:
     """Base64 of bytes."""
     return base64.b64encode(content).decode("ascii")
-
-
-def _to_png(levels: NDArray[np.uint8] | NDArray[np.uint16]) -> bytes:
-    """A grey PNG; of all compression levels the first is fastest by far."""
-    stream = io.BytesIO()
-    Image.fromarray(levels).save(stream, format="PNG", compress_level=1)
-    return stream.getvalue()
