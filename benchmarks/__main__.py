@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         metavar="N",
-        help="images of a measurement; default: 400 for training, 160 for preprocessing",
+        help="images of a measurement; default: 400 for training, 160 for preprocessing, 16 for "
+        "prediction",
     )
     parser.add_argument("--skip-dvc", action="store_true", help="startup without dvc repro")
     parser.add_argument(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 
+from benchmarks import preprocessing
 from lesionseg.config import load_config
 from lesionseg.data.folder import list_folder
 from lesionseg.data.manifest import write_manifest
@@ -16,6 +17,7 @@ from lesionseg.data.phantom import write_phantoms
 from lesionseg.data.preprocessing import preprocess
 from lesionseg.data.weights import write_encoder
 from lesionseg.files import check_free_space, write_csv
+from lesionseg.models.segmenter import build_segmenter, load_encoder_state, save_model
 
 CHUNK = 256  # images drawn at once
 
@@ -68,3 +70,19 @@ def prepare_random(*, folder: str, num_images: int, image_size: int) -> dict[str
             masks[chunk] = rng.integers(0, 2, masks[chunk].shape, np.uint8)
         write_csv(split_dir / "index.csv", [{"id": f"RANDOM_{i:07d}"} for i in range(num)])
     return {"num_train": num_images}
+
+
+def prepare_prediction(
+    *, folder: str, data: str | None = None, num_images: int, width: int = preprocessing.WIDTH
+) -> dict[str, Any]:
+    """Images in `folder` as for preprocessing, and `model.pt`: the default one, untrained."""
+    config, where = load_config(Path("params.yaml")), Path(folder)
+    found = preprocessing.prepare(folder=folder, data=data, num_images=num_images, width=width)
+    write_encoder(where / "encoder.pth", weights="none", seed=0, archives_dir=where)
+    state, decoder = load_encoder_state(where / "encoder.pth"), config.model.decoder
+    model = build_segmenter(
+        encoder_state=state, decoder=decoder, dropout=0.0, frozen=True, seed=0
+    ).state_dict()
+    size = config.preprocess.image_size
+    save_model(where / "model.pt", state=model, decoder=decoder, image_size=size, frozen=True)
+    return found

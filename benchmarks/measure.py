@@ -20,12 +20,13 @@ STATUS = Path("/proc/self/status")  # Linux only
 SAMPLING_SECONDS = 0.02
 
 
-def peak_mib() -> float:
+def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
     """The most memory this process ever had in RAM, in MiB; its child processes count apart.
 
-    Pages of memory-mapped files count while they are in RAM.
+    Pages of memory-mapped files count while they are in RAM. With RUSAGE_CHILDREN it is that of the
+    largest child.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(who).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS gives bytes, Linux KiB
 
 

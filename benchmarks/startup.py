@@ -30,8 +30,8 @@ def prepare_project(*, folder: str) -> dict[str, Any]:
     copy_pipeline(project_dir)
     params_path = project_dir / "params.yaml"
     write_bytes(params_path, override(read_yaml(params_path), PARAMS).encode())
-    _call("dvc", "init", "--quiet", "--no-scm", folder=folder)
-    return {"output": _call("dvc", "repro", folder=folder)}
+    call("dvc", "init", "--quiet", "--no-scm", folder=folder)
+    return {"output": call("dvc", "repro", folder=folder)}
 
 
 def seconds(*, command: list[str], folder: str, expected: str = "") -> dict[str, Any]:
@@ -41,14 +41,14 @@ def seconds(*, command: list[str], folder: str, expected: str = "") -> dict[str,
         LesionsegError: It failed, or did not print `expected`.
     """
     start = time.perf_counter()
-    output = _call(*command, folder=folder)
+    output = call(*command, folder=folder)
     elapsed = time.perf_counter() - start
     if expected not in output:
         raise LesionsegError(f"{' '.join(command)} was to print {expected!r}, got {output!r}")
     return {"seconds": elapsed}
 
 
-def _call(*command: str, folder: str) -> str:
+def call(*command: str, folder: str) -> str:
     """What a command printed, without the project's own tracking server or DVC root."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     environment = {

@@ -1,4 +1,4 @@
-"""The six benchmarks: who takes part, what each is given, what the tables say."""
+"""The seven benchmarks: who takes part, what each is given, what the tables say."""
 
 import importlib.util
 import itertools
@@ -19,6 +19,7 @@ PEERS = {"smp, stock loop": "stock", "smp, tuned loop": "tuned"}
 PEER_PACKAGE = "segmentation_models_pytorch"
 NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 256, 160, 20
 NUM_LAYERS = 10  # of a profile, the slowest
+NUM_PREDICTED, FEW = 16, 4
 IMAGE_SIZES = (128, 192, 256, 384)
 NUMBERS = (100, 1000, 10_000, 50_000)
 SMALL_WIDTH = 192  # pixels; what is written to disk shall not outgrow it
@@ -154,10 +155,37 @@ def preprocessing(options: Options, folder: str) -> Result:
         {f"{num} images": {"folder": folder, "num_images": num} for num in numbers},
         num_rounds=options.num_rounds,
     )
-    phantoms = "Phantoms of 2000 x 3000 pixels, JPEG with PNG masks"
-    what = f"The images of {Path(options.data).name}" if options.data else phantoms
     columns = {"images/s": ("images_per_second", 1)}
-    return [table("preprocessing", raw, columns | OWN_PEAK), f"{what}. {MAPPED}."], raw
+    what = f"{_images(options)} with PNG masks. {MAPPED}."
+    return [table("preprocessing", raw, columns | OWN_PEAK), what], raw
+
+
+def prediction(options: Options, folder: str) -> Result:
+    """How soon `lesionseg predict` writes masks, how many a second, beside decoding alone."""
+    num_images = options.num_images or NUM_PREDICTED
+    settings = {"data": options.data, "num_images": num_images}
+    found = measure("material.prepare_prediction", folder=folder, **settings)
+    numbers = sorted({min(FEW, found["num_images"]), found["num_images"]})
+    contestants = {f"predict, {num}": {"folder": folder, "num_images": num} for num in numbers}
+    decoding = {"folder": folder, "num_images": numbers[-1], "only_decode": True}
+    contestants[f"decoding alone, {numbers[-1]}"] = decoding
+    raw = alternate("prediction.predict", contestants, num_rounds=options.num_rounds)
+    columns = {
+        "s to the first": ("first_seconds", 2),
+        "s in all": ("seconds", 2),
+        "images/s": ("images_per_second", 1),
+    }
+    note = (
+        f"{_images(options)}, in the disk's cache; an untrained model. Of predict the whole "
+        "process is measured, which ends after torch is loaded and all masks are written; of "
+        "decoding only that, at the scale and in the threads of predict."
+    )
+    return [table("images", raw, columns | PEAK), note], raw
+
+
+def _images(options: Options) -> str:
+    named = f"The images of {Path(options.data).name}" if options.data else ""
+    return named or "Phantoms of 2000 x 3000 pixels, JPEG"
 
 
 def startup(options: Options, folder: str) -> Result:
@@ -245,6 +273,7 @@ SUITES: dict[str, Callable[[Options, str], Result]] = {
     "quality": quality,
     "preprocessing": preprocessing,
     "startup": startup,
+    "prediction": prediction,
     "scaling": scaling,
 }
-DEFAULT = ("training", "profile", "preprocessing", "startup")
+DEFAULT = ("training", "profile", "preprocessing", "startup", "prediction")

@@ -521,7 +521,7 @@ def speed(suite: str) -> str:
     for suites in read("speed").values():
         if suite in suites:
             parts += [f"*{suites[suite]['about']}*", *suites[suite]["paragraphs"]]
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) or "*Not measured yet.*"
 
 
 def modules(folder: str) -> str:

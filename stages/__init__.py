@@ -1,6 +1,7 @@
 """The pipeline's stages, each run from the repository's root as `python -m stages.NAME`."""
 
 import argparse
+import gc
 import importlib.util
 import logging
 import os
@@ -47,6 +48,7 @@ def run(main: Callable[[], None]) -> None:
     # Of damaged EXIF and large photographs; they name no file, and what is lost is an error.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
+    gc.freeze()  # what is imported lasts; looking through it at the end takes up to half a second
     end_with_dvc(parent=_PARENT)
 
     def checked() -> None:

@@ -15,10 +15,18 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import contestants, machine, preprocessing, profile, suites, tracking
+from benchmarks import (
+    contestants,
+    machine,
+    prediction,
+    preprocessing,
+    profile,
+    suites,
+    tracking,
+)
 from benchmarks.__main__ import main
 from benchmarks.machine import multiply_adds
-from benchmarks.material import prepare, prepare_random
+from benchmarks.material import prepare, prepare_prediction, prepare_random
 from benchmarks.measure import peak_mib, sampled_own_mib
 from benchmarks.tables import (
     common_jaccard,
@@ -274,6 +282,19 @@ def test_starting_up_is_measured_for_each_round(small_project, capsys):
     raw = json.loads(Path("raw.json").read_text())["raw"]["startup"]
     assert len(raw["lesionseg --help"]) == 2
     assert all(10 < measured["peak_mib"] < 2000 for measured in raw["lesionseg --help"])
+
+
+def test_prediction_is_measured_from_its_start_beside_decoding(small_project):
+    folder = str(small_project)
+    assert prepare_prediction(folder=folder, num_images=3, width=96) == {"num_images": 3}
+    predicted = prediction.predict(folder=folder, num_images=2)
+    decoded = prediction.predict(folder=folder, num_images=2, only_decode=True)
+    for measured in (predicted, decoded):
+        assert measured["num_images"] == 2
+        assert 0 < measured["first_seconds"] <= measured["seconds"]
+    assert decoded["seconds"] < predicted["seconds"]
+    assert 100 < predicted["peak_mib"] < 2000
+    assert not list(small_project.rglob("*_segmentation.png"))
 
 
 @pytest.mark.parametrize(

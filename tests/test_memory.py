@@ -71,3 +71,23 @@ print(psutil.Process().memory_info().rss - before)
 def test_large_blocks_go_back_to_the_system_when_they_are_freed():
     kept = {how: printed_by(KEPT, how) for how in ("return", "default")}
     assert kept["return"] < 2**22 < kept["default"], kept
+
+
+def test_imports_for_good_are_never_looked_through_and_what_follows_is():
+    script = """
+import gc
+from lesionseg.memory import imported_for_good
+with imported_for_good():
+    assert not gc.isenabled()
+    import torch
+assert gc.isenabled()
+known = {id(one) for one in gc.get_objects()}
+assert id(vars(torch.nn.Module)) not in known and id(torch.nn.Module) not in known
+assert id(later := [[]]) in {id(one) for one in gc.get_objects()}
+try:
+    with imported_for_good():
+        raise ImportError
+except ImportError:
+    print(int(gc.isenabled()))
+"""
+    assert printed_by(script, "") == 1

@@ -24,8 +24,9 @@ from lesionseg.errors import ConfigError, DataError, LesionsegError, MissingFile
 from lesionseg.evaluation.scoring import score_split
 from lesionseg.inference.contours import to_csv, to_geojson
 from lesionseg.inference.decoding import decode
-from lesionseg.inference.outputs import PROBABILITY_LEVELS, Outputs, Summary, summarise
+from lesionseg.inference.outputs import Outputs, Summary, summarise
 from lesionseg.inference.overlay import LONGER_SIDE, draw_regions
+from lesionseg.inference.payloads import PROBABILITY_LEVELS, mask_png
 from lesionseg.inference.pipeline import Skipped, predict_files
 from lesionseg.inference.prediction import predict_split, resize_probabilities
 from lesionseg.inference.predictor import Predictor
@@ -634,6 +635,24 @@ def test_probabilities_come_back_from_the_16_bit_file(tmp_path, predictor):
     assert levels.dtype == np.uint16
     expected = predictor.predict_encoded([path])[0]
     np.testing.assert_allclose(levels / PROBABILITY_LEVELS, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (301, 402)])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_mask_s_file_is_a_sound_8_bit_png_of_its_pixels(shape, share):
+    mask = np.random.default_rng(0).random((2 * shape[0], shape[1]))[::2] < share
+    content = mask_png(mask)
+    Image.open(io.BytesIO(content)).verify()  # its checksums
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        np.testing.assert_array_equal(np.asarray(image), np.where(mask, 255, 0))
+
+
+def test_a_mask_s_file_is_no_larger_than_pillow_s():
+    mask = photograph(600, 400)[..., 0] > 127
+    pillows = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(pillows, "PNG")
+    assert 0 < len(mask_png(mask)) <= len(pillows.getvalue())
 
 
 def test_existing_outputs_are_replaced_and_other_files_stay(tmp_path, predictor):

@@ -639,12 +639,15 @@ def _predict_all(
     import contextlib
     import warnings
 
-    from PIL.Image import DecompressionBombWarning
-    from tqdm import tqdm
+    from lesionseg.memory import imported_for_good
 
-    from lesionseg.hardware import make_deterministic
-    from lesionseg.inference.outputs import Outputs, Summary
-    from lesionseg.inference.pipeline import Skipped, predict_files
+    with imported_for_good():
+        from PIL.Image import DecompressionBombWarning
+        from tqdm import tqdm
+
+        from lesionseg.hardware import make_deterministic
+        from lesionseg.inference.outputs import Outputs, Summary
+        from lesionseg.inference.pipeline import Skipped, predict_files
 
     outputs = Outputs(
         out_dir=arguments.out,

@@ -1,8 +1,10 @@
 """How the process holds on to memory."""
 
 import ctypes
+import gc
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
@@ -23,6 +25,21 @@ def return_freed_memory() -> None:
     freed, and keeps an own heap for each thread. To be called before there are threads.
     """
     _set({_MMAP_THRESHOLD: 2**22, _ARENA_MAX: 2})
+
+
+@contextmanager
+def imported_for_good() -> Iterator[None]:
+    """A block of imports that Python's garbage collector never looks through.
+
+    Torch makes 170,000 objects that last as long as the process. Looking through them takes a tenth
+    of a second while it is imported, and nearly half a second at the process's end.
+    """
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _set(options: Mapping[int, int]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import find_contours, label
+from scipy.ndimage import label
+from skimage.measure import find_contours
 
 COLOR = "#56b4e9"  # of a predicted outline, bright on skin; Okabe and Ito (2008)
 CASING = "#000000"  # a rim around an outline, seen on any skin
@@ -51,7 +52,7 @@ def count_regions(mask: NDArray[np.bool_]) -> int:
     """The number of regions of a mask (H, W) bool."""
     if not mask.any():
         return 0
-    return int(label(_crop(mask)[0], connectivity=1).max())
+    return int(label(_crop(mask)[0])[1])
 
 
 def find_regions(mask: NDArray[np.bool_]) -> list[Region]:
@@ -62,7 +63,7 @@ def find_regions(mask: NDArray[np.bool_]) -> list[Region]:
     if not mask.any():
         return []
     cropped, corner = _crop(mask)
-    labels = np.pad(label(cropped, connectivity=1), 1)
+    labels = np.pad(label(cropped)[0], 1)
     rings: dict[int, list[Ring]] = {}
     for line in _trace(cropped):
         # A point of the line is between a pixel of its region and one of none.

@@ -7,12 +7,12 @@ from typing import cast
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from lesionseg.data.dataset import Split
 from lesionseg.data.masks import read_mask
 from lesionseg.evaluation.boundaries import boundary_scores
+from lesionseg.inference.payloads import mask_png
 from lesionseg.inference.prediction import resize_probabilities
 from lesionseg.metrics import (
     COUNTS,
@@ -60,8 +60,7 @@ def score_split(
         own_truth = read_mask(mask_path) > 0
         own_prediction = resize_probabilities(probability, own_truth.shape) > threshold
         if out_dir:
-            mask = Image.fromarray(own_prediction.astype(np.uint8) * 255)
-            mask.save(out_dir / mask_name(image_id))
+            (out_dir / mask_name(image_id)).write_bytes(mask_png(own_prediction))
         masks = {
             "test": (probability > threshold, truth > 0),
             "test_own_size": (own_prediction, own_truth),

@@ -1,6 +1,7 @@
 """Image files of any kind and size as the network sees them."""
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from lesionseg.data.images import read_image_and_size, resize_image
 from lesionseg.data.rasters import describe, name_of
 from lesionseg.errors import DataError
+
+# Each may hold an image at its own size, and after eight the disk is the next limit.
+NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)

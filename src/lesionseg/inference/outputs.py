@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from PIL import Image
 from lesionseg.errors import DataError
 from lesionseg.files import write_bytes
 from lesionseg.inference.contours import to_csv, to_geojson
-from lesionseg.inference.payloads import PROBABILITY_LEVELS
+from lesionseg.inference.payloads import mask_png, probability_png
 from lesionseg.inference.sources import (
     ENDINGS,
     SUMMARY,
@@ -142,16 +141,16 @@ class Outputs:
         size = mask.shape
         paths = self.paths(source)
         # As `evaluate` writes it, and as the ISIC challenge wants it.
-        _save(Image.fromarray(mask.astype(np.uint8) * 255), paths["mask"])
+        _write(paths["mask"], mask_png(mask))
         if self.probability:
-            levels = np.rint(probability * PROBABILITY_LEVELS).astype(np.uint16)
-            _save(Image.fromarray(levels), paths["probability"], compress_level=1)
+            _write(paths["probability"], probability_png(probability))
         if self.overlay or self.contours:
             regions = find_regions(mask)
         if self.overlay:
             from lesionseg.inference.overlay import draw_regions  # half a second, if it is wanted
 
-            _save(draw_regions(source.path, regions, size=size), paths["overlay"], quality=90)
+            overlay = draw_regions(source.path, regions, size=size)
+            _write(paths["overlay"], _to_jpeg(overlay))
         if self.contours == "geojson":
             _write(paths["contours"], to_geojson(regions, name=source.name, size=size))
         if self.contours == "csv":
@@ -168,7 +167,7 @@ def summarise(mask: NDArray[np.bool_], probability: NDArray[np.float32], *, name
         name: Of the image's file.
     """
     height, width = mask.shape
-    lesion_pixels = int(mask.sum())
+    lesion_pixels = int(np.count_nonzero(mask))  # twenty times as fast as a sum
     mean = float(probability[mask].mean(dtype=np.float64)) if lesion_pixels else None
     return Summary(
         file=name,
@@ -182,14 +181,11 @@ def summarise(mask: NDArray[np.bool_], probability: NDArray[np.float32], *, name
     )
 
 
-def _save(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image in the format that the path's ending says.
-
-    Through memory: what Pillow's encoders say of a full disk does not name it.
-    """
+def _to_jpeg(image: Image.Image) -> bytes:
+    """The image's file, in memory: what Pillow says of a full disk does not name it."""
     stream = io.BytesIO()
-    image.save(stream, format={".png": "PNG", ".jpg": "JPEG"}[path.suffix], **options)
-    _write(path, stream.getvalue())
+    image.save(stream, format="JPEG", quality=90)
+    return stream.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:

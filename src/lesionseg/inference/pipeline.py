@@ -4,7 +4,6 @@ However many files there are, only about two batches of them are in memory at a 
 network's size; at its own size an image is held only by the thread that reads or writes it.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import DISK_FULL, DataError, DiskSpaceError, first_line
-from lesionseg.inference.decoding import Decoded, decode, problem_of
+from lesionseg.inference.decoding import NUM_THREADS, Decoded, decode, problem_of
 from lesionseg.inference.outputs import Outputs, Summary
 from lesionseg.inference.prediction import resize_probabilities
 from lesionseg.inference.predictor import BATCH_SIZE, Predictor
@@ -23,7 +22,6 @@ from lesionseg.inference.sources import Source
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_MAX_THREADS = 8  # each may hold an image at its own size, and the disk is the next limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ def predict_files(
     outputs: Outputs,
     *,
     batch_size: int = BATCH_SIZE,
-    num_threads: int | None = None,
+    num_threads: int = NUM_THREADS,
 ) -> Generator[Summary | Skipped, None, None]:
     """For each file in turn what was written, or why nothing was.
 
@@ -94,7 +92,7 @@ def predict_files(
             reason = f"{item.source.path}: its outputs cannot be written ({_why(error)})."
             return Skipped(source=item.source, reason=reason)
 
-    pool = ThreadPoolExecutor(num_threads or min(_MAX_THREADS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(num_threads)
     try:
         images = _map_ahead(pool, read, sources, ahead=batch_size)
         predictions = _predict(images, predictor, batch_size=batch_size)

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
         Nothing is left beside what is computed with, as a file for another program needs it.
         """
-        self.features = fold_batch_norms(self.features)
+        _fold(self.features.eval().requires_grad_(False))
         self.frozen = True
         self._follow_features()
         self.eval()
@@ -85,10 +85,14 @@ def fold_batch_norms(features: nn.Sequential) -> nn.Sequential:
     convolution before it can do so itself.
     """
     folded = copy.deepcopy(features).eval().requires_grad_(False)
-    for block in list(folded.modules()):
+    _fold(folded)
+    return folded
+
+
+def _fold(features: nn.Sequential) -> None:
+    for block in list(features.modules()):
         if isinstance(block, nn.Sequential):
             for index, (first, second) in enumerate(pairwise(list(block))):
                 if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                     block[index] = fuse_conv_bn_eval(first, second)
                     block[index + 1] = nn.Identity()
-    return folded
