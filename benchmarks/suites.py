@@ -82,13 +82,13 @@ def training(options: Options, folder: str) -> Result:
 
 def profile(options: Options, folder: str) -> Result:
     """Where a fine-tuning step spends its time, and what its convolutions take at least."""
-    _prepare(options, folder, num_images=0)
+    config = load_config(Path("params.yaml"))
+    _prepare(options, folder, num_images=2 * config.train.batch_size)
     raw = alternate(
         "profile.step",
         {name: {"folder": folder, "precision": name} for name in _precisions(options)},
         num_rounds=options.num_rounds,
     )
-    image_size = load_config(Path("params.yaml")).preprocess.image_size
     num_images = next(iter(raw.values()))[0]["num_images"]
     tables = [
         parts_table("part of a fine-tuning step", raw, "parts"),
@@ -98,11 +98,12 @@ def profile(options: Options, folder: str) -> Result:
         f"{median(found['convolutions_at_matrix_rate'] for found in rounds):.0f} ms in {name}"
         for name, rounds in raw.items()
     )
+    size = config.preprocess.image_size
     note = (
-        f"Milliseconds of a step on {num_images} images of {image_size} px, under torch's profiler,"
-        " which slows it a little. Below, each row is the sum of all operations on maps of its"
-        " sizes, without the batch. At the rate of large matrix products, the step's"
-        f" convolutions would take {' and '.join(bounds)}."
+        f"Milliseconds of a step on {num_images} images of {size} px, under torch's profiler, which"
+        " slows it a little. Below, each row is the sum of all operations on maps of its sizes,"
+        " without the batch. At the rate of large matrix products, the step's convolutions would"
+        f" take {' and '.join(bounds)}."
     )
     return [*tables, note], raw
 

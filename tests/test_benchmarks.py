@@ -170,13 +170,13 @@ def test_an_operation_belongs_to_one_part_of_a_step(operation, part):
 
 
 def test_a_profile_gives_each_part_of_a_step_and_layers_their_shapes(
-    small_project, in_process, monkeypatch
+    small_project, in_process, monkeypatch, capsys
 ):
     monkeypatch.setattr(profile, "BLOCK", 2**20)  # this process's memory counts in other tests
-    folder = str(small_project)
-    prepare(folder=folder, data=None, weights="none", num_images=8)
-    found = profile.step(folder=folder, precision="float32")
-    assert found["num_images"] == 2
+    monkeypatch.setattr(profile, "NUM_STEPS", 1)
+    main(["profile", "--rounds", "1", "--out", "raw.json"])
+    assert "Milliseconds of a step on 2 images of 64 px" in capsys.readouterr().out
+    (found,) = json.loads(Path("raw.json").read_text())["raw"]["profile"]["float32"]
     assert list(found["parts"]) == [*profile.PARTS, profile.OTHERS]
     assert all(milliseconds > 0 for milliseconds in found["parts"].values())
     assert sum(found["parts"].values()) == pytest.approx(found["milliseconds"])

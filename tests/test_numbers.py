@@ -26,8 +26,8 @@ FIGURE = re.compile(
 # Figures that may be typed, each with its reason.
 TYPED = {
     **dict.fromkeys(
-        [("accuracy.md", "0.87"), ("accuracy.md", "0.925"), ("accuracy.md", "0.015")],
-        "the goal, which was set before anything was measured",
+        [("accuracy.md", figure) for figure in ("0.92", "0.87", "0.925", "0.015")],
+        "the goals, which were set before anything was measured",
     ),
     **dict.fromkeys(
         [("accuracy.md", one) for one in ("0.850", "0.858", "0.914", "0.919", "15 %", "0.86")],
