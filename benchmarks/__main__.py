@@ -15,7 +15,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.rounds import measure
-from benchmarks.suites import DEFAULT, SUITES, Options, left_out
+from benchmarks.suites import (
+    DEFAULT,
+    NUM_PREDICTED,
+    NUM_PREPROCESSED,
+    NUM_TRAINED,
+    SUITES,
+    Options,
+    left_out,
+)
 from lesionseg.config import load_config
 from lesionseg.errors import ConfigError, MissingFileError, exit_status
 from lesionseg.files import write_json
@@ -84,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "--images",
         type=int,
         metavar="N",
-        help="images of a measurement; default: 400 for training, 160 for preprocessing, 16 for "
-        "prediction",
+        help=f"images of a measurement; default: {NUM_TRAINED} for training, {NUM_PREPROCESSED} "
+        f"for preprocessing, {NUM_PREDICTED} for prediction",
     )
     parser.add_argument("--skip-dvc", action="store_true", help="startup without dvc repro")
     parser.add_argument(
