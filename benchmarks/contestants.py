@@ -70,10 +70,7 @@ def throughput(
     Raises:
         DataError: There are too few images.
     """
-    config = load_config(Path("params.yaml"))
-    if precision:
-        own = dataclasses.replace(config.train, precision=precision)
-        config = dataclasses.replace(config, train=own)
+    config = config_in(precision)
     train = load_split(Path(folder) / "processed", "train").first(num_images)
     if len(train.ids) < (WARM_UP + 1) * config.train.batch_size:
         raise DataError(
@@ -105,6 +102,13 @@ def throughput(
         "step_gmacs": step / 1e9,
         "matrix_percent": 100 * rate / matrix_rate(dtype, device),
     }
+
+
+def config_in(precision: str) -> Config:
+    """The parameters in params.yaml, in the given precision; in their own where it is empty."""
+    config = load_config(Path("params.yaml"))
+    train = dataclasses.replace(config.train, precision=precision or config.train.precision)
+    return dataclasses.replace(config, train=train)
 
 
 def quality(*, contestant: str, folder: str, seed_offset: int) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Where a fine-tuning step spends its time: by kind of operation, and by layer."""
 
-import dataclasses
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,8 @@ from typing import Any
 import torch
 from torch.profiler import profile
 
-from benchmarks.contestants import make_training
+from benchmarks.contestants import config_in, make_training
 from benchmarks.machine import matrix_rate, multiply_adds, wait
-from lesionseg.config import load_config
 from lesionseg.data.dataset import load_split
 
 WARM_UP, NUM_STEPS = 4, 8
@@ -37,11 +35,8 @@ def step(*, folder: str, precision: str) -> dict[str, Any]:
         folder: Filled by `material`.
         precision: In the place of `train.precision`.
     """
-    config = load_config(Path("params.yaml"))
-    own = dataclasses.replace(config.train, precision=precision)
-    config = dataclasses.replace(config, train=own)
-    batch_size = config.train.batch_size
-    train = load_split(Path(folder) / "processed", "train").first(batch_size)
+    config = config_in(precision)
+    train = load_split(Path(folder) / "processed", "train").first(config.train.batch_size)
     training = make_training(config, "train_finetuned", folder=folder, train=train, epochs=1)
     batch, generator = torch.arange(len(train.ids)), torch.Generator().manual_seed(0)
     image_size, device = train.masks.shape[1], training.device
