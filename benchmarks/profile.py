@@ -44,7 +44,7 @@ def step(*, folder: str, precision: str) -> dict[str, Any]:
 
     def take_steps(num: int) -> None:
         for _ in range(num):
-            training._step(batch, generator, image_size=image_size)
+            training.step(batch, generator, image_size=image_size)
         wait(device)
 
     take_steps(WARM_UP)

@@ -331,15 +331,20 @@ def test_a_split_kept_on_a_device_gives_the_same_batches(splits, part):
         assert getattr(kept, name) == getattr(split, name)
 
 
-@pytest.mark.parametrize(("memory", "is_kept"), [(10 * 10 * 64 * 64 * 4, True), (1600000, False)])
-def test_a_split_is_kept_on_a_gpu_that_has_room(splits, monkeypatch, memory, is_kept):
+@pytest.mark.parametrize(("spare", "are_kept"), [(0, True), (-1, False)])
+def test_splits_are_kept_on_a_gpu_that_has_room_for_all_of_them(
+    splits, monkeypatch, spare, are_kept
+):
+    both = splits["train"], splits["val"]
+    num_bytes = sum(split.images.nbytes + split.masks.nbytes for split in both)
+    memory = 10 * num_bytes + spare
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=memory)
     )
     monkeypatch.setattr(batches, "Resident", lambda split, device: (split, device))
-    gpu, split = torch.device("cuda"), splits["train"]
-    assert keep_on(gpu, split) == ((split, gpu) if is_kept else split)
-    assert keep_on(CPU, split) is split
+    gpu = torch.device("cuda")
+    assert keep_on(gpu, *both) == (tuple((split, gpu) for split in both) if are_kept else both)
+    assert keep_on(CPU, *both) == both
 
 
 def test_the_training_loss_is_the_mean_over_images_not_batches(make_tiny, monkeypatch):
@@ -539,7 +544,7 @@ def on_no_device(make_training, monkeypatch):
 def test_a_step_reads_nothing_from_the_device(on_no_device, encoder_lr, decoder):
     loss = asdict(CONFIG.loss) | dict.fromkeys(["focal", "tversky", "focal_tversky", "lovasz"], 1.0)
     training = on_no_device(encoder_lr=encoder_lr, decoder=decoder, loss=LossConfig(**loss))
-    read = training._step(torch.arange(4), torch.Generator().manual_seed(0), image_size=64)
+    read = training.step(torch.arange(4), torch.Generator().manual_seed(0), image_size=64)
     assert read.device.type == "meta"
 
 
@@ -551,7 +556,7 @@ def test_a_step_that_reads_its_loss_is_found(on_no_device, monkeypatch):
 
     monkeypatch.setattr(loop, "weighted_sum", read)
     with pytest.raises(RuntimeError, match="meta"):
-        on_no_device()._step(torch.arange(4), torch.Generator().manual_seed(0), image_size=64)
+        on_no_device().step(torch.arange(4), torch.Generator().manual_seed(0), image_size=64)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -559,10 +564,10 @@ def test_a_step_does_not_wait_for_the_gpu(splits):
     recipe = change(RECIPE, batch_size=4)
     training = Training(model=TinySegmenter(), **splits, recipe=recipe, device=torch.device("cuda"))
     generator = torch.Generator().manual_seed(0)
-    training._step(torch.arange(4), generator, image_size=64)
+    training.step(torch.arange(4), generator, image_size=64)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        training._step(torch.arange(4), generator, image_size=64)
+        training.step(torch.arange(4), generator, image_size=64)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

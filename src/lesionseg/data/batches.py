@@ -24,13 +24,16 @@ class Resident:
         self.images, self.masks = (torch.from_numpy(array).to(device) for array in arrays)
 
 
-def keep_on(device: torch.device, split: Split | Fold) -> Split | Fold | Resident:
-    """The split, copied to a GPU whose memory it takes a tenth of at most; else as it is."""
+def keep_on(device: torch.device, *splits: Split | Fold) -> tuple[Split | Fold | Resident, ...]:
+    """The splits, copied to a GPU if all together fill at most a tenth of its memory."""
     if device.type != "cuda":
-        return split
-    num_bytes = len(split.ids) * split.image_size**2 * 4  # three of a pixel, one of its mask
+        return splits
+    pixels = sum(len(split.ids) * split.image_size**2 for split in splits)
+    num_bytes = 4 * pixels  # three for a pixel's colour, one for its mask
     memory = torch.cuda.get_device_properties(device).total_memory
-    return Resident(split, device) if num_bytes <= SHARE * memory else split
+    if num_bytes > SHARE * memory:
+        return splits
+    return tuple(Resident(split, device) for split in splits)
 
 
 def load_batch(

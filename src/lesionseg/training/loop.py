@@ -89,7 +89,7 @@ class Training:
         group.join_norms(model, device)
         # Channels last is the layout in which convolutions run fastest, on CPUs and on CUDA.
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.train, self.val = keep_on(device, train), keep_on(device, val)
+        self.train, self.val = keep_on(device, train, val)
         self.recipe, self.device, self.group = recipe, device, group
         self.optimizer = _make_optimizer(model, recipe)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -162,7 +162,7 @@ class Training:
         progress = tqdm(order, desc=label, unit="step", disable=disable, leave=False)
         for step, batch in enumerate(progress):
             self._set_lr((first_step + step) / (self.recipe.train.epochs * len(order)))
-            unread.append(self._step(batch, generator, image_size=image_size))
+            unread.append(self.step(batch, generator, image_size=image_size))
             if len(unread) == STEPS_UNREAD or step + 1 == len(order):
                 losses += torch.stack(unread).tolist()
                 unread = []
@@ -206,10 +206,17 @@ class Training:
         sizes = range(min(self.recipe.train.first_image_size, own_size), own_size + 1, 32)
         return sizes[(epoch - 1) * len(sizes) // self.recipe.train.epochs]
 
-    def _step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> Tensor:
-        """One step on a batch, of which this process computes a part; the mean loss of all.
+    def step(self, batch: Tensor, generator: torch.Generator, *, image_size: int) -> Tensor:
+        """One optimiser step on a batch, of which this process computes its part.
 
-        The loss stays on the device: to read it is to wait for all that the device still has to do.
+        Args:
+            batch: Rows of the training images, (N,) int64.
+            generator: Of the random views, on the CPU.
+            image_size: Height and width in pixels at which they are shown.
+
+        Returns:
+            The mean loss of the whole batch, a scalar left on the device: reading it would wait
+            for all work queued there.
         """
         part = self.group.part(len(batch))
         images, masks = load_batch(self.train, batch[part.rows].numpy(), self.device)
