@@ -536,7 +536,7 @@ def test_no_leaks_are_reported_as_none_found(html):
     assert "<b>None found.</b>" in html
 
 
-UNKNOWN_PATIENTS = "Nothing says which images are of one patient"
+UNKNOWN_PATIENTS = "Nothing says which images are of the same patient"
 KNOWN_GROUPS = "none of these groups is in two splits"
 
 
