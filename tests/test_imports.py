@@ -42,7 +42,7 @@ def test_each_room_imports_what_the_architecture_says():
         others = {room_of(name) for name in imported_names(path)} - {None, own}
         found[own] = found.get(own, set()) | others
     used = {room: others for room, others in found.items() if others and room != "__main__"}
-    assert used == table("| room | imports |")
+    assert used == table("| module | imports |")
     TopologicalSorter(used).prepare()  # raises where rooms import each other in a circle
 
 
