@@ -20,7 +20,9 @@ from PIL import Image
 
 from lesionseg.cli import _make_parser, main
 from lesionseg.inference.predictor import Predictor
+from lesionseg.results.layout import RUNS
 from lesionseg.tracking import registry
+from tests.trained_results import save_random_model, write_evaluation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,6 +132,46 @@ def test_a_second_call_in_the_folder_of_the_images_finds_the_same_images(
     first = predict(".")
     assert first[0] == 0
     assert predict(".") == first
+
+
+@pytest.fixture
+def evaluated(folder, model_path):
+    """A project whose fine-tuned model, that of `predict`, was evaluated at MIDDLE."""
+    for run in RUNS:
+        model = folder / "results" / run / "model.pt"
+        model.parent.mkdir(parents=True)
+        model.write_bytes(model_path.read_bytes() if run == "train_finetuned" else b"another")
+    write_evaluation(folder, threshold=float(MIDDLE))
+    return folder
+
+
+def masks_of(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*_segmentation.png")}
+
+
+def test_masks_are_drawn_at_the_threshold_of_the_evaluation(evaluated, predict, model_path, capsys):
+    predict("photos")
+    expected = masks_of(Path("predictions"))
+    assert main(["predict", "photos", "--model", str(model_path), "--out", "again"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"threshold {MIDDLE}, which the model was evaluated with\n"
+    )
+    assert masks_of(Path("again")) == expected
+    write_evaluation(evaluated, threshold=0.5)
+    assert main(["predict", "photos", "--model", str(model_path), "--out", "half"]) == 0
+    assert "threshold" not in capsys.readouterr().out
+    assert masks_of(Path("half")) != expected
+
+
+def test_models_of_different_thresholds_need_one_from_the_user(evaluated, capsys, encoder_state):
+    save_random_model(evaluated / "other.pt", encoder_state, decoder="bilinear")
+    models = ["--model", "results/train_finetuned/model.pt", "--model", "other.pt"]
+    assert main(["predict", "photos", *models]) == 1
+    assert capsys.readouterr().err == (
+        "error: the models have different thresholds (results/train_finetuned/model.pt: "
+        f"{MIDDLE}, other.pt: 0.5). Choose one with --threshold\n"
+    )
+    assert main(["predict", "photos", *models, "--threshold", MIDDLE]) == 0
 
 
 def test_a_higher_threshold_marks_no_more_pixels(folder, predict):

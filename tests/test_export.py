@@ -13,10 +13,10 @@ from PIL import Image
 from lesionseg.cli import main
 from lesionseg.data.phantom import draw_phantom
 from lesionseg.export import extra, gate, graph, latency, precision
-from lesionseg.export.origin import find_threshold
 from lesionseg.files import sha256
 from lesionseg.inference import predictor
 from lesionseg.inference.predictor import Predictor
+from lesionseg.inference.threshold import find_threshold
 from lesionseg.models import segmenter
 from lesionseg.models.segmenter import load_model
 from lesionseg.results.layout import RUNS, Results

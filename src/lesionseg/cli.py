@@ -19,6 +19,7 @@ from lesionseg.errors import (
     MISUSED,
     OK,
     ConfigError,
+    DataError,
     MissingFileError,
     exit_status,
     printable,
@@ -408,9 +409,9 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument(
         "--threshold",
         type=threshold,
-        default=0.5,
         metavar="P",
-        help="a pixel is lesion above this probability, in (0, 1) (default: %(default)s)",
+        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
+        "evaluated with, or else 0.5)",
     )
     parser.add_argument(
         "--tta",
@@ -554,7 +555,7 @@ def _find_threshold(text: str, model_sha256: str) -> float:
         from lesionseg.tracking.registry import read_threshold
 
         return read_threshold(text)
-    from lesionseg.export.origin import find_threshold
+    from lesionseg.inference.threshold import find_threshold
     from lesionseg.results.layout import Results
 
     return find_threshold(Results(), model_sha256=model_sha256)
@@ -572,13 +573,40 @@ def _predict(arguments: argparse.Namespace) -> int:
     from lesionseg.inference.sources import find_images
 
     found = find_images(arguments.paths, out_dir=arguments.out)
-    model_paths = [_find_model(text) for text in arguments.model or [DEFAULT_MODEL]]
+    names = arguments.model or [DEFAULT_MODEL]
+    model_paths = [_find_model(text) for text in names]
+    if arguments.threshold is None:
+        arguments.threshold = _find_common_threshold(names, model_paths)
     summaries, skipped = _predict_all(found.sources, model_paths, arguments)
     if summaries:
         sys.stdout.write(_table(summaries, arguments.out))
     failures = [*found.unusable, *(item.reason for item in skipped)]
     sys.stderr.write(_remarks(found, failures))
     return FAILED if failures else OK
+
+
+def _find_common_threshold(names: Sequence[str], model_paths: Sequence[Path]) -> float:
+    """The threshold that all the models were evaluated with; one that is not usual is shown.
+
+    Raises:
+        DataError: They were evaluated with different ones.
+    """
+    from lesionseg.files import sha256
+    from lesionseg.inference.threshold import DEFAULT_THRESHOLD
+
+    found = {
+        name: _find_threshold(name, sha256(path))
+        for name, path in zip(names, model_paths, strict=True)
+    }
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name}: {value:g}" for name, value in found.items())
+        raise DataError(
+            f"the models have different thresholds ({listed}). Choose one with --threshold"
+        )
+    threshold = found[names[0]]
+    if threshold != DEFAULT_THRESHOLD:
+        _say(f"threshold {threshold:g}, which the model was evaluated with")
+    return threshold
 
 
 def _remarks(found: "Found", failures: Sequence[str]) -> str:

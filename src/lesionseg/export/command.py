@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lesionseg.data.dataset import load_split
 from lesionseg.errors import DataError, MissingFileError, repro
 from lesionseg.export import gate, graph, latency, precision
-from lesionseg.export.origin import Origin, find_threshold, model_metadata
+from lesionseg.export.origin import Origin, model_metadata
 from lesionseg.export.page import render_page
 from lesionseg.export.runtime import load_runtime
 from lesionseg.files import write_bytes
@@ -20,6 +20,7 @@ from lesionseg.hardware import choose_device
 from lesionseg.inference.decoding import decode
 from lesionseg.inference.predictor import BATCH_SIZE, Predictor
 from lesionseg.inference.sources import find_images
+from lesionseg.inference.threshold import find_threshold
 from lesionseg.models.segmenter import Segmenter
 from lesionseg.results.layout import Results
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from lesionseg.errors import DataError, first_line
 from lesionseg.export.graph import INPUTS
 from lesionseg.files import sha256
-from lesionseg.results.evaluation import DEFAULT_THRESHOLD, Comparison
-from lesionseg.results.layout import Results, TrainingFiles
+from lesionseg.results.layout import TrainingFiles
 from lesionseg.results.training import TrainingRecord
 
 CLASSES = ("background", "lesion")
@@ -54,24 +53,6 @@ def read_origin(model_path: Path) -> Origin:
     if record.model_sha256 != model_sha256:  # a copy under another name
         return Origin(model_sha256=model_sha256)
     return Origin(model_sha256=model_sha256, commit=record.commit, data_sha256=record.data_sha256)
-
-
-def find_threshold(results: Results, *, model_sha256: str) -> float:
-    """The threshold that the model was evaluated with here, or else the default.
-
-    Args:
-        results: Perhaps with an evaluation.
-        model_sha256: Of the model.pt.
-    """
-    if not results.evaluation.comparison.exists():
-        return DEFAULT_THRESHOLD
-    try:
-        comparison = Comparison.read(results.evaluation)
-    except DataError as error:
-        _log.warning("threshold %s is taken: %s", DEFAULT_THRESHOLD, first_line(error))
-        return DEFAULT_THRESHOLD
-    is_ours = model_sha256 in comparison.models.values()
-    return comparison.threshold if is_ours else DEFAULT_THRESHOLD
 
 
 def model_metadata(

@@ -16,7 +16,6 @@ from lesionseg.results.vocabulary import METRICS, POOLED, RUN_LABELS, SCOPES, ST
 Interval = tuple[FiniteFloat, FiniteFloat]
 Scores = dict[str, FiniteFloat]
 _STAGE = "evaluate"
-DEFAULT_THRESHOLD = 0.5  # of a model that was not evaluated, as of `lesionseg predict`
 
 
 @dataclass(frozen=True, kw_only=True)

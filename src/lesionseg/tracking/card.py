@@ -11,7 +11,8 @@ import pandas as pd
 
 from lesionseg.errors import DataError
 from lesionseg.files import require
-from lesionseg.results.evaluation import DEFAULT_THRESHOLD, TABLES, Compared, Comparison
+from lesionseg.inference.threshold import DEFAULT_THRESHOLD
+from lesionseg.results.evaluation import TABLES, Compared, Comparison
 from lesionseg.results.layout import FINETUNED, RUNS, EvaluationFiles, Results, TrainingFiles
 from lesionseg.results.training import BestEpoch, TrainingRecord, Value, history_table
 from lesionseg.results.vocabulary import FAILURE_BELOW, FEW_IMAGES

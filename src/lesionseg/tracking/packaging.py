@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 import lesionseg
-from lesionseg.results.evaluation import DEFAULT_THRESHOLD
+from lesionseg.inference.threshold import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
