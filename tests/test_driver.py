@@ -191,6 +191,30 @@ def test_what_is_missing_is_said_before_work(repository, monkeypatch, where, ser
         pass
 
 
+@pytest.mark.parametrize(
+    ("place", "server", "is_warned"),
+    [
+        ("ray://head:10001", "sqlite:////home/me/mlflow.db", True),
+        ("ray://head:10001", SERVER, False),
+        ("local", "sqlite:////home/me/mlflow.db", False),
+    ],
+)
+def test_a_warning_says_that_nodes_have_no_file_of_another_machine(
+    repository, monkeypatch, caplog, place, server, is_warned
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    where = Placement(cluster=place, num_cpus=1)
+    driver.make_project(repository, where, url="https://git.example.org/project")
+    assert [line for line in caplog.messages if "SQLite" in line] == (
+        [
+            "MLFLOW_TRACKING_URI names an SQLite file: runs of other machines end in a file there. "
+            "Set it to the address of an MLflow server (docs/team.md)"
+        ]
+        if is_warned
+        else []
+    )
+
+
 def test_where_there_is_no_slurm_it_says_so(repository, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", type(sys)("submitit"))
     monkeypatch.setenv("PATH", "/nowhere")

@@ -99,11 +99,16 @@ def make_project(
     if not where.num_gpus:  # what places trials may hide those of others, but not all
         environment["CUDA_VISIBLE_DEVICES"] = ""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    is_shared_file = not url and address.startswith("sqlite")
-    if where.cluster != "local" and (not address or is_shared_file):
+    is_file = address.startswith("sqlite")
+    if where.cluster != "local" and (not address or (is_file and not url)):
         raise LesionsegError(
             "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share",
             "Set it to the address of an MLflow server (docs/team.md)",
+        )
+    if where.cluster != "local" and is_file:
+        _log.warning(
+            "MLFLOW_TRACKING_URI names an SQLite file: runs of other machines end in a file there. "
+            "Set it to the address of an MLflow server (docs/team.md)"
         )
     checkpoints = where.checkpoints or (None if url else repository.root / ".checkpoints")
     return node.Project(
