@@ -29,10 +29,13 @@ def describe() -> dict[str, Any]:
     """What a reader must know of the machine to place the numbers."""
     config = load_config(Path("params.yaml")).train
     device = choose_device(config.device)
+    is_cuda, limited = device.type == "cuda", is_limited()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
-        "kind": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "kind": torch.cuda.get_device_name(device)
+        if is_cuda
+        else processor() + (", limited to AVX2" if limited else ""),
         "cpu": _cpu_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "num_cores": os.cpu_count(),
@@ -40,13 +43,23 @@ def describe() -> dict[str, Any]:
         "load_average": os.getloadavg()[0],  # of the minute before: near 0 on an idle machine
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": dtype_name(choose_precision(config.precision, device)),
-        "has_bfloat16": multiplies_in_bfloat16(device),
+        "has_bfloat16": multiplies_in_bfloat16(device) and (is_cuda or not limited),
         "matrix_gflops": {
             dtype_name(dtype): matrix_rate(dtype, device)
             for dtype in (torch.float32, torch.bfloat16)
         },
         "versions": versions(),
     }
+
+
+def is_limited() -> bool:
+    """Whether torch and oneDNN are told to use AVX2 on a CPU with wider instructions.
+
+    So they compute in `train.reproducible: anywhere`, and nearly as on a CPU that has no more.
+    """
+    has_wider = bool(torch.cpu.get_capabilities().get("avx512_f"))
+    is_told = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() == "AVX2"
+    return has_wider and is_told and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -254,6 +254,26 @@ def test_the_command_measures_ours_and_names_the_peers_that_are_not_there(
         assert measured["images_per_second"] > 0
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "capability", "told", "is_limited"),
+    [
+        ({"avx512_f": True, "avx512_bf16": True}, "AVX2", "AVX2", True),
+        ({"avx512_f": True, "avx512_bf16": True}, "AVX512", "", False),
+        ({"avx512_f": True, "avx512_bf16": True}, "AVX2", "", False),  # oneDNN is not limited
+        ({"avx2": True}, "AVX2", "AVX2", False),
+    ],
+)
+def test_a_cpu_limited_to_avx2_is_a_kind_of_its_own(
+    small_project, monkeypatch, capabilities, capability, told, is_limited
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "Z80", **capabilities})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", told)
+    found = machine.describe()
+    assert found["kind"].endswith(", limited to AVX2") == is_limited
+    assert found["has_bfloat16"] == (bool(capabilities.get("avx512_bf16")) and not is_limited)
+
+
 @pytest.mark.parametrize("contestant", ["stock", "tuned"])
 def test_a_peer_trains_on_the_same_images_and_is_scored_on_the_same_splits(
     small_project, monkeypatch, in_process, contestant
