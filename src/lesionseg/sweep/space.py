@@ -74,7 +74,7 @@ def parse_axis(text: str) -> tuple[Axis, int]:
         return _parse_range(name, spec)
     values = tuple(parse_value(part.strip()) for part in spec.split(","))
     if len(set(values)) < len(values):
-        raise ConfigError(f"{name}: a value stands twice in {spec!r}; keep one")
+        raise ConfigError(f"{name}: a value occurs twice in {spec!r}; keep one")
     return Axis(name=name, values=values), 0
 
 
