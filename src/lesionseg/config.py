@@ -309,7 +309,7 @@ def load_config(path: Path) -> Config:
     """The validated records of a params.yaml.
 
     Raises:
-        MissingFileError: The file is not there.
+        MissingFileError: The file is missing.
         ConfigError: Something in it is invalid; the message is one line.
     """
     if not path.is_file():

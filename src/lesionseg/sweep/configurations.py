@@ -32,7 +32,7 @@ def read_configurations(path: Path) -> list[Configuration]:
     """The configurations in a YAML file, in its order.
 
     Raises:
-        MissingFileError: The file is not there.
+        MissingFileError: The file is missing.
         ConfigError: A name, or what stands under it, is not of the form.
     """
     if not path.is_file():

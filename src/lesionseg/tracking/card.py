@@ -100,7 +100,7 @@ def read_facts(results: Results) -> Facts:
     """What is known about the trained model with the larger val jaccard.
 
     Raises:
-        MissingFileError: No model has been trained, or one of its files is not there.
+        MissingFileError: No model has been trained, or one of its files is missing.
         DataError: The files are broken, or of different trainings.
     """
     trained = [run for run in RUNS if results.training(run).metrics.exists()] or [FINETUNED]

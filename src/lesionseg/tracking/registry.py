@@ -88,7 +88,7 @@ def register(results: Results) -> Registration:
         results: Holds at least one training, and an evaluation or not.
 
     Raises:
-        MissingFileError: No model has been trained, or one of its files is not there.
+        MissingFileError: No model has been trained, or one of its files is missing.
         DataError: The files are broken, or of different trainings.
         DownloadError: The registry cannot be reached.
     """

@@ -81,7 +81,7 @@ def complete_evaluation(results: Results, processed_dir: Path) -> list[Run]:
         processed_dir: Holds the test split.
 
     Raises:
-        MissingFileError: One of the files is not there.
+        MissingFileError: One of the files is missing.
         DataError: One of them is damaged.
     """
     for name in RUNS:

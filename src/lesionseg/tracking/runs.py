@@ -172,7 +172,7 @@ def complete_training(files: TrainingFiles, *, run: str) -> Run:
         run: Its name in `RUNS`.
 
     Raises:
-        MissingFileError: One of the files is not there.
+        MissingFileError: One of the files is missing.
         DataError: One of them is damaged.
     """
     for path in files.all():

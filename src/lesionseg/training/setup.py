@@ -38,7 +38,7 @@ def make_training(
     Raises:
         ConfigError: The device is not there, or there are fewer folds than seeds, or fewer images
             than `train.num_images`.
-        MissingFileError: An input is not there.
+        MissingFileError: An input is missing.
         DataError: An input is damaged.
     """
     train, val = choose_images(config, inputs.processed, seed=seed)
