@@ -365,7 +365,9 @@ def test_a_summary_of_somebody_else_s_makes_no_folder_of_outputs(tmp_path):
     for name in ("out/summary.csv", "folder/summary.csv/x"):
         touch(tmp_path, name)
     for folder in (".", "out", "folder"):
-        with pytest.raises(DataError, match=r"summary\.csv is not from lesionseg predict, .* --out$"):
+        with pytest.raises(
+            DataError, match=r"summary\.csv is not from lesionseg predict, .* --out$"
+        ):
             Outputs(out_dir=tmp_path / folder).prepare([])
 
 
