@@ -32,7 +32,7 @@ _PIPELINE_HEAD = """\
 # installed package, in the version that requirements.txt names: another version remakes everything.
 """
 _REQUIREMENTS = """\
-# All stages depend on this file, and refuse any other version.
+# All stages depend on this file, and refuse another version.
 lesionseg=={version}
 """
 
