@@ -50,9 +50,9 @@ def boundary_scores(prediction: Mask, truth: Mask, *, tolerance: float) -> dict[
     the diagonal; lower is better. Both masks empty: 0. One of them empty: 100.
 
     `nsd`, the normalised surface distance (Nikolov et al. 2018, arXiv:1809.04430), is the share of
-    both boundaries' pixels that are no farther than the tolerance from the other boundary, in
-    [0, 1]. Both masks empty: 1. One of them empty: 0. Every pixel has the same weight, whether its
-    edge is straight or slanted.
+    both boundaries' pixels no farther than the tolerance from the other boundary, in [0, 1]. Both
+    masks empty: 1. One of them empty: 0. Each pixel counts equally, whether its edge is straight or
+    slanted.
 
     Args:
         prediction: (H, W) bool, True where lesion is predicted.
@@ -67,7 +67,7 @@ def boundary_scores(prediction: Mask, truth: Mask, *, tolerance: float) -> dict[
         agree = len(predicted) == len(true)
         return {"hd95": 0.0 if agree else 100.0, "nsd": 1.0 if agree else 0.0}
     diagonal = math.hypot(*truth.shape)
-    # Scaled before the comparison with the tolerance, so that 3 of 300 pixels are exactly 1.
+    # Scaled before they are compared with the tolerance, so that 3 of 300 pixels are exactly 1.
     directed = [100 * pixels / diagonal for pixels in _directed_distances(predicted, true)]
     within = np.concatenate(directed) <= tolerance
     return {
