@@ -43,9 +43,9 @@ def make_parser(name: str, about: str | None, *, example: str = "") -> argparse.
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; an error that the user can fix is one line and an exit status."""
+    """Call a stage's `main`; a user's error gives one line and a non-zero exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # About damaged EXIF and large photographs: they name no file, and real losses are errors.
+    # Warnings about damaged EXIF and large photographs name no file; real losses are errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
     gc.freeze()  # imported objects last; examining them at the end takes up to half a second

@@ -31,7 +31,7 @@ def draw_curve(curve: Curve, *, names: Sequence[str] | None = None) -> Figure:
     """Jaccard against the number of training images, and the models' difference underneath.
 
     A panel for each set of test images. Lines are means over the seeds, bands their intervals,
-    small dots the seeds; dotted, to twice as many images, is the guess.
+    short strokes the seeds; the dotted line, to twice as many images, is the guess.
 
     Args:
         curve: What to draw.

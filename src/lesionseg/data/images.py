@@ -83,7 +83,7 @@ def resize_mask(mask: NDArray[np.uint8], *, size: int) -> NDArray[np.uint8]:
 
 
 def _declared_white(image: Image.Image) -> int | None:
-    """The level that a file with deep levels says is white."""
+    """The level that a file with deep levels declares as white."""
     if image.format == "PPM":
         return DEEPEST  # Pillow has scaled it to this
     if image.format == "TIFF" and raw_mode(image).startswith("I;16S"):

@@ -117,7 +117,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def draw_test(pairs: Sequence[Pair], *, fraction: float, seed: int) -> list[Pair]:
-    """The pairs, with a share of the groups moved to test if no image was there.
+    """The pairs, with a share of the groups moved to test if test has no images.
 
     Images of val are not drawn.
 

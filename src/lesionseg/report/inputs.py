@@ -32,7 +32,7 @@ _INDEX = Table(stage="preprocess", text=("id",), numbers=("height", "width"))
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedSplit:
-    """One split of the data, with the own sizes of its images.
+    """One split of the data, with its images' own sizes.
 
     Attributes:
         index: Columns `id`, `height`, `width`, a row for each image.

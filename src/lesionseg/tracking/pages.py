@@ -99,7 +99,7 @@ def find_sites(root: Path) -> list[Site]:
 
 
 def site_of(project: Path, name: str = "") -> Site:
-    """The own store of another project, whatever MLFLOW_TRACKING_URI is.
+    """Another project's own store, whatever MLFLOW_TRACKING_URI is.
 
     Raises:
         TrackingError: It cannot be used.
