@@ -1,1 +1,1 @@
-"""Speed, memory and scores beside the nearest peer, measured: `python -m benchmarks`."""
+"""Speed, memory and scores, measured beside the nearest peer: `python -m benchmarks`."""

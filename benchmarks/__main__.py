@@ -1,7 +1,7 @@
 """Measure the project beside its peers; print tables in markdown and write the raw values.
 
-Run it from the repository's root on a machine that does nothing else. Parameters come from
-params.yaml. The peers need the extra `bench`: pip install -e '.[bench]'
+Run it from the repository's root on an otherwise idle machine. Parameters come from params.yaml.
+The peers need the extra `bench`: pip install -e '.[bench]'
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     names, options = arguments.names or list(DEFAULT), _options(arguments)
     _check_names(names)
-    load_config(Path("params.yaml"))  # a mistake there is said before any work
+    load_config(Path("params.yaml"))  # reports a mistake there before any work
     machine = measure("machine.describe")
     options = dataclasses.replace(options, has_bfloat16=machine["has_bfloat16"])
     if "training" in names or "quality" in names:

@@ -1,11 +1,11 @@
-"""What a trial costs beside its stages: the local pool, and one and two nodes of a Ray cluster.
+"""What a trial costs on top of its stages: in the local pool, on one and on two Ray nodes.
 
     python -m benchmarks.cluster --trials 12 > measured.md
     python -m benchmarks.cluster --pipeline phantoms > measured.md
 
-Prints a table in Markdown. The stages take a second each and no processor, or are the pipeline's
-own on a few phantoms. Nodes are processes of this machine in a network namespace, as Ray listens on
-all interfaces; each has a core to give away.
+Prints a table in Markdown. The stages take a second each and no processor time, or are the
+pipeline's own on a few phantoms. Nodes are processes on this machine in a network namespace, as Ray
+listens on all interfaces; each offers one core.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """The variables of all that runs, in a network of its own."""
+    """The variables of all processes, in a network of their own."""
     return {
         **child_environment(without=("DVC_", "MLFLOW_", "RAY_")),
         **git_identity(ROOT, stranger="benchmark"),
@@ -119,13 +119,13 @@ def _measure(
         _call(sys.executable, *RAY, "start", own, *place, *store, cwd=project, env=env)
         if number not in arguments.nodes:
             continue
-        # One after the other, since what else the machine does changes with the minutes.
+        # In direct succession, since the machine's other load changes within minutes.
         pool = f"local pool, `--jobs {number}`"
         both = ((pool, ["--jobs", str(number)]), (name, ["--cluster", CLIENT]))
         for kind, (label, options) in zip(EXECUTORS, both, strict=True):
             if kind not in arguments.executors:
                 continue
-            # Of its own: equal trainings come from the run cache, whoever has run them.
+            # Unique values: equal trainings would come from the run cache, whoever ran them.
             values = [0.2 * len(lines) + index / 1000 for index in range(arguments.trials)]
             row = _measured(
                 project, label, number, options, values=values, env=env, stages=stage_seconds
@@ -170,7 +170,7 @@ def _measured(
 ) -> str:
     """The row of an executor: trials of its own, from the first one's start to the last one's end.
 
-    The overhead is what remains of a trial beside the seconds of its stages, where these are known.
+    The overhead is the time of a trial minus that of its stages, if the latter is known.
 
     What comes before, such as the data and Ray's connection, happens once and is left out.
     """
@@ -191,7 +191,7 @@ def _measured(
     process.stderr.close()
     if process.wait():
         raise LesionsegError(f"{name}: {said.strip()}")
-    # From the end of the first round to the last end: each slot has then been through once.
+    # From the end of the first round, when each slot has finished one trial, to the last end.
     seconds = ends[-1] - ends[jobs - 1]
     rounds = (len(values) - jobs) / jobs
     each = seconds / rounds

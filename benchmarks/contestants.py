@@ -1,9 +1,9 @@
 """Our training as users get it, and two loops around the nearest peer.
 
-The peer is `Unet("mobilenet_v2")` of segmentation_models.pytorch (smp). Its stock loop is that of
-smp's examples: a DataLoader decodes, resizes and turns one image after the other in every epoch,
-Dice loss, Adam. Its tuned loop has all that ours has: packed arrays, views of whole batches, the
-same losses, channels-last. Both compute in the precision of ours.
+The peer is `Unet("mobilenet_v2")` from segmentation_models.pytorch (smp). Its stock loop is that of
+smp's examples: a DataLoader decodes, resizes and rotates one image after the other in every epoch,
+Dice loss, Adam. Its tuned loop has everything that ours has: packed arrays, views of whole batches,
+the same losses, channels-last. Both compute in the same precision as ours.
 """
 
 import copy
@@ -41,7 +41,7 @@ from lesionseg.results.layout import RUNS
 from lesionseg.training.loop import Training
 from lesionseg.training.setup import assemble
 
-# After lesionseg, which makes torchvision importable beside any torch.
+# After lesionseg, which makes torchvision importable with any torch.
 from torchvision import tv_tensors  # isort: skip
 from torchvision.transforms import v2  # isort: skip
 
@@ -56,16 +56,16 @@ def throughput(
     """Training images per second, and what one image costs.
 
     Ours is a `Training` with two epochs at each of the image sizes that params.yaml lets it grow
-    through, of which the second is timed by its own `seconds`. These include scoring val, here one
-    image, and keeping the best weights; the peers have none of that. As in theirs, the first steps
-    do not count, in which the system clears each page of fresh memory: a second of a training that
-    takes minutes.
+    through; the second of each pair is timed, by its own `seconds`. These include scoring val, here
+    one image, and keeping the best weights, which the peers do not do. As with the peers, the first
+    steps do not count: in these the system clears each page of fresh memory, which takes a second
+    of a training that lasts minutes.
 
     Args:
         contestant: One of `RUNS`, or `stock` or `tuned`.
         folder: Filled by `material`.
-        num_images: Images of the epoch; all there are, where there are fewer.
-        precision: In the place of `train.precision`.
+        num_images: Images of the epoch; all of them if there are fewer.
+        precision: Overrides `train.precision`.
 
     Raises:
         DataError: There are too few images.
@@ -105,7 +105,7 @@ def throughput(
 
 
 def config_in(precision: str) -> Config:
-    """The parameters in params.yaml, in the given precision; in their own where it is empty."""
+    """The parameters in params.yaml, in the given precision; in their own if it is empty."""
     config = load_config(Path("params.yaml"))
     train = dataclasses.replace(config.train, precision=precision or config.train.precision)
     return dataclasses.replace(config, train=train)
@@ -114,9 +114,9 @@ def config_in(precision: str) -> Config:
 def quality(*, contestant: str, folder: str, seed_offset: int) -> dict[str, Any]:
     """A full-length training: `history` of seconds and val jaccard, and the test jaccard.
 
-    Seconds run from the first step and include scoring val after each epoch. Of all contestants
-    the epoch best on val is scored on test. Jaccard is per image at the network's size, then the
-    mean; an empty mask found empty counts 1.
+    Seconds run from the first step and include scoring val after each epoch. For all contestants,
+    the epoch that is best on val is scored on test. Jaccard is per image at the network's size,
+    then the mean; an empty mask predicted as empty counts as 1.
     """
     config = load_config(Path("params.yaml"))
     seed = config.train.seed + seed_offset
@@ -188,12 +188,12 @@ class Loop:
             loss.backward()
             self.optimizer.step()
             self.scheduler.step()
-            loss.item()  # as all loops that show their loss; it waits for the device
+            loss.item()  # as in all loops that show their loss; it waits for the device
             yield len(images)
 
 
 def make_peer(config: Config, kind: str, *, folder: str, train: Split, epochs: int) -> Loop:
-    """Smp's network in its `stock` or `tuned` loop, the encoder's weights being ours."""
+    """Smp's network in its `stock` or `tuned` loop, with our encoder weights."""
     smp = importlib.import_module("segmentation_models_pytorch")  # the extra `bench`
     torch.manual_seed(config.train.seed)
     unet = smp.Unet("mobilenet_v2", encoder_weights=None, classes=1)
@@ -258,7 +258,7 @@ def tuned_loop(
 
 
 def packed_batches(config: Config, train: Split, device: torch.device) -> Batches:
-    """Shuffled batches of a packed split, each viewed at random."""
+    """Shuffled batches of a packed split, as random views."""
     generator = torch.Generator().manual_seed(config.train.seed)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -272,7 +272,7 @@ def packed_batches(config: Config, train: Split, device: torch.device) -> Batche
 
 
 class Photographs(Dataset[tuple[Tensor, Tensor]]):
-    """Images and masks decoded, resized and turned whenever they are asked for."""
+    """Images and masks that are decoded, resized and rotated on each access."""
 
     def __init__(self, config: Config, raw_dir: Path, split: Split) -> None:
         rows = {row.id: row for row in read_manifest(raw_dir) if row.split == "train"}

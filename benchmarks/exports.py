@@ -6,7 +6,7 @@ Run it from the repository's root, with a trained model and images that it was n
     --images data/raw/test/images --data "the model and the images in words"
   make docs-numbers
 
-The page is measured where playwright and chromium are.
+The page is measured only if playwright and chromium are installed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from lesionseg.inference.predictor import Predictor, load_network
 logger = logging.getLogger(__name__)
 STORE = Path("docs/results/export.json")
 THRESHOLD = 0.5
-# Height and width in pixels, JPEG quality: photographs as cameras write them, colours halved.
+# Height and width in pixels, JPEG quality: photographs as from cameras, with subsampled colours.
 LARGE = ((767, 1022, 92), (3000, 4000, 92))
 NUM_LARGE = 10
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "pillow", "numpy")
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
-    """The values of so many precisions as are measured, after each one more."""
+    """The values measured so far, yielded again after each further measurement."""
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".jpg")
     _, image_size = load_network(model_path, stage="train_finetuned")
     material = read_material(paths, image_size=image_size)
@@ -100,7 +100,7 @@ def measure(model_path: Path, folder: Path) -> Iterator[dict[str, Any]]:
             "agreement": _values(exported.agreement),
         }
         logger.info("onnx %s: %s", name, exported.agreement)
-        if name != "int8":  # its gain is in speed, and a page would not have it
+        if name != "int8":  # it gains speed, but not in a page
             pages[name] = render_page(exported.onnx, exported.metadata, load_runtime())
     yield found
     torch.set_num_threads(1)  # the browser works at the same time
@@ -134,9 +134,9 @@ def _measure_page(
 
     Args:
         html: The page.
-        model_path: What predict takes.
-        paths: Of JPEGs.
-        versions: Gets that of the browser.
+        model_path: The model for predict.
+        paths: Paths of JPEGs.
+        versions: The browser's version is added here.
     """
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder, _opened(html, Path(folder)) as page:
@@ -154,7 +154,7 @@ def _measure_page(
 
 @contextmanager
 def _opened(html: bytes, folder: Path) -> Iterator[Any]:
-    """The page in a browser, ready; None where there is no browser."""
+    """The page in a browser, ready to use; None if there is no browser."""
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
     try:
         from playwright.sync_api import sync_playwright
@@ -175,7 +175,7 @@ def _opened(html: bytes, folder: Path) -> Iterator[Any]:
 
 
 def _compare(page: Any, predictor: Predictor, paths: Sequence[Path]) -> dict[str, Any]:
-    """What the masks of one batch of files have in common, and how long the page took."""
+    """How well the masks of one batch of files agree, and how long the page took."""
     differing, jaccards, times, num_pixels = [], [], [], 0
     for path, probability in zip(paths, predictor.predict_encoded(paths), strict=True):
         ours = probability > THRESHOLD
@@ -199,7 +199,7 @@ def _compare(page: Any, predictor: Predictor, paths: Sequence[Path]) -> dict[str
 
 
 def _segment(page: Any, path: Path) -> tuple[Mask, int]:
-    """The mask that the page gives for a file, and the milliseconds it took; it forgets both."""
+    """The page's mask for a file, and the milliseconds it took; the page's card is then removed."""
     page.locator("#files").set_input_files(str(path))
     card = page.locator(f'.card[data-name="{path.stem}"]')
     card.wait_for()

@@ -21,12 +21,12 @@ from lesionseg.hardware import (
 from lesionseg.provenance import git_commit, versions
 
 LARGE, SMALL = 2048, 256  # sides of the matrices
-LONGEST = 2.0  # seconds of a product; a CPU without bfloat16 needs a minute for a large one
+LONGEST = 2.0  # seconds per product; a CPU without bfloat16 needs a minute for a large one
 NUM_PRODUCTS = 5
 
 
 def describe() -> dict[str, Any]:
-    """What a reader must know of the machine to place the numbers."""
+    """What a reader must know about the machine to interpret the numbers."""
     config = load_config(Path("params.yaml")).train
     device = choose_device(config.device)
     is_cuda, limited = device.type == "cuda", is_limited()
@@ -68,7 +68,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of square matrix products: 2048 x 2048, smaller where that would take ages."""
+    """GFLOP/s of square matrix products: 2048 x 2048, or smaller if that would take too long."""
     rate = _product_rate(SMALL, dtype, device)
     is_emulated = 2 * LARGE**3 / (1e9 * rate) > LONGEST
     return rate if is_emulated else _product_rate(LARGE, dtype, device)
@@ -87,7 +87,7 @@ def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Return when the device has done all that it was given."""
+    """Return when the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -96,9 +96,9 @@ def wait(device: torch.device) -> None:
 def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) -> dict[str, int]:
     """Multiply-adds of all convolutions for one image.
 
-    `forward` is one forward pass; `step` a training step. There each convolution that learns does
-    its products three times: forward, and for the gradients of its input and of its weights. One
-    that does not learn does them once.
+    `forward` is one forward pass; `step` a training step. There each convolution that is trained
+    computes its products three times: forward, and for the gradients of its input and of its
+    weights. One that is not trained computes them once.
 
     Args:
         network: Takes images (1, 3, H, W); it is left in evaluation mode.
@@ -110,14 +110,14 @@ def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             return
-        # Each pixel of the output (transposed: of the input) meets every weight of one channel
-        # of it once, in each of its channels.
+        # Each value of the output (transposed: of the input) takes one product with every weight
+        # of its channel.
         pixels = inputs[0] if isinstance(module, nn.ConvTranspose2d) else output
         products = pixels[0].numel() * module.weight[0].numel()
         counts["forward"] += products
         counts["step"] += products * (3 if module.weight.requires_grad else 1)
 
-    # Of all modules, as a frozen encoder computes with a folded copy that it does not show.
+    # For all modules, as a frozen encoder computes with a hidden, folded copy.
     hook = nn.modules.module.register_module_forward_hook(count)
     network.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
     hook.remove()

@@ -1,4 +1,4 @@
-"""What trainings are measured on: a folder with `raw` and `processed`, as the stages leave them."""
+"""The data that trainings are measured on: a folder with `raw` and `processed`, as from stages."""
 
 import math
 from dataclasses import asdict
@@ -23,13 +23,13 @@ CHUNK = 256  # images drawn at once
 
 
 def prepare(*, folder: str, data: str | None, weights: str, num_images: int) -> dict[str, Any]:
-    """Numbers of images of the splits in `folder`, which is filled from `data` or with phantoms.
+    """Fill `folder` from `data` or with phantoms; the numbers of images of the splits.
 
     Args:
         folder: The folder to fill.
         data: A folder with {train,test}/{images,masks}; None draws phantoms.
-        weights: `none` or a file, as download.weights of params.yaml.
-        num_images: Training images wanted of phantoms; a few more are drawn.
+        weights: `none` or a file, as in download.weights of params.yaml.
+        num_images: Number of training images if they are phantoms; a few more are drawn.
     """
     config = load_config(Path("params.yaml"))
     raw_dir = Path(folder) / "raw"
@@ -49,8 +49,7 @@ def prepare(*, folder: str, data: str | None, weights: str, num_images: int) -> 
 
 
 def prepare_random(*, folder: str, num_images: int, image_size: int) -> dict[str, Any]:
-    """The number of training images of random bytes in `folder`, beside one for validation and a
-    random encoder.
+    """Fill `folder` with training images of random bytes, one for validation and a random encoder.
 
     Raises:
         DiskSpaceError: The disk cannot hold them.
@@ -75,7 +74,7 @@ def prepare_random(*, folder: str, num_images: int, image_size: int) -> dict[str
 def prepare_prediction(
     *, folder: str, data: str | None = None, num_images: int, width: int = preprocessing.WIDTH
 ) -> dict[str, Any]:
-    """Images in `folder` as for preprocessing, and `model.pt`: the default one, untrained."""
+    """Fill `folder` with images as for preprocessing, and the default model, untrained."""
     config, where = load_config(Path("params.yaml")), Path(folder)
     found = preprocessing.prepare(folder=folder, data=data, num_images=num_images, width=width)
     write_encoder(where / "encoder.pth", weights="none", seed=0, archives_dir=where)

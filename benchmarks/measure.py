@@ -1,7 +1,7 @@
 """One measurement in a process of its own: `python -m benchmarks.measure MODULE.FUNCTION JSON`.
 
 Calls the function with the JSON object's values and prints what it returns as one line of JSON,
-with the process's peak memory.
+together with the process's peak memory.
 """
 
 import importlib
@@ -21,17 +21,17 @@ SAMPLING_SECONDS = 0.02
 
 
 def peak_mib(who: int = resource.RUSAGE_SELF) -> float:
-    """The most memory this process ever had in RAM, in MiB; its child processes count apart.
+    """The most memory that this process ever had in RAM, in MiB, without its child processes.
 
-    Pages of memory-mapped files count while they are in RAM. With RUSAGE_CHILDREN it is that of the
-    largest child.
+    Pages of memory-mapped files count while they are in RAM. With RUSAGE_CHILDREN it is the peak of
+    the largest child.
     """
     peak = resource.getrusage(who).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS gives bytes, Linux KiB
 
 
 def own_mib() -> float:
-    """Memory of this process in RAM without pages of files, in MiB; without Linux, its peak."""
+    """Memory of this process in RAM without pages of files, in MiB; except on Linux, its peak."""
     if not STATUS.exists():
         return peak_mib()
     lines = STATUS.read_text().splitlines()
@@ -40,7 +40,7 @@ def own_mib() -> float:
 
 @contextmanager
 def sampled_own_mib() -> Iterator[list[float]]:
-    """What `own_mib` was while the body ran, every 20 ms."""
+    """Samples of `own_mib`, every 20 ms while the block runs."""
     samples, done = [own_mib()], threading.Event()
 
     def sample() -> None:

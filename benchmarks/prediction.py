@@ -15,13 +15,13 @@ from lesionseg.inference.decoding import NUM_THREADS, decode
 
 
 def predict(*, folder: str, num_images: int, only_decode: bool = False) -> dict[str, Any]:
-    """Wall time of `lesionseg predict` on some of the images, and until its first mask is there.
+    """Wall time of `lesionseg predict` on some of the images, and until its first mask is written.
 
     Args:
-        folder: What `material.prepare_prediction` has filled.
+        folder: Filled by `material.prepare_prediction`.
         num_images: How many of its images.
-        only_decode: Measure decoding alone in the place of it, as the command does it, but without
-            the start of a process.
+        only_decode: Measure decoding alone instead, as the command does it, but without starting a
+            process.
     """
     paths = sorted(Path(folder).glob("raw/*/images/*"))[:num_images]
     return _decode(paths) if only_decode else _predict(paths, folder)

@@ -1,4 +1,4 @@
-"""Preprocessing of images as a dermatoscope's camera leaves them."""
+"""Preprocessing of images as they come from a dermatoscope's camera."""
 
 import math
 import os
@@ -29,7 +29,7 @@ TEST_FRACTION = 0.25
 def prepare(
     *, folder: str, data: str | None = None, num_images: int, width: int = WIDTH
 ) -> dict[str, Any]:
-    """`num_images` now in `folder`/raw: those of `data`, or phantoms of 2/3 `width` x `width`."""
+    """Fill `folder`/raw with the images of `data`, or with phantoms of 2/3 `width` x `width`."""
     raw_dir = Path(folder) / "raw"
     if data is None:
         _write_phantoms(raw_dir, num_images, width=width)
@@ -42,8 +42,8 @@ def preprocess_some(*, folder: str, num_images: int) -> dict[str, Any]:
     """Images per second of `preprocess` for some of the prepared images, and its `own_peak_mib`,
     without pages of files.
 
-    Their files have been written or read just before: the disk is not measured. Copies are not
-    looked for by likeness, as all phantoms here are alike.
+    Their files have just been written or read: the disk is not measured. Similar images are not
+    searched for, as all phantoms here are similar.
     """
     raw_dir, some_dir = Path(folder) / "raw", Path(folder) / f"raw-{num_images}"
     rows = read_manifest(raw_dir)
@@ -87,6 +87,6 @@ def _write_phantoms(raw_dir: Path, num_images: int, *, width: int) -> None:
             target = split_dir / kind / f"PHANTOM_{number:07d}.{suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
             source = drawn / f"{number % NUM_DRAWN}.{suffix}"
-            # What follows the end of an image is no part of it, but of the file's checksum.
+            # Bytes after the end of an image are not part of it, but count in the checksum.
             target.write_bytes(source.read_bytes() + os.fsencode(f"{number:07d}"))
     shutil.rmtree(drawn)

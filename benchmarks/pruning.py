@@ -3,9 +3,9 @@
     python -m benchmarks.pruning --curves curves.json > measured.md
 
 Run it where data/processed is. It trains both models with learning rates drawn from a wide range,
-as `lesionseg sweep --search 'train.lr=1e-5..1e-1 log' --sampler random` draws them, unless the file
-of curves is there. Then each pruner judges these trainings in many orders, one trial at a time.
-Prints a table in Markdown. Time is the processor's, so that other work does not count.
+like `lesionseg sweep --search 'train.lr=1e-5..1e-1 log' --sampler random`, unless the file of
+curves exists. Then each pruner judges these trainings in many orders, one trial at a time. Prints a
+table in Markdown. Times are processor times, so that other work does not count.
 """
 
 import argparse
@@ -33,13 +33,13 @@ AXIS = Axis(name="train.lr", low=1e-5, high=1e-1, is_log=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Both trainings of a trial that goes to its end.
+    """Both trainings of a trial that is not stopped.
 
     Attributes:
         lr: Its learning rate.
-        scores: Val jaccards of the fine-tuned model by epoch, rounded as the log has them.
-        seconds: Processor time of the fine-tuned model's epochs.
-        frozen_seconds: Of all epochs of the frozen one.
+        scores: Val jaccards of the fine-tuned model by epoch, rounded as in the log.
+        seconds: Processor time of each of the fine-tuned model's epochs.
+        frozen_seconds: Processor time of all epochs of the frozen model.
     """
 
     lr: float
@@ -55,14 +55,14 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class Trials:
-    """What the file of curves holds."""
+    """The content of the file of curves."""
 
     trials: list[Trained]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What came of a sweep in one order: trials stopped, processor time, the best val jaccard."""
+    """The outcome of a sweep in one order: trials stopped, processor time, best val jaccard."""
 
     num_stopped: int
     seconds: float
@@ -70,11 +70,11 @@ class Replay:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train what is to be judged unless that was done, judge it, and print the table."""
+    """Train the trials unless that was done before, judge them, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--orders", type=int, default=100)
-    parser.add_argument("--curves", type=Path, required=True, help="kept there, and taken again")
+    parser.add_argument("--curves", type=Path, required=True, help="kept and reused")
     arguments = parser.parse_args(argv)
     if not arguments.curves.exists():
         write_record(arguments.curves, Trials(trials=train_all(arguments.trials)))
@@ -110,7 +110,7 @@ def train(config: Config, lr: float) -> Trained:
 
 
 def replay(kind: str, trials: Sequence[Trained], folder: Path) -> Replay:
-    """A sweep with `--jobs 1` that comes by the trials in this order."""
+    """A sweep with `--jobs 1` that meets the trials in this order."""
     pruner = Pruner(kind, num_epochs=len(trials[0].scores), folder=folder)
     num_stopped, seconds, best = 0, 0.0, 0.0
     for number, one in enumerate(trials):
@@ -128,7 +128,7 @@ def replay(kind: str, trials: Sequence[Trained], folder: Path) -> Replay:
 
 
 def table(trials: Sequence[Trained], *, num_orders: int) -> str:
-    """A row for each pruner, over as many orders of the trials."""
+    """A row for each pruner, over `num_orders` orders of the trials."""
     lines = [
         "| `--pruner` | trials stopped | training time | the best trial is stopped | jaccard lost, "
         "at most |",

@@ -1,7 +1,7 @@
 """Measurements in rounds, each in a process of its own, contestants taking turns: A B C A B C.
 
-This process imports nothing large: Linux counts the memory of the process that starts another one
-into the other's peak.
+This process imports nothing large: Linux includes the memory of a process in the peak of those that
+it starts.
 """
 
 import json
@@ -21,7 +21,7 @@ def measure(function: str, **arguments: Any) -> dict[str, Any]:
     """What `module.function` returned in a new process, and that process's `peak_mib`.
 
     Raises:
-        LesionsegError: It failed; `LESIONSEG_DEBUG=1` shows all that it said.
+        LesionsegError: It failed; `LESIONSEG_DEBUG=1` shows its whole output.
     """
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)],
@@ -39,9 +39,9 @@ def measure(function: str, **arguments: Any) -> dict[str, Any]:
 def alternate(
     function: str, contestants: Mapping[str, Mapping[str, Any]], *, num_rounds: int
 ) -> Raw:
-    """The raw values of all contestants, named with their arguments, measured in turns.
+    """The raw values of all contestants, given with their arguments, measured in turns.
 
-    What slows the machine for a while slows neighbours alike, and ratios within a round keep.
+    Whatever slows the machine for a while slows neighbours equally, so ratios within a round hold.
     """
     turns = [name for _ in range(num_rounds) for name in contestants]
     raw: Raw = {name: [] for name in contestants}

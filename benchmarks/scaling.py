@@ -19,9 +19,9 @@ from lesionseg.models.segmenter import build_segmenter, load_encoder_state
 def large_split(*, folder: str, num_steps: int) -> dict[str, Any]:
     """Seconds until the first step is done, of a later step, of reading an epoch; and memory.
 
-    `Training` has no steps to stop after, so our network, fine-tuned, runs in the tuned loop, which
-    has its data path. `peak_mib` is the peak after the steps; `epoch_peak_mib` that after all
-    batches of an epoch were read once, whose memory-mapped pages the system may take back.
+    `Training` cannot be stopped after a step, so our network, fine-tuned, runs in the tuned loop,
+    which has the same data path. `peak_mib` is the peak after the steps; `epoch_peak_mib` the one
+    after all batches of an epoch were read once, whose mapped pages the system may take back.
     """
     config = load_config(Path("params.yaml"))
     model = build_segmenter(

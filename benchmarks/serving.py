@@ -1,7 +1,7 @@
 """Load a server: `lesionseg serve` with many clients at once, and then with bad ones.
 
-Starts the server on this machine, which the clients share with it, and prints tables in markdown.
-The model is drawn at random unless one is given: its masks are noise, its cost is the same.
+Starts the server on this machine, which it shares with the clients, and prints tables in markdown.
+Unless a model is given, its weights are random: its masks are noise, but its cost is the same.
 """
 
 import argparse
@@ -31,24 +31,24 @@ from lesionseg.processes import child_environment
 TIMEOUT = 120.0  # seconds that a client waits
 ALONE_SECONDS = 5.0  # for one client
 SIZES = ((256, 256), (767, 1022))  # (H, W): as in isic2016-256, and the median of ISIC 2016
-# (H, W) of photographs with so many megapixels.
+# (H, W) of photographs, by their megapixels.
 LARGE = {12: (3024, 4032), 24: (4000, 6000)}
 
 
 @dataclass
 class Load:
-    """What clients were answered.
+    """The answers that clients got.
 
     Attributes:
-        statuses: How often each status was answered; 0 stands for a broken connection.
-        seconds: For each 200, until it was there.
+        statuses: How often each status was answered; 0 means a broken connection.
+        seconds: For each 200, the time until it arrived.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
 
     def percentile(self, percent: float) -> float:
-        """Milliseconds within which so many percent of the masks were there."""
+        """Milliseconds within which this percentage of the masks arrived."""
         return 1000 * float(np.percentile(self.seconds, percent))
 
 
@@ -78,7 +78,7 @@ def serving(model_path: Path, *options: str) -> Iterator[tuple[str, psutil.Proce
 
 @contextmanager
 def peak_of(process: psutil.Process) -> Iterator[list[float]]:
-    """The most MB of RAM that a process has had since the block began, in a list of one."""
+    """The most MB of RAM that a process has had since the block began, as a list of one value."""
     peak, done = [process.memory_info().rss / 1e6], threading.Event()
 
     def sample() -> None:
@@ -95,13 +95,13 @@ def peak_of(process: psutil.Process) -> Iterator[list[float]]:
 
 
 def load(url: str, bodies: Sequence[bytes], *, num_clients: int, seconds: float) -> Load:
-    """Ask for masks for so long, each client again as soon as it has its answer.
+    """Ask for masks for some time, each client again as soon as it has its answer.
 
     Args:
-        url: The server's, with a slash at its end.
+        url: The server's URL, with a slash at its end.
         bodies: JPEG files, sent in turn.
-        num_clients: At once.
-        seconds: After which no client asks again.
+        num_clients: Number of clients at once.
+        seconds: Time after which no client asks again.
     """
     end = time.monotonic() + seconds
 
@@ -134,7 +134,7 @@ def post(session: requests.Session, address: str, body: bytes) -> int:
 
 
 def abuse(url: str, *, num_clients: int) -> Load:
-    """What many clients at once are answered that ask for too much."""
+    """The answers to many clients at once that ask for too much."""
     twelve, more = photograph(*LARGE[12]), photograph(*LARGE[24])
     noise = np.random.default_rng(0).bytes(19_000_000)
     requests_ = [
@@ -155,7 +155,7 @@ def abuse(url: str, *, num_clients: int) -> Load:
 
 
 def photograph(height: int, width: int, *, seed: int = 0) -> bytes:
-    """A JPEG file with as much detail as a photograph has."""
+    """A JPEG file with as much detail as a photograph."""
     levels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(levels).resize((width, height)).save(stream, "JPEG", quality=90)

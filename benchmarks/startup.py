@@ -1,4 +1,4 @@
-"""How long commands take that have nothing to do."""
+"""How long commands with nothing to do take."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ PARAMS = {
 
 
 def prepare_project(*, folder: str) -> dict[str, Any]:
-    """What DVC printed while it ran a copy of the pipeline in `folder`, with phantoms."""
+    """Run a copy of the pipeline in `folder`, with phantoms; DVC's output."""
     project_dir = Path(folder)
     copy_pipeline(project_dir)
     params_path = project_dir / "params.yaml"

@@ -1,4 +1,4 @@
-"""The seven benchmarks: who takes part, what each is given, what the tables say."""
+"""The seven benchmarks: the contestants, their arguments, and the tables."""
 
 import importlib.util
 import itertools
@@ -18,11 +18,11 @@ OURS = {"ours, fine-tuned": "train_finetuned", "ours, frozen": "train_frozen"}
 PEERS = {"smp, stock loop": "stock", "smp, tuned loop": "tuned"}
 PEER_PACKAGE = "segmentation_models_pytorch"
 NUM_TRAINED, NUM_PREPROCESSED, NUM_STEPS = 256, 160, 20
-NUM_LAYERS = 10  # of a profile, the slowest
+NUM_LAYERS = 10  # the slowest ones of a profile
 NUM_PREDICTED, FEW = 16, 4
 IMAGE_SIZES = (128, 192, 256, 384)
 NUMBERS = (100, 1000, 10_000, 50_000)
-SMALL_WIDTH = 192  # pixels; what is written to disk shall not outgrow it
+SMALL_WIDTH = 192  # pixels; small enough for all files to fit on the disk
 MAPPED = "Peak memory counts pages of memory-mapped arrays, which the system may take back"
 PEAK = {"peak MiB": ("peak_mib", 0)}
 OWN_PEAK = PEAK | {"without pages of files": ("own_peak_mib", 0)}
@@ -32,7 +32,7 @@ Result = tuple[list[str], dict[str, Any]]  # paragraphs of markdown, the raw val
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says; `data` and `weights` are absolute paths."""
+    """The options of the command line; `data` and `weights` are absolute paths."""
 
     data: str | None = None
     weights: str = "none"
@@ -45,7 +45,7 @@ class Options:
 def training(options: Options, folder: str) -> Result:
     """Training images per second, their share of the machine's matrix rate, and memory.
 
-    In float32, and in bfloat16 where the machine has instructions for it.
+    In float32, and in bfloat16 if the machine has instructions for it.
     """
     num_images = options.num_images or NUM_TRAINED
     _prepare(options, folder, num_images=num_images)
@@ -81,7 +81,7 @@ def training(options: Options, folder: str) -> Result:
 
 
 def profile(options: Options, folder: str) -> Result:
-    """Where a fine-tuning step spends its time, and what its convolutions take at least."""
+    """Where a fine-tuning step spends its time, and a lower bound for its convolutions."""
     config = load_config(Path("params.yaml"))
     _prepare(options, folder, num_images=2 * config.train.batch_size)
     raw = alternate(
@@ -162,7 +162,7 @@ def preprocessing(options: Options, folder: str) -> Result:
 
 
 def prediction(options: Options, folder: str) -> Result:
-    """How soon `lesionseg predict` writes masks, how many a second, beside decoding alone."""
+    """How soon `lesionseg predict` writes masks, and how many a second, beside decoding alone."""
     num_images = options.num_images or NUM_PREDICTED
     settings = {"data": options.data, "num_images": num_images}
     found = measure("material.prepare_prediction", folder=folder, **settings)
@@ -190,7 +190,7 @@ def _images(options: Options) -> str:
 
 
 def startup(options: Options, folder: str) -> Result:
-    """Seconds of commands that have nothing to do."""
+    """Seconds of commands with nothing to do."""
     commands = {"lesionseg --help": {"command": ["lesionseg", "--help"], "expected": "usage"}}
     if options.has_dvc:
         measure("startup.prepare_project", folder=folder)
@@ -207,7 +207,7 @@ def scaling(options: Options, folder: str) -> Result:
     config = load_config(Path("params.yaml"))
     by_size, by_number = {}, {}
     for size in IMAGE_SIZES:
-        # About as many pixels at each size, and more batches than are needed to warm up.
+        # About the same number of pixels at each size, and more batches than the warm-up needs.
         num = round((options.num_images or NUM_TRAINED) * (IMAGE_SIZES[0] / size) ** 2)
         num = config.train.batch_size * max(4, num // config.train.batch_size)
         where = _prepare_random(f"{folder}/size-{size}", num_images=num, image_size=size)
@@ -262,7 +262,7 @@ def present_peers() -> dict[str, str]:
 
 
 def left_out() -> list[str]:
-    """A sentence on the peers that are not there, if so."""
+    """A sentence on the peers that are not installed, if any."""
     names = "; ".join(name for name in PEERS if name not in present_peers())
     text = f"Left out, not installed: {names}. Run: pip install -e '.[bench]'"
     return [text] if names else []

@@ -37,8 +37,8 @@ def parts_table(label: str, raw: Raw, key: str, *, num: int | None = None) -> st
     Args:
         label: Heading of the parts' names.
         raw: The measured values.
-        key: Of the measured parts, a mapping from names to milliseconds; shares are of
-            `milliseconds`.
+        key: Key of the measured parts, a mapping from names to milliseconds; shares are of the
+            value `milliseconds`.
         num: How many parts of the first contestant to show, the largest first; None shows all, in
             their order, and their sum.
     """
@@ -73,8 +73,8 @@ def table(label: str, raw: Raw, columns: Mapping[str, tuple[str, int]], *, ratio
     Args:
         label: Heading of the contestants' names.
         raw: The measured values.
-        columns: Heading -> key of the measured value, and digits to show of it.
-        ratio: One of the headings; beside it stands the first contestant's value divided by each.
+        columns: Heading -> key of the measured value, and its number of digits.
+        ratio: One of the headings; next to it, the first contestant's value is divided by each.
     """
     first = next(iter(raw))
     rows = []

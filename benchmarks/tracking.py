@@ -1,11 +1,11 @@
-"""How many requests a second an MLflow server answers, by its store and its workers.
+"""How many requests per second an MLflow server answers, by its store and its workers.
 
     python -m benchmarks.tracking --store sqlite --store postgresql+psycopg2://mlflow@/mlflow \
         > measured.md
 
 Prints a table in Markdown. Each client has a run and logs the metrics of an epoch in one request,
-again and again, as fast as it is answered. Clients are threads of this machine and share it with
-the server; "CPU ms" is what a request costs the server alone.
+again and again, as fast as it is answered. Clients are threads on the same machine as the server;
+"CPU ms" is what a request costs the server only.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[tuple[int, psuti
     command += ["--workers", str(workers), "--backend-store-uri", uri]
     log = folder / "server.log"
     with log.open("wb") as stream:
-        # As docs/team/server.env sets it: without processes for jobs that nobody here has.
+        # As in docs/team/server.env: without processes for jobs that are not used here.
         environment = {**child_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         process = start(command, cwd=folder, environment=environment, log=stream)
     try:
@@ -93,7 +93,7 @@ def _server(store: str, workers: int, folder: Path) -> Iterator[tuple[int, psuti
 def _measured(port: int, server: psutil.Process, clients: int, seconds: float) -> str:
     """A row's figures."""
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(_client, [port] * clients, [0.5] * clients))  # it has loaded what it needs
+        list(pool.map(_client, [port] * clients, [0.5] * clients))  # lets it load what it needs
         before = _cpu_seconds(server)
         found = list(pool.map(_client, [port] * clients, [seconds] * clients))
         used = _cpu_seconds(server) - before
@@ -107,13 +107,13 @@ def _measured(port: int, server: psutil.Process, clients: int, seconds: float) -
 
 
 def _cpu_seconds(server: psutil.Process) -> float:
-    """What the server and its workers have used so far."""
+    """The processor time that the server and its workers have used so far."""
     times = [one.cpu_times() for one in [server, *server.children(recursive=True)]]
     return float(sum(one.user + one.system for one in times))
 
 
 def _client(port: int, seconds: float) -> list[float]:
-    """Seconds of each request, by one connection as MLflow's own client keeps it."""
+    """Seconds of each request, over one persistent connection like that of MLflow's own client."""
     with closing(HTTPConnection(HOST, port, timeout=START_SECONDS)) as connection:
 
         def ask(name: str, content: Mapping[str, object]) -> Any:

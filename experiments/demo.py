@@ -1,8 +1,8 @@
 """Run the whole pipeline on synthetic lesions, in the folder .demo/: `make demo`.
 
-The same dvc.yaml, stages and package, with a params.yaml of its own: nothing of the project's own
-data, results, runs or lock file is touched, and nothing is downloaded. A terminal is told where it
-is, and how long it still takes.
+It uses the same dvc.yaml, stages and package, with a params.yaml of its own: the project's own
+data, results, runs and lock file are not touched, and nothing is downloaded. A terminal shows which
+stage is running, and about how long the rest will take.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DVC = (sys.executable, "-m", "dvc")
 KNOWN = ROOT / "docs/results/demo.json"
 COPIED = ("dvc.yaml", ".dvcignore", "stages", "src")
-# How long the demo's stages take beside each other, in seconds of one core; any other takes SHARE.
+# Relative durations of the demo's stages, in seconds of one core; any other stage takes SHARE.
 SHARES = {
     "download": 6,
     "preprocess": 2,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--record",
         action="store_true",
-        help="take the models' SHA-256 into docs/results/demo.json, which the last lines compare",
+        help="record the models' SHA-256 in docs/results/demo.json, which the last lines compare",
     )
     arguments = parser.parse_args(argv)
     demo_dir = arguments.dir.resolve()
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"the demo stopped; what it says is above, its files are in {demo_dir}"
         )
     results = Results(demo_dir / "results")
-    if "report" not in progress.ran:  # which ends with the same table
+    if "report" not in progress.ran:  # that stage ends with the same table
         sys.stdout.write("\n".join(["", *Comparison.read(results.evaluation).lines(), ""]))
     if arguments.record:
         record(results)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 class Progress:
-    """Passes on what DVC says; before each stage, at a terminal, which one it is and what is left.
+    """Passes on DVC's output; on a terminal, announces each stage and about how long is left.
 
     Attributes:
         ran: The stages that have begun.
@@ -94,7 +94,7 @@ class Progress:
         """Start the clock.
 
         Args:
-            stages: All of them in their order, each with what it does.
+            stages: All stages in their order, each with its description.
             is_shown: Whether standard output is a terminal.
         """
         self._stages = stages
@@ -103,7 +103,7 @@ class Progress:
         self.ran: list[str] = []
 
     def hear(self, line: str) -> None:
-        """Pass on a line of DVC's."""
+        """Pass on a line of DVC's output."""
         begun = re.match(r"Running stage '(\w+)'", line)
         if begun:
             name = begun[1]
@@ -114,11 +114,11 @@ class Progress:
         sys.stdout.flush()
 
     def heading(self, name: str, *, seconds: float) -> str:
-        """Which stage begins, and about how long it and the rest take, as far as one can tell.
+        """Which stage begins, and an estimate of how long it and the rest will take.
 
         Args:
-            name: Of the stage.
-            seconds: Since the start, in which the stages before it have run.
+            name: The stage's name.
+            seconds: Time since the start, in which the earlier stages have run.
         """
         names = list(self._stages)
         number = names.index(name)
@@ -129,7 +129,7 @@ class Progress:
 
 
 def copy_pipeline(demo_dir: Path) -> None:
-    """Bring the demo's copy of the pipeline up to date; its data and results stay."""
+    """Update the demo's copy of the pipeline; its data and results stay."""
     demo_dir.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         source, target = ROOT / name, demo_dir / name
@@ -192,7 +192,7 @@ def record(results: Results) -> None:
 
 
 def shown(path: Path) -> str:
-    """A path as one types it here."""
+    """A path as one would type it here."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 

@@ -1,8 +1,8 @@
-"""What the commands in the docs print, taken anew in small projects: `make docs-recipes`.
+"""Rerun the commands in the docs, in small projects, for their output: `make docs-recipes`.
 
-Each recipe runs in a project of synthetic lesions. Its commands, what they printed, how long that
-took, machine and commit go to docs/results/recipes.json; docs/fill_numbers.py writes them into the
-pages. The recipes of `serving` start servers at the ports 8000 and 5001.
+Each recipe runs in a project of synthetic lesions. Its commands, their output and duration, the
+machine and the commit go to docs/results/recipes.json; docs/fill_numbers.py writes them into the
+pages. The recipes of `serving` start servers on the ports 8000 and 5001.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from lesionseg.processes import run_to_end, start, stop, stopped_like_ctrl_c
 
 ROOT = demo.ROOT
 STORE = ROOT / "docs/results/recipes.json"
-# Enough to show the tool, and nothing about the models.
+# Enough to show the tool, but says nothing about the models.
 SMALL = {**sweep_demo.PARAMS, "download.phantom_num_train": 20, "train.epochs": 2}
 DEMO = ROOT / ".demo"
 LESION = "data/raw/test/images/PHANTOM_0000240.jpg"
@@ -43,12 +43,12 @@ class Session:
 
     Attributes:
         make: Makes the project in a new folder.
-        recipes: The commands of each by its name: the page, a dot, and what it is about. None
-            stands for the fence that the page has just before the output.
-        servers: Of recipes that start a server, which then runs to the session's end, the address
+        recipes: The commands of each recipe by its name: the page, a dot, and its topic. None means
+            the code fence just before the output on the page.
+        servers: For recipes that start a server, which then runs to the session's end, the address
             at which it answers.
         failing: Names of the recipes that end with an error.
-        forgets: Whether each recipe begins without the experiments of those before it.
+        forgets: Whether each recipe begins without the experiments of earlier ones.
     """
 
     make: Callable[[Path], None]
@@ -74,7 +74,7 @@ def make_small(folder: Path) -> None:
 
 
 def make_demo(folder: Path) -> None:
-    """A copy of the demo, which runs if need be, without its runs and its registry."""
+    """A copy of the demo, which is run first if necessary, without its runs and its registry."""
     demo.main(["--dir", str(DEMO)])
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("mlruns"))
     shutil.copy(folder / LESION, folder / "lesion.jpg")
@@ -178,14 +178,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(session: Session, about: Mapping[str, str]) -> dict[str, Record]:
-    """What came of each recipe of a session.
+    """The record of each recipe of a session.
 
     Args:
-        session: Its project is made for it, and removed at the end.
-        about: What is noted with each: date, commit and machine.
+        session: The session; its project is made here, and removed at the end.
+        about: What is recorded with each recipe: date, commit and machine.
 
     Raises:
-        LesionsegError: One failed that must not, or did not that must.
+        LesionsegError: A recipe failed unexpectedly, or did not fail as expected.
     """
     records = {}
     with TemporaryDirectory(prefix="lesionseg-") as home, ExitStack() as servers:
@@ -218,9 +218,9 @@ def run(session: Session, about: Mapping[str, str]) -> dict[str, Record]:
 
 
 def code_commit() -> str:
-    """The commit of the pipeline that runs, with `-dirty` where it differs.
+    """The commit of the pipeline that runs, with `-dirty` if its files differ.
 
-    A new recipe may be recorded before it is committed, and so may the pages be.
+    New recipes and pages may be recorded before they are committed.
     """
     code = ("src", "stages", "dvc.yaml", "params.yaml")
     commit = sweep_demo.call(ROOT, "git", "rev-parse", "HEAD").strip()
@@ -229,7 +229,7 @@ def code_commit() -> str:
 
 
 def fence_before(name: str) -> str:
-    """The code that a page has just before the output of a recipe.
+    """The code on a page just before the output of a recipe.
 
     Raises:
         LesionsegError: The page does not show the output.
@@ -251,20 +251,20 @@ def process_of(command: str, folder: Path) -> list[str]:
 
 
 def errors_of(folder: Path) -> Path:
-    """The file for the errors of commands: not in the project, where git would see it."""
+    """The file for the commands' errors, outside the project so that git does not see it."""
     return folder.with_name("errors.log")
 
 
 def printed_by(command: str, folder: Path, *, fails: bool = False) -> str:
-    """What a command writes to standard output, and its last word where it fails.
+    """What a command writes to standard output and, if it is to fail, its error line.
 
     Args:
         command: For the shell, or Python.
         folder: Where it runs.
-        fails: Whether it must.
+        fails: Whether it is expected to fail.
 
     Raises:
-        LesionsegError: It ends otherwise than it must.
+        LesionsegError: It does not end as expected.
     """
     lines: list[str] = []
     errors = errors_of(folder)
@@ -286,10 +286,10 @@ def printed_by(command: str, folder: Path, *, fails: bool = False) -> str:
 
 @contextmanager
 def answering(command: str, folder: Path, address: str) -> Iterator[str]:
-    """What a server has printed when it answers; it runs as long as the block.
+    """What a server has printed by the time it answers; it runs as long as the block.
 
     Raises:
-        LesionsegError: It ends, does not answer in time, or another would answer in its place.
+        LesionsegError: It ends, does not answer in time, or another server is already there.
     """
     if is_there(address):
         raise LesionsegError(f"another server answers at {address}", "Stop it")
@@ -323,7 +323,7 @@ def is_there(address: str) -> bool:
 
 
 def tidy(text: str, folder: Path) -> str:
-    """What was printed, without paths of this machine and spaces at the ends of lines."""
+    """What was printed, without this machine's paths and without trailing spaces."""
     lines = text.replace(str(folder), "...").splitlines()
     return "\n".join(line.rstrip() for line in lines).rstrip()
 

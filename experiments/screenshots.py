@@ -1,6 +1,6 @@
-"""The screenshots of MLflow's pages in docs/, taken anew of the demo's runs: `make screenshots`.
+"""Retake the screenshots of MLflow's pages in docs/, from the demo's runs: `make screenshots`.
 
-Needs the demo (which it runs if it has not run), and chromium or google-chrome on this machine.
+Needs the demo (which it runs if necessary), and chromium or google-chrome on this machine.
 """
 
 import argparse
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH = 1400  # pixels
 PATIENCE = 120_000  # milliseconds for a page, on a busy machine
-SETTLED = 3_000  # milliseconds, until bars and curves stand still
-# MLflow opens its assistant, a chat, at the first visit.
+SETTLED = 3_000  # milliseconds, until bars and curves stop moving
+# MLflow opens its assistant, a chat, on the first visit.
 NO_ASSISTANT = "".join(
     f"localStorage.setItem('mlflow.assistant.{key}_v1', '{value}');"
     for key, value in (("panelOpen", "false"), ("fab.autoOpenedOnFirstLoad", "true"))
@@ -31,7 +31,7 @@ UNFOLD = "[data-component-id$='runnamecellrenderer.tsx_46']"  # the plus sign of
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the demo if need be, and take the pictures."""
+    """Run the demo if necessary, and take the pictures."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.screenshots",
         description=__doc__,
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def take(project: Path, folder: Path) -> list[Path]:
-    """The pictures of a project's pages, which lie in `folder` now.
+    """Take the pictures of a project's pages; their paths in `folder`.
 
     Raises:
         LesionsegError: There is no browser.
@@ -81,7 +81,7 @@ def _compare(page: "Page", link: str, path: Path) -> Path:
 def _table(page: "Page", link: str, path: Path) -> Path:
     """The table of pipeline runs, the first one unfolded."""
     page.goto(link)
-    page.reload()  # from one view to another MLflow keeps what was shown
+    page.reload()  # MLflow keeps showing the previous view's content otherwise
     page.locator(UNFOLD).first.click()
     return _shoot(page, path, height=520)
 

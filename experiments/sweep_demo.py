@@ -1,8 +1,8 @@
 """A small sweep on synthetic lesions, in the folder .sweep/: `make sweep`.
 
-The same pipeline, committed to a git repository of its own with a params.yaml of its own: nothing
-of the project's own data, results, runs or experiments is touched, and nothing is downloaded.
-Which decoder, and with or without the Dice loss: four trials, two at a time.
+It uses the same pipeline, committed to a separate git repository with a params.yaml of its own: the
+project's own data, results, runs and experiments are not touched, and nothing is downloaded. It
+compares two decoders, with and without the Dice loss: four trials, two at a time.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PARAMS = {
 }
 COMMAND = (sys.executable, "-m", "lesionseg", "sweep")
 SWEEP = ("--grid", "model.decoder=bilinear,transposed", "--grid", "loss.dice=0,1", "--jobs", "2")
-# What the stages leave behind is DVC's and MLflow's, as in the project's own .gitignore.
+# DVC and MLflow keep the stages' outputs, as in the project's own .gitignore.
 IGNORED = (".checkpoints/", "__pycache__/", "/data/", "/mlruns/", "/results/*/*", "!*.json")
 
 
@@ -67,12 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Without the project's tracking server, and with an identity where git knows none."""
+    """Variables without the project's tracking server, with an identity if git knows none."""
     return {**child_environment(), **git_identity(folder, stranger="lesionseg")}
 
 
 def make_repository(folder: Path, params: dict[str, object]) -> None:
-    """A git and DVC repository of the pipeline at its present state, all committed."""
+    """Make a git and DVC repository of the pipeline in its current state, all committed."""
     copy_pipeline(folder)
     path = folder / "params.yaml"
     write_bytes(path, override(read_yaml(ROOT / "params.yaml"), params).encode())
@@ -81,7 +81,7 @@ def make_repository(folder: Path, params: dict[str, object]) -> None:
         call(folder, "git", "init", "--quiet")
         call(folder, sys.executable, "-m", "dvc", "init", "--quiet")
     call(folder, "git", "add", "--all")
-    # The same files give the same commit, so that its trials are still its trials.
+    # The same files keep the same commit, so that earlier trials still belong to it.
     changed = subprocess.run(["git", "diff", "--cached", "--quiet"], cwd=folder).returncode
     if changed:
         call(folder, "git", "commit", "--quiet", "--message", "the pipeline as it is now")

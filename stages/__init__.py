@@ -27,12 +27,12 @@ _PARENT = os.getppid()  # before torch is loaded, which takes seconds
 
 
 def make_parser(name: str, about: str | None, *, example: str = "") -> argparse.ArgumentParser:
-    """What reads the command line of a stage, which takes no arguments but those that are added.
+    """A parser for a stage's command line, without arguments until some are added.
 
     Args:
-        name: Of its module.
-        about: Its docstring.
-        example: A stage of dvc.yaml that runs it, if not that name.
+        name: The name of the stage's module.
+        about: The module's docstring.
+        example: A stage in dvc.yaml that runs it, if it has another name.
     """
     return argparse.ArgumentParser(
         prog=f"python -m stages.{name}",
@@ -43,12 +43,12 @@ def make_parser(name: str, about: str | None, *, example: str = "") -> argparse.
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; what the user can mend ends in one line and another exit status."""
+    """Call a stage's `main`; a user's error gives one line and a non-zero exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    # Of damaged EXIF and large photographs; they name no file, and what is lost is an error.
+    # Warnings about damaged EXIF and large photographs name no file; real losses are errors.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     keep_freed_memory()
-    gc.freeze()  # what is imported lasts; looking through it at the end takes up to half a second
+    gc.freeze()  # imported objects last; examining them at the end takes up to half a second
     end_with_dvc(parent=_PARENT)
 
     def checked() -> None:

@@ -1,4 +1,4 @@
-"""Images, masks, their manifest and the encoder's first weights: `data/raw`, whole or not at all.
+"""Images, masks, their manifest and the encoder's initial weights: `data/raw`, all or nothing.
 
 params.yaml, section download, says where they come from.
 """

@@ -1,6 +1,6 @@
 """One HTML page that answers which model is better, from the files of the other stages.
 
-It is the last stage, and so ends with the comparison as a table.
+As the last stage, it ends by printing the comparison as a table.
 """
 
 import logging

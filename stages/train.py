@@ -1,6 +1,6 @@
 """Train one of the two models on data/processed; write results/<run>/.
 
-The best epoch by val/jaccard is kept. Killed and started again, it goes on from its last epoch.
+The best epoch by val/jaccard is kept. If killed and restarted, it resumes after its last epoch.
 """
 
 import sys

@@ -40,7 +40,7 @@ def test_no_two_configurations_are_the_same():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: {what: x, set: []}\na: {what: y, set: []}", "key 'a' stands twice"),
+        ("a: {what: x, set: []}\na: {what: y, set: []}", "key 'a' occurs twice"),
         ("a: {set: []}", "a must have `what` and `set`"),
         ("a: {what: x, set: [], also: y}", "a must have `what` and `set`, and may have `from`"),
         ("a: {from: b, what: x, set: []}\nb: {what: y, set: []}", "from must name an entry above"),

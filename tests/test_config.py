@@ -492,9 +492,9 @@ def test_a_number_that_would_run_for_ever_is_above_its_range(tmp_path, content, 
 
 def test_a_key_that_stands_twice_is_answered_with_the_line_of_the_second(tmp_path):
     text = "train:\n  lr: 1\n  epochs: 2\n  lr: 3\n"
-    assert message_of(tmp_path, text) == "params.yaml: line 4: key 'lr' stands twice; keep one"
+    assert message_of(tmp_path, text) == "params.yaml: line 4: key 'lr' occurs twice; keep one"
     text = "train:\n  lr: 1\nloss:\n  bce: 1\ntrain:\n  lr: 2\n"
-    assert message_of(tmp_path, text) == "params.yaml: line 5: key 'train' stands twice; keep one"
+    assert message_of(tmp_path, text) == "params.yaml: line 5: key 'train' occurs twice; keep one"
 
 
 def test_a_missing_file_is_answered_with_the_next_step(tmp_path):

@@ -56,8 +56,8 @@ def test_sizes_may_be_given_in_any_order_and_all_is_the_whole_split():
         ("-3", "'-3' must be"),
         ("40,", "'' must be"),
         ("9" * 5000, "must be"),
-        ("40,80,40", "40 images stand there twice; keep one"),
-        ("637,all", "637 images stand there twice"),
+        ("40,80,40", "40 images are listed twice; keep one"),
+        ("637,all", "637 images are listed twice"),
     ],
 )
 def test_a_size_that_cannot_be_is_refused_in_one_line(text, message):

@@ -346,9 +346,9 @@ def test_names_in_the_table_may_be_in_another_form_of_unicode(
         ('image,mask\n"a/1.jpg,a/m1.png\n', "line 2: unexpected end of data"),
         (
             "image,mask\na/1.jpg,a/m1.png\na/1.jpg,a/m2.png\n",
-            "a/1.jpg stands in line 2 and in line 3. A file is one image, or the mask of one",
+            "a/1.jpg is in line 2 and in line 3. A file is one image, or the mask of one",
         ),
-        ("image,mask\na/1.jpg,a/m1.png\nb/1.jpg,a/m1.png\n", "a/m1.png stands in line 2 and in"),
+        ("image,mask\na/1.jpg,a/m1.png\nb/1.jpg,a/m1.png\n", "a/m1.png is in line 2 and in"),
         (
             "image,mask,split,group\na/1.jpg,a/m1.png,train,P1\na/2.jpg,a/m2.png,test,P1\n",
             "group P1 is in split train (1) and in split test (2). A group has one split",

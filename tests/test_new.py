@@ -68,7 +68,7 @@ def test_a_file_of_somebody_else_s_is_kept_and_nothing_is_written(empty, capsys)
     (empty / "moles/params.yaml").write_text("mine")
     assert main(["new", "moles"]) == 1
     assert re.fullmatch(
-        r"error: moles/params\.yaml is there already, .*\. Name another folder\n",
+        r"error: moles/params\.yaml already exists, .*\. Name another folder\n",
         capsys.readouterr().err,
     )
     assert files_below(empty) == {"moles/params.yaml"}

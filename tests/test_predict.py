@@ -365,7 +365,9 @@ def test_a_summary_of_somebody_else_s_makes_no_folder_of_outputs(tmp_path):
     for name in ("out/summary.csv", "folder/summary.csv/x"):
         touch(tmp_path, name)
     for folder in (".", "out", "folder"):
-        with pytest.raises(DataError, match=r"summary\.csv is not of lesionseg predict, .* --out$"):
+        with pytest.raises(
+            DataError, match=r"summary\.csv is not from lesionseg predict, .* --out$"
+        ):
             Outputs(out_dir=tmp_path / folder).prepare([])
 
 
@@ -399,7 +401,7 @@ def make_socket(path):
 
 
 ODD = {
-    "a link to what is not there": lambda path: path.symlink_to("absent"),
+    "a broken link": lambda path: path.symlink_to("absent"),
     "symbolic links": lambda path: path.symlink_to(path.name),
     "a fifo": os.mkfifo,
     "a socket": make_socket,

@@ -316,7 +316,7 @@ def test_a_damaged_file_of_a_stopped_trial_costs_its_epochs_and_no_more(fakes, c
         path.write_text("{")
     outcomes = swept(*GRID, "--pruner", "median")
     assert sum(bool(one.scores) for one in outcomes) == 6
-    assert caplog.text.count("is judged anew") == 2
+    assert caplog.text.count("is judged again") == 2
 
 
 @pytest.mark.parametrize("name", ["train.epochs", "train.num_seeds", "train.seed"])

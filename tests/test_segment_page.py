@@ -642,7 +642,7 @@ def no_cache(monkeypatch, tmp_path):
     [
         (
             None,
-            "npm is missing, which fetches onnxruntime-web once. Install Node.js. Or put the file",
+            "npm, which fetches onnxruntime-web once, is missing. Install Node.js. Or put the file",
         ),
         (
             lambda command, **_: subprocess.CompletedProcess(command, 1, "", "npm error 404\nmore"),
@@ -674,5 +674,5 @@ def test_another_file_than_the_tested_one_is_refused(no_cache, tmp_path):
     assert path.is_relative_to(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"another")
-    with pytest.raises(ExportError, match=r"its SHA-512 is another\. Remove it and run"):
+    with pytest.raises(ExportError, match=r"its SHA-512 differs\. Remove it and run"):
         runtime.load_runtime()

@@ -405,7 +405,7 @@ def test_a_missing_model_and_a_taken_port_are_one_line_each(
         port = taken.getsockname()[1]
         assert main(["serve", "--model", str(model_path), "--port", str(port)]) == 1
     assert capsys.readouterr().err == (
-        f"error: 127.0.0.1, port {port}, cannot be listened at (Address already in use). "
+        f"error: cannot listen on 127.0.0.1, port {port} (Address already in use). "
         "Choose others with --host and --port\n"
     )
 

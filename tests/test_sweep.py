@@ -169,7 +169,7 @@ def test_what_experiments_need_is_asked_for_in_one_line(tmp_path, monkeypatch, w
         (["--grid", "train.lr=0.1,-1"], "lr must be a number above 0, got -1"),
         (["--grid", "train.lr=1e-4..1e-2 log"], "number of points.*log 5"),
         (["--grid", "train.lr"], "must be SECTION.KEY=VALUES"),
-        (["--grid", "train.lr=1,1"], "a value stands twice"),
+        (["--grid", "train.lr=1,1"], "a value occurs twice"),
         (["--grid", "train.lr=1", "--grid", "train.lr=2"], "train.lr is given twice"),
         (["--grid", "train.lr=1", "--set", "train.lr=2"], "train.lr is given twice"),
         (["--grid", "train.lr=1", "--set", "train.epochs=2,3"], "takes one value"),

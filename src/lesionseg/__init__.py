@@ -2,7 +2,7 @@
 
 import os
 
-# Threads that soon stop spinning when they wait: one training is as fast as with the default of
-# 300,000 turns, and two on one machine share its cores instead of stopping each other dead.
+# Make waiting threads stop spinning early: one training is as fast as with the default of
+# 300,000 spins, and two on one machine share its cores instead of bringing each other to a halt.
 # libgomp reads this when torch loads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")

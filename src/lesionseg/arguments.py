@@ -1,4 +1,4 @@
-"""What several commands take on the command line; importing it takes no time."""
+"""Command-line options that several commands share; importing this module takes no time."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ DEFAULT_MODEL = "results/train_finetuned/model.pt"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the option that names one model."""
+    """Add the option that names one model."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -19,12 +19,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the option that says what computes."""
+    """Add the option that chooses the device."""
     parser.add_argument(
         "--device",
         type=_device,
         default="auto",
-        help="auto takes CUDA where there is one; or cpu, cuda, cuda:1 (default: %(default)s)",
+        help="auto takes CUDA if available; or cpu, cuda, cuda:1 (default: %(default)s)",
     )
 
 
@@ -43,7 +43,7 @@ def threshold(text: str) -> float:
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """What reads a whole number in [low, high]."""
+    """A parser of whole numbers in [low, high]."""
 
     def read(text: str) -> int:
         value = _number(int, text)
@@ -57,7 +57,7 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def _number(kind: Callable[[str], float], text: str) -> float:
-    """The number a text says, NaN if none."""
+    """The number written in a text, NaN if it is not one."""
     try:
         return kind(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The command `lesionseg`: its arguments, its errors in one line, its exit status.
+"""The command `lesionseg`: its arguments, one-line errors and exit status.
 
 Only what parsing needs is imported here; each command imports what it needs when it runs.
 """
@@ -36,20 +36,21 @@ if TYPE_CHECKING:
     from lesionseg.inference.sources import Found, Source
     from lesionseg.tracking.registry import Version
 
-MOST_IN_BATCH = 4096  # as in params.yaml: so many images are in memory at once
+MOST_IN_BATCH = 4096  # as in params.yaml: a whole batch is in memory at once
 NUM_SHOWN = 10  # rows of the table at the terminal; summary.csv has all
 
-PREDICT = """Mark the lesion in images of any size: for each a mask at its own size.
+PREDICT = """Mark the lesion in images of any size: one mask per image, at the image's own size.
 
   lesionseg predict photos/ --overlay --contours geojson
   lesionseg predict lesion.jpg --tta 8 --out masks
 
-PATH is an image, or a folder to search through all its levels for files ending in
+PATH is an image, or a folder that is searched, with its subfolders, for files ending in
 {suffixes}
-Hidden files are left out, links to folders are not followed. Outputs of earlier calls are left out
-too: in DIR, and in any folder with a summary.csv as below, what is named as they are. Upright by
-EXIF; grey, 16-bit, CMYK and transparent images are fine; of several frames the first is taken."""
-OUTPUTS = """Written to DIR, in the folders in which the images lie; other files there stay:
+Hidden files are skipped, and links to folders are not followed. Outputs of earlier calls are also
+skipped: files with such names in DIR, and in any folder with a summary.csv as below. Images are
+turned upright by EXIF; grey, 16-bit, CMYK and transparent ones are fine; of several frames, the
+first is used."""
+OUTPUTS = """Written to DIR, in the same subfolders as the images; other files there stay:
   ID_segmentation.png    the mask, 8-bit, 0 and 255
   ID_overlay.jpg         with --overlay: the image with the mask's outline, at most 1024 px a side
   ID_probability.png     with --probability: 16-bit; grey level / 65535 is the probability
@@ -59,17 +60,18 @@ OUTPUTS = """Written to DIR, in the folders in which the images lie; other files
                          outline, others are holes), x, y
   summary.csv            a row for each image of this call: size, lesion pixels and fraction,
                          regions, mean probability, whether the lesion touches the border
-ID is the file's name without its ending, or with it where two images differ in nothing else.
-Exit status: 0; 1 if anything failed, files that cannot be read or written being named at the end
-and all others done; 2 for wrong arguments."""
+ID is the file name without its extension, or with it where two images differ in nothing else.
+Exit status: 0; 1 if anything failed: files that could not be read or written are listed at the
+end, and all others are done; 2 for wrong arguments."""
 
 
 SERVE = """Answer POST /predict and /mask with the mask of a JPEG or PNG image, sent as a form, as
-base64 in JSON or as it is. The page at / says how, and lets one try it. Ctrl-C stops the server."""
+base64 in JSON or as raw bytes. The page at / explains and demonstrates it. Ctrl-C stops the
+server."""
 
 NEW = """Write a project into a folder: params.yaml, dvc.yaml, the stages' scripts, and what DVC and
-git need. Its code is the installed package's. The folder becomes a git repository if it lies in
-none; what is there already stays."""
+git need. It uses the code of the installed package. The folder becomes a git repository unless it
+lies in one; files already there stay."""
 
 COMPLETION = """Print a script that lets a shell complete commands, options and paths.
 
@@ -79,12 +81,12 @@ COMPLETION = """Print a script that lets a shell complete commands, options and 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Exit with the mistake in one line, the usage being a call away."""
+        """Exit with the mistake in one line that names --help, instead of printing the usage."""
         self.exit(MISUSED, f"error: {message}. Run: {self.prog} --help\n")
 
 
 class _ShowVersion(argparse.Action):
-    """Asks for the version only when it is wanted: that takes a tenth of a second."""
+    """Look up the version only when it is asked for: that takes a tenth of a second."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib import metadata
@@ -96,7 +98,7 @@ class _ShowVersion(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names that the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):  # for names that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
 
     def run() -> int:
@@ -136,7 +138,9 @@ def _add_new(commands: "argparse._SubParsersAction[_Parser]") -> None:
         description=NEW,
         epilog="Example: lesionseg new moles --synthetic",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="new, or without such files")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="a new folder, or one without these files"
+    )
     parser.add_argument(
         "--synthetic",
         action="store_true",
@@ -160,8 +164,8 @@ def _new(arguments: argparse.Namespace) -> int:
 def _add_doctor(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = commands.add_parser(
         "doctor",
-        help="say whether machine and project are ready, and what to do where not",
-        description="Look at Python, packages, git, DVC, params.yaml, device, disk, data, the "
+        help="check whether machine and project are ready, and say what to do if not",
+        description="Check Python, packages, git, DVC, params.yaml, device, disk, data, the "
         "encoder's weights and MLflow's store: a line for each, with its remedy. Exit status: 0; 1 "
         "if something would stop dvc repro.",
         epilog="Example: lesionseg doctor",
@@ -186,11 +190,11 @@ def _doctor(arguments: argparse.Namespace) -> int:  # noqa: ARG001  (has none)
 def _add_completion(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser = commands.add_parser(
         "completion",
-        help="print a script for the shell that completes what is typed",
+        help="print a script for completion in the shell",
         description=COMPLETION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=["bash", "zsh"], help="of this shell")
+    parser.add_argument("shell", choices=["bash", "zsh"], help="the shell to print it for")
     parser.set_defaults(run=_completion)
 
 
@@ -217,9 +221,9 @@ def _add_trials(commands: "argparse._SubParsersAction[_Parser]") -> None:
     from lesionseg.sweep.arguments import add_ablation, add_curve, add_sweep
 
     for name, add, about in (
-        ("sweep", add_sweep, "try parameters, and say what is best on val"),
+        ("sweep", add_sweep, "try parameters, and find the best on val"),
         ("ablation", add_ablation, "train and score each configuration of a file"),
-        ("curve", add_curve, "say how scores grow with the number of labels"),
+        ("curve", add_curve, "show how scores grow with the number of labels"),
     ):
         parser = commands.add_parser(name, help=about)
         add(parser)
@@ -258,16 +262,16 @@ def _add_ui(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "ui",
         help="show the runs in MLflow's pages, until Ctrl-C",
         description="Serve MLflow's pages on this project's runs, and on those of make demo and "
-        "make sweep where there are any, to this machine only. Links lead to the comparison of "
-        "both models, to all pipeline runs and to the newest report. With MLFLOW_TRACKING_URI at "
-        "a server it prints the links into that one.",
+        "make sweep if there are any, to this machine only. Links lead to the comparison of "
+        "both models, to all pipeline runs and to the newest report. If MLFLOW_TRACKING_URI names "
+        "a server, the links lead there.",
         epilog="Example: lesionseg ui --port 5001",
     )
     parser.add_argument(
         "--port",
         type=whole_number(1, 65535),
         default=5000,
-        help="the first one that is tried (default: %(default)s)",
+        help="the first port to try (default: %(default)s)",
     )
     parser.set_defaults(run=_ui)
 
@@ -293,7 +297,7 @@ def _add_register(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _require_project() -> None:
-    """Refuse to work where there is no project, before anything is made there.
+    """Refuse to work outside a project, before anything is created there.
 
     Raises:
         MissingFileError: The working directory is not a project's root.
@@ -306,10 +310,10 @@ def _require_project() -> None:
 
 
 def _require_store() -> None:
-    """Like `_require_project`, unless the registry is not the project's own.
+    """Like `_require_project`, if the registry is the project's own.
 
     Raises:
-        MissingFileError: It is, and there is no project.
+        MissingFileError: The registry is the project's own, and there is no project.
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         _require_project()
@@ -419,8 +423,8 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
         choices=[1, 2, 4, 8],
         default=1,
         dest="num_views",
-        help="test-time augmentation: the mean probability over so many mirrored and turned views "
-        "of the image, in as many times the work; 1 is off (default: %(default)s)",
+        help="test-time augmentation: the mean probability over this many mirrored and turned "
+        "views of the image, at that many times the cost; 1 is off (default: %(default)s)",
     )
     parser.add_argument("--overlay", action="store_true", help="write overlays")
     parser.add_argument("--probability", action="store_true", help="write probabilities")
@@ -428,7 +432,7 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
     parser.add_argument(
         "--batch-size",
         type=whole_number(1, MOST_IN_BATCH),
-        default=32,  # that of `evaluate`, so that even the rounding of its sums is the same
+        default=32,  # as in `evaluate`, so that even the rounding of sums is the same
         metavar="N",
         help="images in a forward pass (default: %(default)s)",
     )
@@ -439,7 +443,7 @@ def _add_predict(commands: "argparse._SubParsersAction[_Parser]") -> None:
 def _add_export(commands: "argparse._SubParsersAction[_Parser]") -> None:
     from lesionseg.export.arguments import add_export
 
-    parser = commands.add_parser("export", help="a model as one file for others")
+    parser = commands.add_parser("export", help="write a model as one file for other programs")
     add_export(parser)
     parser.set_defaults(run=_export)
 
@@ -448,7 +452,7 @@ def _export(arguments: argparse.Namespace) -> int:
     """Write a file of the kind that the arguments name; the exit status."""
     from lesionseg.export.extra import require_packages
 
-    require_packages()  # before anything that takes seconds
+    require_packages()  # before the slow imports
     from lesionseg.export.command import run
     from lesionseg.hardware import make_deterministic
     from lesionseg.inference.predictor import load_network
@@ -463,7 +467,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _find_origin(text: str, path: Path) -> "Origin":
-    """Where a model comes from: what the registry or its run.json says."""
+    """Where a model comes from, according to the registry or its run.json."""
     from lesionseg.export.origin import Origin, read_origin
 
     origin = read_origin(path)
@@ -490,17 +494,17 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
         "--threshold",
         type=threshold,
         metavar="P",
-        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
-        "evaluated with, or else 0.5)",
+        help="a pixel is lesion above this probability, in (0, 1) (default: the threshold that the "
+        "model was evaluated with, or else 0.5)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="(default: %(default)s, this machine)")
     parser.add_argument(
         "--port", type=whole_number(0, 65535), default=8000, help="(default: %(default)s)"
     )
     for name, default, what in (
-        ("--max-requests", 100, "requests that wait or are answered; more get 429"),
-        ("--max-megabytes", 20, "of a request; of all that wait three times as many"),
-        ("--max-megapixels", 25, "of an image"),
+        ("--max-requests", 100, "requests waiting or being answered; any more get 429"),
+        ("--max-megabytes", 20, "size of a request; three times this for all that wait"),
+        ("--max-megapixels", 25, "size of an image"),
     ):
         parser.add_argument(
             name,
@@ -515,10 +519,10 @@ def _add_serve(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     """Answer requests until stopped; the exit status."""
-    path = _find_model(arguments.model)  # before what takes seconds to load
+    path = _find_model(arguments.model)  # before the slow imports
     from lesionseg.memory import return_freed_memory
 
-    return_freed_memory()  # before there are threads
+    return_freed_memory()  # before any thread starts
     from lesionseg.files import sha256
     from lesionseg.hardware import make_deterministic
     from lesionseg.serving.app import make_app
@@ -532,7 +536,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         max_bytes=arguments.max_megabytes * 3_000_000,
         max_pixels=arguments.max_megapixels * 1_000_000,
     )
-    make_deterministic()  # as in predict, whose masks these are
+    make_deterministic()  # as in predict, so that the masks are the same
     predictor = _load_predictor([path], device=arguments.device)
     model_sha256 = sha256(path)
     served = Served(
@@ -550,7 +554,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _find_threshold(text: str, model_sha256: str) -> float:
-    """The threshold that a model was evaluated with: what the registry says, or results/."""
+    """The threshold that a model was evaluated with, according to the registry or results/."""
     if text.startswith("models:/"):
         from lesionseg.tracking.registry import read_threshold
 
@@ -562,14 +566,14 @@ def _find_threshold(text: str, model_sha256: str) -> float:
 
 
 def _say(line: str) -> None:
-    """Show a line at once, whoever reads it."""
+    """Write a line and flush it at once."""
     sys.stdout.write(f"{printable(line)}\n")
     sys.stdout.flush()
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     """Predict on all images; the exit status."""
-    # What can be wrong without torch comes first: it takes seconds to load.
+    # Checks that do not need torch come first: it takes seconds to load.
     from lesionseg.inference.sources import find_images
 
     found = find_images(arguments.paths, out_dir=arguments.out)
@@ -610,7 +614,7 @@ def _find_common_threshold(names: Sequence[str], model_paths: Sequence[Path]) ->
 
 
 def _remarks(found: "Found", failures: Sequence[str]) -> str:
-    """What was left out, and what failed, a line for each."""
+    """What was left out and what failed, one line each."""
     lines = []
     if found.num_left_out:
         lines.append(f"not images by their names, left out: {found.num_left_out}")
@@ -629,7 +633,7 @@ def _find_model(text: str) -> Path:
     """The file of a model that `--model` names.
 
     Raises:
-        MissingFileError: It is not there.
+        MissingFileError: It is missing.
     """
     if text.startswith("models:/"):
         _require_store()
@@ -644,7 +648,7 @@ def _find_model(text: str) -> Path:
 
 
 def _remedy(path: Path, *, is_there: bool = True) -> str:
-    """What to do about a model's file: only the project's own comes from a stage."""
+    """What to do about a model's file; only the project's own can be remade by a stage."""
     if stage := _stage_of(path):
         command = rerun(stage) if is_there else repro(stage)
         return f"Run: {command}, or name another with --model"
@@ -654,7 +658,7 @@ def _remedy(path: Path, *, is_there: bool = True) -> str:
 
 
 def _stage_of(path: Path) -> str | None:
-    """The stage that makes a model's file, None where none does."""
+    """The stage that makes a model's file, None if no stage does."""
     stages = [name for name in ("train_frozen", "train_finetuned") if name in path.parts]
     is_result = Path(os.path.realpath(path)).is_relative_to(os.path.realpath("results"))
     return stages[0] if stages and is_result and find_project() else None
@@ -691,8 +695,8 @@ def _predict_all(
     outputs.prepare(sources)
     outcomes = predict_files(sources, predictor, outputs, batch_size=arguments.batch_size)
     with warnings.catch_warnings(), contextlib.closing(outcomes):
-        # Pillow's remarks do not name the file. A photograph above 89 megapixels is no attack;
-        # above 179 it is refused, by an error.
+        # Pillow's warnings do not name the file. A photograph above 89 megapixels is no attack;
+        # above 179 it is refused with an error.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("ignore", DecompressionBombWarning)
         done = list(tqdm(outcomes, "predict", len(sources), unit="image", disable=None))
@@ -717,7 +721,7 @@ def _load_predictor(model_paths: Sequence[Path], *, device: str, num_views: int 
 
 
 def _table(summaries: "Sequence[Summary]", out_dir: Path) -> str:
-    """The first rows for the eye, and where all of them are."""
+    """The first rows as a table for the terminal, and where all of them are."""
     shown = summaries[:NUM_SHOWN]
     names = [printable(row.file) for row in shown]
     width = max(len("file"), *map(len, names))

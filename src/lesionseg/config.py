@@ -1,7 +1,7 @@
 """`params.yaml` as frozen, validated records: the only importer of yaml.
 
-Every value stands in the file and none has a default here. Whatever is unknown, missing, mistyped
-or out of range is refused before any work, with section, key, expected, got and what to write.
+Every value is in the file; none has a default here. Anything unknown, missing, of the wrong type or
+out of range is refused before any work starts, with section, key, expected, got and what to write.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ import yaml
 from lesionseg.errors import ConfigError, MissingFileError, first_line
 
 SEED_BOUND = 2**32
-# Far more than anybody needs, and no number that a slip of the finger makes run for ever.
+# Far more than anybody needs, yet low enough that a typing error cannot make a run last for ever.
 MOST_EPOCHS, MOST_IMAGES, MOST_IN_BATCH, MOST_PROCESSES = 10_000, 100_000, 4096, 64
 _LARGEST = sys.float_info.max
-_MOST_BYTES, _MOST_VALUES = 40_000, 20_000  # of a YAML file: more than a second's reading
+_MOST_BYTES, _MOST_VALUES = 40_000, 20_000  # of a YAML file: takes over a second to read
 _MOST_SHOWN = 200  # characters of a value in a message
-_DEEPEST = 50  # brackets in brackets, which are slow to read
+_DEEPEST = 50  # nested brackets, which are slow to read
 _MERGE = "<<"
 
 
@@ -53,7 +53,7 @@ def _choices(*choices: str) -> Any:
 
 
 def _matching(pattern: str, meaning: str) -> Any:
-    """A field for text of a form."""
+    """A field for text that matches a pattern."""
     return field(metadata={"pattern": pattern, "meaning": meaning})
 
 
@@ -91,13 +91,13 @@ class DownloadConfig:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources, of which the first one gives test; mostly there is one."""
+        """The sources, usually just one; the first one provides test."""
         return (self.source,) if isinstance(self.source, str) else self.source
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalConfig:
-    """A test set from elsewhere: never trained on, never chosen by."""
+    """A test set from elsewhere: never used for training or for choosing anything."""
 
     name: str = _matching(r"[A-Za-z0-9][A-Za-z0-9_-]{0,40}", "up to 41 letters, digits, - and _")
     source: str = _choice("isic2017", "isic2018", "ph2", "ham10000", "folder", "phantom")
@@ -146,12 +146,12 @@ class TrainConfig:
 
     @property
     def is_the_same_anywhere(self) -> bool:
-        """Whether every x86-64 CPU with AVX2 is to train the same bytes."""
+        """Whether training must give the same bytes on every x86-64 CPU with AVX2."""
         return self.reproducible == "anywhere"
 
     @property
     def device_name(self) -> str:
-        """The device to train on, as `device` names it."""
+        """The device to train on, in the notation of `device`."""
         return "cpu" if self.is_the_same_anywhere else self.device
 
     def __post_init__(self) -> None:
@@ -190,7 +190,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of a sum of losses; 0 leaves one out."""
+    """Weights of a sum of losses; 0 leaves a loss out."""
 
     bce: float = _number(at_least=0)
     dice: float = _number(at_least=0)
@@ -280,24 +280,24 @@ class Config:
         }[run]
 
     def seeds(self) -> range:
-        """The seeds that each model is trained with; the first one's model is the one shown."""
+        """The seeds that each model is trained with; the model of the first one is shown."""
         return range(self.train.seed, self.train.seed + self.train.num_seeds)
 
     def training_params(self, run: str, *, seed: int) -> dict[str, Any]:
-        """What one training goes by, flat, as MLflow shows it; no other training has the same."""
+        """The parameters of one training, flat, as MLflow shows them; unique to that training."""
         params = {
             **self.flat("download", "preprocess", "train", "model", "loss", "augment"),
             "train.seed": seed,
             "encoder_lr": self.encoder_lr(run),
             "encoder": "fine-tuned" if self.encoder_lr(run) else "frozen",
         }
-        del params["train.num_seeds"]  # of no concern to a single training
-        if self.train.cross_validate:  # the same seed has another fold after another first seed
+        del params["train.num_seeds"]  # irrelevant to a single training
+        if self.train.cross_validate:  # the fold of a seed depends on the first seed
             params["fold"] = self.seeds().index(seed)
         return params
 
     def flat(self, *sections: str) -> dict[str, Any]:
-        """The values of some sections as `{"train.lr": 0.002, ...}`; a list as text."""
+        """The values of some sections as `{"train.lr": 0.002, ...}`; lists become text."""
         return {
             f"{section}.{key}": ", ".join(value) if isinstance(value, tuple) else value
             for section in sections
@@ -309,8 +309,8 @@ def load_config(path: Path) -> Config:
     """The validated records of a params.yaml.
 
     Raises:
-        MissingFileError: The file is not there.
-        ConfigError: Something in it cannot be; the message is one line.
+        MissingFileError: The file is missing.
+        ConfigError: Something in it is invalid; the message is one line.
     """
     if not path.is_file():
         raise MissingFileError(
@@ -334,7 +334,7 @@ def load_config(path: Path) -> Config:
 
 
 def _read_external(where: str, values: Any) -> tuple[ExternalConfig, ...]:
-    """The external test sets, none of which has another's name."""
+    """The external test sets, with distinct names."""
     if not isinstance(values, list) or not all(isinstance(one, dict) for one in values):
         raise ConfigError(
             f"{where} must be a list of test sets, each with name, source and folder, or [] for "
@@ -344,7 +344,7 @@ def _read_external(where: str, values: Any) -> tuple[ExternalConfig, ...]:
         _read_section(f"{where}: number {number}", ExternalConfig, one)
         for number, one in enumerate(values, start=1)
     )
-    names = [one.name.casefold() for one in sets]  # they become folders, also where A is a
+    names = [one.name.casefold() for one in sets]  # they become folders; some disks ignore case
     for one in sets:
         if names.count(one.name.casefold()) > 1:
             raise ConfigError(f"{where}: {one.name} is there twice. Write another name")
@@ -398,22 +398,22 @@ def _fits(key: "dataclasses.Field[Any]", value: Any) -> bool:
 
 
 def _close(value: Any, known: list[str]) -> list[str]:
-    """The known word that a value is nearest to, none if it is near to no one."""
+    """The known word nearest to a value, or nothing if none is near."""
     text = value if isinstance(value, str) else _shown(value)
     return difflib.get_close_matches(text[:_MOST_SHOWN], known, n=1)
 
 
 def _shown(value: Any) -> str:
-    """A value as a message shows it, not at any length."""
+    """A value as a message shows it, cut if too long."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more digits
+    except ValueError:  # Python refuses to print numbers with more digits
         return f"a number of more than {sys.get_int_max_str_digits()} digits"
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _is_choice(key: "dataclasses.Field[Any]", value: Any) -> bool:
-    # True is equal to 1, and is no number that anyone would write.
+    # True equals 1, but nobody writes it as a number.
     return value in key.metadata["choices"] and not isinstance(value, bool)
 
 
@@ -462,13 +462,13 @@ def _expected(key: "dataclasses.Field[Any]") -> str:
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """What YAML allows, and we do not."""
+    """Valid YAML that we refuse."""
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 as DVC reads it, by ruamel.yaml: 017 is 17, 1e-4 a number, and `no` is text.
 
-    No key stands twice, nothing holds itself, and references do not grow without end.
+    Repeated keys, self-references and references that grow without end are refused.
     """
 
     def __init__(self, text: str) -> None:
@@ -488,7 +488,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_document(node)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put what `<<` names in its place, once each keys' own place has been looked at."""
+        """Resolve `<<`, after checking the mapping's own keys for duplicates."""
         if id(node) in self._flattened:  # several places refer to it
             return
         self._flattened.add(id(node))
@@ -497,9 +497,9 @@ class _Loader(yaml.SafeLoader):
             is_merge = key_node.tag == "tag:yaml.org,2002:merge"
             key = (_MERGE,) if is_merge else self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
-                continue  # which the rest of the constructor refuses
+                continue  # refused further on by the constructor
             if key in seen:
-                problem = f"key {_shown(_MERGE if is_merge else key)} stands twice; keep one"
+                problem = f"key {_shown(_MERGE if is_merge else key)} occurs twice; keep one"
                 raise _Refused(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key)
         super().flatten_mapping(node)
@@ -512,7 +512,7 @@ class _Loader(yaml.SafeLoader):
         return -value if text.startswith("-") else value
 
 
-_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1
+_Loader.yaml_implicit_resolvers = {}  # drop those of YAML 1.1
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
@@ -520,7 +520,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the text that YAML 1.1 or 1.2 would take for something else."""
 
 
-# Of ruamel.yaml; a test compares the two.
+# Copied from ruamel.yaml; a test compares the two.
 _RESOLVERS = (
     ("bool", r"(?:true|True|TRUE|false|False|FALSE)", "tTfF"),
     (
@@ -553,14 +553,16 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in a node, those of a reference again at each place; without end if it holds itself.
+    """The number of values in a node, counting references wherever they occur.
+
+    A node that contains itself counts more than `_MOST_VALUES`.
 
     Args:
-        node: Of a document.
-        known: Counts of nodes by their identity, to be filled.
+        node: A node of a document.
+        known: Counts of nodes by their identity; filled here.
     """
     if id(node) not in known:
-        known[id(node)] = _MOST_VALUES + 1  # of one that is met again inside itself
+        known[id(node)] = _MOST_VALUES + 1  # for a node that is met again inside itself
         children = node.value if isinstance(node, yaml.CollectionNode) else []
         if isinstance(node, yaml.MappingNode):
             children = [one for pair in children for one in pair]
@@ -582,7 +584,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(raw.decode(), Loader=_Loader)  # a SafeLoader
     except RecursionError:
         raise ConfigError(f"{path.name}: nested too deeply; write sections of keys") from None
-    except Exception as error:  # noqa: BLE001  (a date, or bytes, that cannot be, raise what they like)
+    except Exception as error:  # noqa: BLE001  (an invalid date, or invalid bytes, may raise anything)
         raise ConfigError(f"{path.name}: {_problem(error)}") from None
     if not isinstance(content, dict):
         raise ConfigError(
@@ -603,7 +605,7 @@ def _problem(error: Exception) -> str:
 def override(content: dict[str, Any], values: Mapping[str, Any]) -> str:
     """YAML text of sections with some values replaced, given as `{"train.lr": 0.001}`.
 
-    A name without a dot is a whole section.
+    A name without a dot replaces a whole section.
     """
     for name, value in values.items():
         section, _, key = name.partition(".")

@@ -1,7 +1,7 @@
-"""`lesionseg doctor`: whether this machine and project are ready, a line for each thing looked at.
+"""`lesionseg doctor`: whether this machine and project are ready, with a line for each check.
 
-What would stop `dvc repro` is an error, what only costs time or a feature is a note;
-both come with what mends them. Nothing is made or changed but what the MLflow store needs to open.
+Whatever would stop `dvc repro` is an error, whatever only costs time or a feature is a note; both
+come with a remedy. Nothing is created or changed except what the MLflow store needs to open.
 """
 
 import os
@@ -23,7 +23,7 @@ from lesionseg.files import project_root
 LOCKS = ("requirements.lock", "requirements-cpu.lock", "requirements-cuda.lock")
 NEWEST_TRIED = (3, 13)
 SHOWN = ("torch", "torchvision", "dvc", "mlflow")
-# Free bytes: what a run of the pipeline needs, and beside it what the archives of a source take,
+# Free bytes: what a run of the pipeline needs, and in addition what the archives of a source take,
 # packed and unpacked, as far as their sizes are known.
 LEAST_FREE = 0.3e9
 UNPACKED = {"isic2016": 2.2e9, "isic2018": 21e9}
@@ -33,12 +33,12 @@ SECONDS = 10.0  # for a server's answer
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """The outcome of one check.
 
     Attributes:
-        level: `ok`, `note`, or `error` where it stops the demo or the pipeline.
-        text: What is there.
-        remedy: What mends it, empty if nothing needs to be.
+        level: `ok`, `note`, or `error` if it stops the demo or the pipeline.
+        text: What was found.
+        remedy: How to fix it, empty if nothing needs fixing.
     """
 
     level: Literal["ok", "note", "error"]
@@ -47,7 +47,7 @@ class Finding:
 
 
 def examine() -> Iterator[tuple[str, Finding]]:
-    """Each thing's name and what was found of it, as soon as it is known.
+    """The name and outcome of each check, as soon as it is known.
 
     Run in the project's root.
     """
@@ -69,7 +69,7 @@ def examine() -> Iterator[tuple[str, Finding]]:
 
 
 def _in_repository() -> bool:
-    """Whether the project is the repository, and not one that `lesionseg new` has written."""
+    """Whether the project is the repository itself, not one written by `lesionseg new`."""
     return Path("Makefile").is_file()
 
 
@@ -85,8 +85,8 @@ def _python() -> Finding:
     text = f"{platform.python_version()} in {sys.prefix}"
     if sys.version_info[:2] > NEWEST_TRIED:
         remedy = "Run: make PYTHON=python3.13" if _in_repository() else "Take Python 3.13"
-        return Finding("note", f"{text}, newer than was tried", remedy)
-    # The stages run the first python on PATH, as dvc.yaml says.
+        return Finding("note", f"{text}, newer than any version tried", remedy)
+    # The stages run the first python on PATH, as written in dvc.yaml.
     found = shutil.which("python")
     if found is None or Path(found).parent.resolve() != Path(sys.executable).parent.resolve():
         return Finding(
@@ -98,12 +98,12 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    """The installed versions beside the locked ones."""
+    """Whether the installed versions are the locked ones."""
     try:
         import torch  # noqa: F401
 
         from lesionseg.mobilenet import mobilenet_v2  # noqa: F401
-    except Exception as error:  # noqa: BLE001  (libraries that do not fit raise what they like)
+    except Exception as error:  # noqa: BLE001  (incompatible libraries may raise anything)
         text = f"torch and torchvision cannot be loaded ({first_line(error)})"
         again = "pip install --force-reinstall -r requirements.txt"
         anew = "rm -r .venv && make setup" if _in_repository() else again
@@ -128,13 +128,13 @@ def _locked_versions() -> dict[str, str]:
 def _installed_version(name: str) -> str | None:
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # not for this Python or system, or of the other build
+    except metadata.PackageNotFoundError:  # for another Python or system, or only in the other lock
         return None
 
 
 def _git() -> Finding:
     if not shutil.which("git"):
-        return Finding("error", "there is no git", "Install it, such as with: apt install git")
+        return Finding("error", "git is not installed", "Install it, for example: apt install git")
     missing = [key for key in ("name", "email") if not _identity(key)]
     if not missing:
         return Finding("ok", f"{_identity('name')} <{_identity('email')}>")
@@ -166,12 +166,12 @@ def _dvc() -> Finding:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     text = lines[0].removeprefix("ERROR: ") if lines else f"exit status {done.returncode}"
     if "not a git repository" in text:
-        return Finding("error", "this folder is no git repository, as DVC needs", "Run: git init")
+        return Finding("error", "DVC needs this folder to be a git repository", "Run: git init")
     return Finding("error", text, "Restore what you have changed: git status shows it")
 
 
 def _device(config: Config) -> Finding:
-    """What the trainings compute on."""
+    """What the trainings run on."""
     import torch
 
     from lesionseg.hardware import (
@@ -222,7 +222,7 @@ def _disk(config: DownloadConfig) -> Finding:
 
 
 def _data(config: DownloadConfig) -> Finding:
-    """Where the images come from, and whether they can be had."""
+    """Where the images come from, and whether they are available."""
     sources = ", ".join(config.sources)
     manifest = Path("data/raw/manifest.csv")
     if manifest.exists():
@@ -250,7 +250,7 @@ def _data(config: DownloadConfig) -> Finding:
 
 
 def _archives(config: DownloadConfig) -> dict[str, list[str]]:
-    """The addresses of each archive that the sources are downloaded as, by its name."""
+    """The URLs of each archive that the sources need, by its name."""
     from lesionseg.data.isic import CHALLENGES
 
     wanted = [CHALLENGES[name] for name in config.sources if name in CHALLENGES]
@@ -262,7 +262,7 @@ def _archives(config: DownloadConfig) -> dict[str, list[str]]:
 
 
 def _encoder(config: DownloadConfig) -> Finding:
-    """The encoder's first weights."""
+    """The encoder's initial weights."""
     if Path("data/raw/encoder.pth").exists():
         return Finding("ok", f"data/raw/encoder.pth; weights: {config.weights}")
     if config.weights == "none":
@@ -283,7 +283,7 @@ def _encoder(config: DownloadConfig) -> Finding:
 
 
 def _to_fetch(text: str, urls: list[str], *, remedy: str) -> Finding:
-    """A finding on what is fetched from the first server that answers, if there is a need."""
+    """Whether a server answers, if anything still has to be fetched."""
     import requests
 
     if not urls:
@@ -301,7 +301,7 @@ def _to_fetch(text: str, urls: list[str], *, remedy: str) -> Finding:
 
 
 def _mlflow() -> Finding:
-    """The store of runs, without which trainings go on all the same."""
+    """The store of runs; trainings go on without it."""
     from lesionseg.tracking import store
 
     if store.is_own() and not (project_root() / "mlruns/mlflow.db").exists():

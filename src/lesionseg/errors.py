@@ -1,17 +1,17 @@
-"""What a user can mend. Commands print such an error as one line and exit with status 1.
+"""Errors that a user can fix. Commands print such an error as one line and exit with status 1.
 
     LesionsegError
-    ├── ConfigError        (ValueError)         params.yaml says something that cannot be
-    ├── DataError          (ValueError)         an image, mask or table is not as it must be
-    ├── MissingFileError   (FileNotFoundError)  an input is not there
+    ├── ConfigError        (ValueError)         a value in params.yaml is invalid
+    ├── DataError          (ValueError)         an image, mask or table is invalid
+    ├── MissingFileError   (FileNotFoundError)  an input is missing
     ├── DownloadError      (RuntimeError)       a server, a connection or a checksum failed
-    ├── DiskSpaceError     (RuntimeError)       the disk is too full for what comes next
+    ├── DiskSpaceError     (RuntimeError)       the disk is too full for the next step
     ├── TrackingError      (RuntimeError)       MLflow's store cannot be used
-    ├── TrainingError      (RuntimeError)       the loss is not finite any more
-    └── ExportError        (RuntimeError)       a model cannot be exported, or gives other masks
+    ├── TrainingError      (RuntimeError)       the loss is no longer finite
+    └── ExportError        (RuntimeError)       a model cannot be exported, or its masks differ
 
-A message says where, expected, got, and the next step. Who catches an error and knows a better next
-step takes its `problem` alone: a message's text is never cut apart.
+A message says where, expected, got, and the next step. Code that catches an error and knows a
+better next step reuses its `problem` alone; a message's text is never parsed.
 """
 
 import errno
@@ -28,7 +28,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class LesionsegError(Exception):
-    """The base of all errors that are the user's to mend.
+    """The base of all errors that a user can fix.
 
     Attributes:
         problem: Where, what was expected and what was got, without a full stop.
@@ -42,15 +42,15 @@ class LesionsegError(Exception):
 
 
 class ConfigError(LesionsegError, ValueError):
-    """params.yaml says something that cannot be."""
+    """A value in params.yaml is invalid."""
 
 
 class DataError(LesionsegError, ValueError):
-    """An image, mask, archive or table is not as it must be."""
+    """An image, mask, archive or table is invalid."""
 
 
 class MissingFileError(LesionsegError, FileNotFoundError):
-    """An input is not there."""
+    """An input is missing."""
 
 
 class DownloadError(LesionsegError, RuntimeError):
@@ -58,15 +58,15 @@ class DownloadError(LesionsegError, RuntimeError):
 
 
 class DiskSpaceError(LesionsegError, RuntimeError):
-    """The disk is too full for what comes next."""
+    """The disk is too full for the next step."""
 
 
 class TrackingError(LesionsegError, RuntimeError):
     """MLflow's store cannot be used.
 
     Attributes:
-        mend: The remedy up to its last words, the command: what to do about the store, and `then`.
-            Which command it is depends on who wanted the store.
+        mend: The remedy without the command at its end: what to do about the store, and `then`.
+            The command depends on the caller.
     """
 
     def __init__(self, problem: str, mend: str = "") -> None:
@@ -75,26 +75,26 @@ class TrackingError(LesionsegError, RuntimeError):
 
 
 class TrainingError(LesionsegError, RuntimeError):
-    """The loss is not finite any more."""
+    """The loss is no longer finite."""
 
 
 class ExportError(LesionsegError, RuntimeError):
-    """An exported file cannot be made, or does not give the model's masks."""
+    """An exported file cannot be made, or does not reproduce the model's masks."""
 
 
 def repro(*stages: str) -> str:
-    """What to run, after `Run:`, where outputs of stages are missing or old.
+    """What to run, after `Run:`, where outputs of stages are missing or out of date.
 
-    Only in a project there is something for DVC to run; whoever has no more than the package and a
-    model's file is told where the file comes from.
+    DVC can run something only in a project; someone with just the package and a model's file is
+    told where the file comes from.
     """
     return _in_project(f"dvc repro {' '.join(stages)}", *stages)
 
 
 def rerun(stage: str) -> str:
-    """What to run, after `Run:`, to make a stage's outputs anew, and then what depends on them.
+    """What to run, after `Run:`, to remake a stage's outputs and everything that depends on them.
 
-    `dvc repro -f` would run all stages before it again as well, the trainings among them.
+    `dvc repro -f` would also rerun all stages before it, including the trainings.
     """
     return _in_project(f"dvc repro -sf {stage} && dvc repro", stage)
 
@@ -106,12 +106,12 @@ def _in_project(command: str, *stages: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or else its kind."""
+    """The first line of an error's message, or its type if it has none."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def explain(error: LesionsegError | OSError) -> str:
-    """An error as one line with its next step; the system's own do not have one."""
+    """An error as one line with its next step, if it has one; most system errors do not."""
     if isinstance(error, LesionsegError) or not error.strerror:
         return first_line(error)
     where = f"{error.filename}: " if error.filename is not None else ""
@@ -120,18 +120,18 @@ def explain(error: LesionsegError | OSError) -> str:
 
 
 def printable(text: str) -> str:
-    """A line as one line, whatever is in the names of files."""
+    """A line that stays one line, whatever characters file names contain."""
     return "".join("\ufffd" if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def exit_status(main: Callable[[], int | None], *, interrupted: str = GOES_ON) -> int:
-    """The exit status of a command; what the user can mend ends in one line on standard error.
+    """The exit status of a command; an error that the user can fix is one line on standard error.
 
     `LESIONSEG_DEBUG=1` shows tracebacks.
 
     Args:
         main: Does the command's work; it may return a status of its own.
-        interrupted: What Ctrl-C is answered with.
+        interrupted: The message after Ctrl-C.
     """
     try:
         return main() or OK

@@ -1,6 +1,6 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed.
+"""Files that are either complete or absent: written under a temporary name, then renamed.
 
-And never half there on a disk too full.
+This holds even when the disk is full.
 """
 
 import csv
@@ -26,7 +26,7 @@ NAME_BYTES = 255  # the longest name of a file on common file systems
 
 
 def project_root() -> Path:
-    """The repository's root, the original one also inside DVC's temporary workspaces."""
+    """The repository's root; inside DVC's temporary workspaces, still the original one."""
     return Path(os.environ.get("DVC_ROOT", "")).resolve()
 
 
@@ -34,17 +34,17 @@ def project_root() -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without error.
 
-    The block makes it a file or a folder; what the block leaves after an error is removed.
+    The block makes it a file or a folder; after an error, what the block has written is removed.
 
     Raises:
-        DiskSpaceError: The disk runs full on the way.
+        DiskSpaceError: The disk fills up in the block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_temporary_name(path.name))
     try:
         with full_disk_is_an_error(path):
             yield temporary
-            if path.is_dir():  # a folder is not replaced while it holds anything
+            if path.is_dir():  # only an empty folder can be replaced
                 shutil.rmtree(path)
             temporary.replace(path)
     finally:
@@ -55,7 +55,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _temporary_name(name: str) -> str:
-    """A hidden name of this process for what becomes `name`, and no longer than names may be."""
+    """A hidden name, unique to this process, for what becomes `name`; never too long."""
     temporary = f".{name}.{os.getpid()}.part"
     if len(os.fsencode(temporary)) <= NAME_BYTES:
         return temporary
@@ -63,10 +63,10 @@ def _temporary_name(name: str) -> str:
 
 
 def check_free_space(folder: Path, num_bytes: int) -> None:
-    """Return when the disk of an existing folder has room for `num_bytes` more.
+    """Return if the disk of an existing folder has room for `num_bytes` more.
 
     Raises:
-        DiskSpaceError: It has not.
+        DiskSpaceError: It does not.
     """
     free = shutil.disk_usage(folder).free
     if num_bytes > free:
@@ -78,10 +78,10 @@ def check_free_space(folder: Path, num_bytes: int) -> None:
 
 @contextmanager
 def full_disk_is_an_error(path: Path) -> Iterator[None]:
-    """A block in which a disk that runs full ends as DiskSpaceError.
+    """A block in which a full disk raises DiskSpaceError.
 
     Raises:
-        DiskSpaceError: The disk of `path`, a file or folder, is full, or its quota used up.
+        DiskSpaceError: The disk of `path`, a file or folder, is full, or its quota is used up.
     """
     try:
         yield
@@ -103,19 +103,19 @@ def _megabytes(num_bytes: int) -> str:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with stable layout; NaN and infinity are refused, they are no JSON."""
+    """Write JSON in a stable layout; NaN and infinity are refused, as JSON lacks them."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_bytes(path, f"{text}\n".encode())
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows of equal keys as CSV, the keys as its first line.
+    """Write rows with the same keys as CSV, the keys as its first line.
 
     Raises:
         ValueError: There is no row to take the columns from.
@@ -131,7 +131,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def made_by(stage: str) -> Iterator[None]:
-    """Name `stage` as what makes the file anew that is found damaged in the block.
+    """Name `stage` as the one to rerun if a file is found damaged in the block.
 
     Raises:
         DataError: A file is damaged.
@@ -146,7 +146,7 @@ def require(path: Path, *, stage: str) -> Path:
     """`path`, which `stage` must have made.
 
     Raises:
-        MissingFileError: It is not there.
+        MissingFileError: It is missing.
     """
     if not path.exists():
         raise MissingFileError(f"{path} is missing", remedy=f"Run: {repro(stage)}")

@@ -10,8 +10,8 @@ from lesionseg.errors import ConfigError
 
 _log = logging.getLogger("lesionseg.hardware")
 
-# Torch, oneDNN and MKL choose their kernels by the processor, and other kernels round sums in
-# another way. MKL does so by the maker too; COMPATIBLE is what it offers for all of them.
+# Torch, oneDNN and MKL choose their kernels by the processor, and different kernels round sums
+# differently. MKL also looks at the vendor; COMPATIBLE is its setting for all of them.
 _SAME_ANYWHERE = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -20,10 +20,10 @@ _SAME_ANYWHERE = {
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `train.device` names; `auto` takes CUDA where there is one.
+    """The device that `train.device` names; `auto` takes CUDA if available.
 
     Raises:
-        ConfigError: The device is not there.
+        ConfigError: There is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,10 +37,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_devices(name: str, *, num_processes: int) -> None:
-    """Return when `train.device` names one for each of several processes.
+    """Return if `train.device` provides a device for each of several processes.
 
     Raises:
-        ConfigError: There is not.
+        ConfigError: It does not.
     """
     where = f"params.yaml: train: num_processes is {num_processes}"
     if ":" in name:
@@ -62,8 +62,8 @@ def check_devices(name: str, *, num_processes: int) -> None:
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The type to compute in; `auto` takes bfloat16 on a CUDA device that multiplies in it.
 
-    On a CPU `auto` is float32, whatever the CPU can do: so a result does not change with the kind
-    of processor that happens to compute it. bfloat16 is a value to ask for there.
+    On a CPU `auto` is float32, whatever the CPU can do, so that a result does not depend on the
+    kind of processor that happens to compute it. On a CPU, bfloat16 must be asked for.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -73,7 +73,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def describe(device: torch.device, precision: torch.dtype) -> str:
-    """Device, precision and threads in a line, such as `cpu (AVX512), float32, 2 threads`."""
+    """Device, precision and threads in one line, such as `cpu (AVX512), float32, 2 threads`."""
     if device.type == "cuda":
         kind = f"{device} ({torch.cuda.get_device_name(device)})"
     else:
@@ -98,8 +98,8 @@ def multiplies_in_bfloat16(device: torch.device) -> bool:
 
 
 def make_deterministic() -> None:
-    """The same numbers every time from the same inputs, at the price of some CUDA kernels."""
-    # As `use_deterministic_algorithms`, which also loads torch's compiler and so takes a second.
+    """Make the same inputs give the same numbers every time, forgoing some faster CUDA kernels."""
+    # Like `use_deterministic_algorithms`, which also loads torch's compiler, taking a second.
     torch.set_deterministic_debug_mode("warn" if torch.cuda.is_available() else "error")
     # Filling fresh memory with NaN finds bugs, and costs time in every step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -107,19 +107,19 @@ def make_deterministic() -> None:
 
 
 def compute_as_anywhere() -> None:
-    """From now on the CPU computes as any x86-64 CPU with AVX2 should: to the byte, on one thread.
+    """Make the CPU compute, on one thread, the same bytes as any x86-64 CPU with AVX2 should.
 
-    Call it before torch computes anything in this process; later it is too late. A CPU of another
-    kind computes in its own way, and says so.
+    Call it before torch computes anything in this process; afterwards it is too late. On another
+    kind of CPU it only logs a warning, and that CPU computes in its own way.
     """
     torch.set_num_threads(1)
-    # Asked of the CPU itself: torch's own choice is made once, when it is first asked for.
+    # Asks the CPU itself: torch makes its own choice once, when it is first asked for.
     if not torch.cpu.get_capabilities().get("avx2"):
         _log.warning(
-            "train.reproducible is anywhere, and this CPU is none of x86-64 with AVX2: the models' "
-            "bytes are those of its own kind"
+            "train.reproducible is anywhere, and this CPU is not an x86-64 one with AVX2: the "
+            "models' bytes are specific to this kind of CPU"
         )
         return
     os.environ.update(_SAME_ANYWHERE)
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
-        raise RuntimeError("torch has computed before in this process, with other instructions")
+        raise RuntimeError("torch has already computed in this process, with other instructions")

@@ -1,9 +1,9 @@
 """Pixel counts of each image, then scores of each image, then their mean: the challenge's way.
 
 Never the other way round: pooling pixels over images, or averaging over image columns or batches,
-gives other and mostly flattering numbers; the pooled ones are called `pooled_*`. Where a score's
-denominator is 0 (nothing to find, or nothing predicted, and rightly so) it is 1.0, as in the
-official scorer.
+gives different and mostly flattering numbers; pooled scores are called `pooled_*`. A score whose
+denominator is 0 (nothing to find, or nothing predicted, and rightly so) is 1.0, as in the official
+scorer.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 COUNTS = ("tp", "fp", "fn", "tn")
-# The challenge of 2018 scores a jaccard below this as 0 (Codella et al. 2019, arXiv:1902.03368).
+# The 2018 challenge scores a jaccard below this as 0 (Codella et al. 2019, arXiv:1902.03368).
 JACCARD_THRESHOLD = 0.65
 
 Counts = npt.NDArray[np.int64]
@@ -24,7 +24,7 @@ def count_pixels(predictions: npt.NDArray[np.bool_], truths: npt.NDArray[np.bool
 
     Args:
         predictions: (N, ...) bool, True where lesion is predicted.
-        truths: The same shape, True where lesion is.
+        truths: The same shape, True in the lesion.
 
     Returns:
         (N, 4) int64: tp, fp, fn, tn.
@@ -62,7 +62,7 @@ def mean_scores(scores: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def pool_scores(counts: Counts) -> dict[str, float]:
-    """Scores of the pixels of all images added up, as `pooled_jaccard` and so on.
+    """Scores of the pixel counts added up over all images: `pooled_jaccard` and so on.
 
     A large lesion, or a large image, weighs more than a small one: not the challenge's numbers.
     """

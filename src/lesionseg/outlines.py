@@ -1,4 +1,4 @@
-"""Outlines of masks: traced for every picture and file that shows them, in one way.
+"""Outlines of masks, traced in the same way for every picture and file that shows them.
 
 Coordinates are pixels from the image's upper left corner; pixel (0, 0) covers [0, 1) x [0, 1), so
 that the outline of a mask that fills the image runs along the image's edge.
@@ -13,7 +13,7 @@ from scipy.ndimage import label
 from skimage.measure import find_contours
 
 COLOR = "#56b4e9"  # of a predicted outline, bright on skin; Okabe and Ito (2008)
-CASING = "#000000"  # a rim around an outline, seen on any skin
+CASING = "#000000"  # of the rim around an outline, visible on any skin
 
 Points = NDArray[np.float64]
 Ring = NDArray[np.int64]
@@ -24,10 +24,10 @@ class Region:
     """A 4-connected piece of a mask, along the edges of its pixels.
 
     Attributes:
-        area: Its pixels.
-        rings: (N, 2) int64 each, x and y of its corners, the first one again at the end. The first
-            ring is its outline, with a positive area by the shoelace formula; the others are its
-            holes, with a negative one.
+        area: Its number of pixels.
+        rings: (N, 2) int64 each, x and y of its corners, the first one repeated at the end. The
+            first ring is its outline, with a positive area by the shoelace formula; the others are
+            its holes, with a negative one.
     """
 
     area: int
@@ -43,7 +43,7 @@ def find_outlines(mask: NDArray[Any], *, tolerance: float) -> list[Points]:
 
     Returns:
         For each outline (N, 2) float64: row and column of its corners in pixels, the first one
-        again at the end.
+        repeated at the end.
     """
     return [simplify(line, tolerance=tolerance) + 0.5 for line in _trace(mask)]
 
@@ -66,7 +66,7 @@ def find_regions(mask: NDArray[np.bool_]) -> list[Region]:
     labels = np.pad(label(cropped)[0], 1)
     rings: dict[int, list[Ring]] = {}
     for line in _trace(cropped):
-        # A point of the line is between a pixel of its region and one of none.
+        # A point of the line lies between a pixel of its region and one outside every region.
         between = line[0] + 1
         sides = (tuple(np.floor(between).astype(int)), tuple(np.ceil(between).astype(int)))
         number = max(int(labels[side]) for side in sides)
@@ -88,16 +88,16 @@ def signed_area(ring: Ring) -> float:
 def simplify(points: Points, *, tolerance: float) -> Points:
     """The corners of a line without those that hardly bend it (Douglas & Peucker 1973).
 
-    Between two corners that are kept, the point farthest from their connection is kept too if it is
-    farther than the tolerance. All connections are looked at in one go, which takes a tenth of the
-    time of `skimage.measure.approximate_polygon`: a bad model's masks have thousands of corners.
+    Between two kept corners, the point farthest from the segment that joins them is kept too if it
+    is farther than the tolerance. All segments are processed at once, in a tenth of the time of
+    `skimage.measure.approximate_polygon`: a bad model's masks have thousands of corners.
 
     Args:
         points: (N, 2) float64, N at least 2.
         tolerance: In the units of the points.
 
     Returns:
-        (M, 2) float64, the first and the last point among them.
+        (M, 2) float64, including the first and the last point.
     """
     is_kept = np.zeros(len(points), np.bool_)
     is_kept[[0, -1]] = True
@@ -114,7 +114,7 @@ def simplify(points: Points, *, tolerance: float) -> Points:
 
 
 def _distances(points: Points, starts: Points, stops: Points) -> NDArray[np.float64]:
-    """Distance (N,) of each point from the straight line between its start and its stop."""
+    """Distance (N,) of each point from the segment between its start and its stop."""
     along, offset = stops - starts, points - starts
     squared = (along**2).sum(axis=1)
     share = (along * offset).sum(axis=1) / np.where(squared > 0, squared, 1)
@@ -127,29 +127,30 @@ def _trace(mask: NDArray[Any]) -> list[Points]:
     """The closed lines on which a mask (H, W) crosses 0.5, along the image's border as well.
 
     Returns:
-        (N, 2) float64 each, row and column, where (0, 0) is the middle of pixel (0, 0).
+        (N, 2) float64 each, row and column, where (0, 0) is the centre of pixel (0, 0).
     """
-    padded = np.pad(mask, 1)  # closes the line of a lesion at the border
+    padded = np.pad(mask, 1)  # closes the outline of a lesion at the border
     return [contour - 1 for contour in find_contours(padded, 0.5)]
 
 
 def _crop(mask: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """The part of a mask that holds all its pixels, and (x, y) of that part's corner."""
+    """The bounding box of a mask's pixels, cropped, and the (x, y) of its upper left corner."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     cropped = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return cropped, np.array([columns[0], rows[0]])
 
 
 def _corners(line: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The corners (N, 2) of the pixel edges whose middles are the points of a closed line.
+    """The corners (N, 2) of the pixel edges whose midpoints are the points of a closed line.
 
     Args:
-        line: (M, 2) row and column; one of the two is whole, the other is between two pixels,
-            where the edge runs. Pixel (0, 0) is around (0, 0); in the result it starts there.
+        line: (M, 2) row and column; one of the two is a whole number, the other lies between two
+            pixels, where the edge runs. Pixel (0, 0) is centred on (0, 0); in the result it starts
+            there.
     """
     this, following = line[:-1], line[1:]
-    # Two edges in a line meet halfway between their middles. Of two at a right angle, each tells
-    # the coordinate that does not change along it.
+    # Two collinear edges meet halfway between their midpoints. Two edges at a right angle meet
+    # where each gives the coordinate that is constant along it.
     corners = (this + following) / 2
     for points in (this, following):
         fixed = points % 1 != 0
@@ -161,7 +162,7 @@ def _corners(line: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _split(ring: Ring) -> list[Ring]:
-    """A ring as closed rings that pass no corner twice, where pixels touch by their corners."""
+    """A ring split into closed rings that pass no corner twice, where pixels touch diagonally."""
     loops = []
     path: list[tuple[int, int]] = []
     position: dict[tuple[int, int], int] = {}

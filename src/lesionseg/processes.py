@@ -1,4 +1,4 @@
-"""Processes: what we start ends with us, a stage ends with its DVC, only one writes a result."""
+"""Processes: children end with us, a stage ends with its DVC, and only one writes a result."""
 
 import logging
 import os
@@ -20,13 +20,13 @@ from lesionseg.errors import LesionsegError
 from lesionseg.project import REQUIREMENTS, installed_version, named_version
 
 POLL_SECONDS = 1.0
-LOCK_SECONDS = 20.0  # more than the grace
-GRACE_SECONDS = 15.0  # to leave the files whole and to say good-bye to MLflow
+LOCK_SECONDS = 20.0  # longer than the grace period
+GRACE_SECONDS = 15.0  # to leave the files complete and to end the runs in MLflow
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish")
 Process = subprocess.Popen[bytes]
-# Runs a command until its standard input ends, which is a pipe to whoever started it: killed by
-# whatever means, that one closes it. A line in it says that the command has ended by itself.
+# Runs a command until standard input ends, a pipe from the process that started it: that process
+# closes it however it is killed. A line in the pipe says that the command has ended by itself.
 _GUARD = """
 exec 3<&0 </dev/null
 (trap "" INT TERM; read -r _ <&3 && exit; kill -INT 0; sleep "$0"; kill -KILL 0) &
@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 
 
 def child_environment(*, without: Sequence[str] = ("DVC_", "MLFLOW_")) -> dict[str, str]:
-    """Our variables as a process that we start inherits them: this Python first, no telemetry.
+    """The environment for a process that we start: this Python first on PATH, no telemetry.
 
     Args:
-        without: How names begin that are left out. As it is by default, the process knows of no
-            tracking server, and of no DVC that has started us.
+        without: Prefixes of variables to leave out. By default the process knows of no tracking
+            server, nor of any DVC that has started us.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(tuple(without))}
     folders = [str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]
@@ -57,10 +57,10 @@ def git_identity(folder: Path, *, stranger: str = "") -> dict[str, str]:
 
     Args:
         folder: It need not be a repository.
-        stranger: The name where git knows none.
+        stranger: The name to use if git knows none.
 
     Raises:
-        LesionsegError: Git knows none, and there is no other.
+        LesionsegError: Git knows none, and `stranger` is empty.
     """
     identity = {}
     for key, other in (("name", stranger), ("email", f"{stranger}@localhost" if stranger else "")):
@@ -86,16 +86,16 @@ def start(
     keep_open: Sequence[int] = (),
     guarded: bool = False,
 ) -> Process:
-    """A process in a group of its own, which `stop` ends with all that it has started.
+    """A process in a group of its own, so that `stop` also ends everything that it has started.
 
-    To be called in a block of `deferred`, until somebody can stop it.
+    Call it in a `deferred` block that lasts until somebody can stop the process.
 
     Args:
         command: The program and its arguments.
         cwd: Where it runs.
         environment: All of its variables.
-        log: Where its output goes; None for ours. `subprocess.PIPE` takes standard output alone.
-        keep_open: Descriptors that it inherits.
+        log: Where its output goes; None for ours. `subprocess.PIPE` takes standard output only.
+        keep_open: File descriptors that it inherits.
         guarded: Whether it ends with us even if we are killed; `release` it when it has ended.
     """
     return subprocess.Popen(
@@ -111,9 +111,9 @@ def start(
 
 
 def release(process: Process) -> None:
-    """Let the guard of a process go, which has ended."""
+    """Let the guard of a process that has ended go."""
     if process.stdin and not process.stdin.closed:
-        with suppress(OSError):  # it was ended as well
+        with suppress(OSError):  # the guard has ended as well
             process.stdin.write(b"\n")
             process.stdin.flush()
         with suppress(OSError):
@@ -137,7 +137,7 @@ def run_to_end(
         environment: All of its variables.
         log: Where its output goes; None for ours.
         on_line: Called with each line of its standard output, which then goes nowhere else.
-        patience: Seconds in which it may end by itself.
+        patience: Seconds that it has to end by itself.
     """
     process = None
     try:
@@ -156,14 +156,14 @@ def run_to_end(
 
 
 def stop(processes: Sequence[Process], *, patience: float = 15, go_on: bool = False) -> None:
-    """Interrupt those that still run, with all that they have started; then end them by force.
+    """Interrupt those that still run, and all that they have started; then end them by force.
 
-    A second Ctrl-C or SIGTERM meanwhile changes nothing: it would leave some of them behind.
+    A second Ctrl-C or SIGTERM meanwhile is ignored: it would leave some of them behind.
 
     Args:
-        processes: What `start` has given.
-        patience: Seconds in which they may end by themselves.
-        go_on: Whether there is more to do afterwards, so that Ctrl-C meanwhile is our first and
+        processes: What `start` has returned.
+        patience: Seconds that they have to end by themselves.
+        go_on: Whether there is more to do afterwards. Ctrl-C meanwhile is then our first, and
             interrupts us at the end.
     """
     running = [process for process in processes if process.poll() is None]
@@ -190,11 +190,11 @@ def _send(processes: Sequence[Process], number: signal.Signals) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let what interrupts the block do so at its end: the process it starts is known by then."""
+    """Delay interrupts until the block ends, when the process that it starts is known."""
     caught = list[int]()
     before = {number: signal.getsignal(number) for number in _ENDING}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # which a process inherits, other than a handler
+        if handler is not signal.SIG_IGN:  # which a process inherits, unlike a handler
             signal.signal(number, lambda number, _frame: caught.append(number))
     try:
         yield
@@ -217,14 +217,14 @@ def _undisturbed() -> Iterator[None]:
 
 @contextmanager
 def stopped_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, or the terminal's end, end us as Ctrl-C does: with what we have started."""
+    """Let SIGTERM, or closing the terminal, end us and our children as Ctrl-C does."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in _ENDING[1:]}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup sets it
+        if handler is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, interrupt)
     try:
         yield
@@ -236,10 +236,10 @@ def stopped_like_ctrl_c() -> Iterator[None]:
 def end_with_dvc(*, parent: int) -> None:
     """Let this process end soon after the DVC that started it, however that ended.
 
-    A training whose `dvc repro` was ended alone would go on, and write its model over that of the
-    next one. Does nothing where DVC did not start it: then it may outlive its terminal. Linux could
-    signal a parent's death itself (PR_SET_PDEATHSIG), but does so already when the parent's thread
-    ends, and not when there is a shell between.
+    Otherwise a training whose `dvc repro` was killed on its own would go on, and overwrite the next
+    one's model. Does nothing if DVC did not start the process, which may then outlive its terminal.
+    Linux can signal a parent's death itself (PR_SET_PDEATHSIG), but does so as soon as the parent's
+    thread ends, and not at all when there is a shell in between.
 
     Args:
         parent: The parent's process id when this process started.
@@ -252,19 +252,19 @@ def end_with_starter(*, parent: int) -> None:
     """Let this process end soon after the one that started it, however that ended.
 
     Args:
-        parent: The id of the process that started it, which need not be alive any more.
+        parent: The id of the process that started it, which may have ended already.
     """
     _end_after(parent, [], "")
 
 
 def _end_after(parent: int, watched: list[psutil.Process], words: str) -> None:
-    """Be interrupted when the parent or one of the processes is gone, and say so in some words."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as by Ctrl-C
+    """Interrupt us when the parent or a watched process is gone, logging `words` unless empty."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for Ctrl-C
     threading.Thread(target=_watch, args=(parent, watched, words), daemon=True).start()
 
 
 def _starters() -> list[psutil.Process]:
-    """The parent, and where that is a shell also the parent's."""
+    """The parent, and its ancestors up to the first that is not a shell."""
     found = []
     for process in psutil.Process().parents():
         found.append(process)
@@ -281,13 +281,13 @@ def _watch(parent: int, watched: list[psutil.Process], words: str) -> None:
     assert main.ident is not None
     if words:
         _log.warning(words)
-    signal.pthread_kill(main.ident, signal.SIGTERM)  # wakes it where it waits
+    signal.pthread_kill(main.ident, signal.SIGTERM)  # wakes it if it waits
     time.sleep(GRACE_SECONDS)
     os._exit(128 + signal.SIGTERM)
 
 
 def _is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that has ended and waits for its parent does not."""
+    """Whether it runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -295,7 +295,7 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def require_named_version() -> None:
-    """Return when the installed package is the one that the project's results are made with.
+    """Return if the installed package is the version that the project requires.
 
     Raises:
         LesionsegError: It is another version.
@@ -311,10 +311,10 @@ def require_named_version() -> None:
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """A block in which no other process of this machine writes the results in `folder`.
+    """A block in which no other process on this machine writes the results in `folder`.
 
     Raises:
-        LesionsegError: One does, and goes on for more than some seconds.
+        LesionsegError: One does, and goes on doing so for many seconds.
     """
     lock_path = folder.with_name(f".{folder.name}.lock")
     lock_path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""The project that the working directory is the root of, and the version of lesionseg it is for."""
+"""The project in the working directory, and the version of lesionseg that it requires."""
 
 import re
 from pathlib import Path
 
 FILES = ("dvc.yaml", "params.yaml")
-REQUIREMENTS = "requirements.txt"  # of a project that `lesionseg new` has written
+REQUIREMENTS = "requirements.txt"  # of a project written by `lesionseg new`
 
 
 def find_project() -> Path | None:
@@ -15,13 +15,13 @@ def find_project() -> Path | None:
 
 def installed_version() -> str:
     """The version of the package that is installed."""
-    from importlib import metadata  # a tenth of a second
+    from importlib import metadata  # takes a tenth of a second
 
     return metadata.version("lesionseg")
 
 
 def named_version() -> str | None:
-    """The version that the project names; None for one that has the package in it."""
+    """The version that the project requires; None if the project contains the package."""
     path = Path(REQUIREMENTS)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     found = re.search(r"(?m)^lesionseg *== *([^\s;#]+)", text)

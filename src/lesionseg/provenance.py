@@ -12,7 +12,7 @@ PACKAGES = (
 
 
 def git_commit() -> str:
-    """The commit the code was at, with `-dirty` where files differ; `unknown` without git.
+    """The commit the code was at, with `-dirty` if files differ; `unknown` without git.
 
     In a DVC experiment it is the commit that the experiment started from.
     """
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 def tags(*, stage: str) -> dict[str, str]:
-    """What a run is found by: git commit, DVC stage and DVC experiment."""
+    """Tags by which to find a run: git commit, DVC stage and DVC experiment."""
     return {
         "commit": git_commit(),
         "dvc_stage": stage,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import jinja2
 
-# The head of a page that is opened from disk, up to its style: nothing comes from elsewhere, and
-# `policy` says what may come from the page itself.
+# The head of a page that is opened from disk, up to its style: nothing is loaded from elsewhere,
+# and `policy` says what the page itself may contain.
 _HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -23,12 +23,12 @@ _HEAD = """<!doctype html>
 def load_template(package: str, name: str, **filters: Callable[..., str]) -> jinja2.Template:
     """A template of a package, which may include `head.html`.
 
-    Where its name ends in .html, what is filled in is escaped.
+    If its name ends in .html, the values filled in are escaped.
 
     Args:
         package: Such as `lesionseg.report`.
         name: Its path in the package, with `/` between folders.
-        filters: By name, beside jinja's own and `policy_hash`.
+        filters: Filters by name, in addition to jinja's own and `policy_hash`.
     """
     templates = jinja2.PackageLoader(package, ".")
     environment = jinja2.Environment(
@@ -43,5 +43,5 @@ def load_template(package: str, name: str, **filters: Callable[..., str]) -> jin
 
 
 def policy_hash(text: str) -> str:
-    """The hash by which a Content-Security-Policy knows a script or a style sheet."""
+    """The hash by which a Content-Security-Policy identifies a script or a style sheet."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

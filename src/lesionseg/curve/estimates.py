@@ -1,7 +1,7 @@
-"""What the scores of all trainings say: means over seeds, and where the models' curves cross.
+"""Summaries of the scores of all trainings: means over seeds, and where the models' curves cross.
 
 Intervals are over seeds, that is over the images drawn for a training and over its random numbers;
-the test images are always the same. How the answer varies with these is what `evaluate` says.
+the test images are always the same. How the answer varies with these is answered by `evaluate`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def estimate_sets(
     Args:
         scores: Columns `set`, `run`, `num_images`, `seed` and `jaccard`; both models have the same
             sizes and seeds.
-        num_images: Of each set, its test images.
+        num_images: Number of test images of each set.
         confidence: Coverage of the intervals, in (0, 1).
     """
     return [
@@ -89,7 +89,7 @@ def estimate(values: Numbers, *, confidence: float, lowest: float = 0) -> Estima
 def find_crossings(points: Sequence[Point]) -> list[Crossing]:
     """Where the mean difference changes its sign from one size to the next.
 
-    A difference of just 0 has no sign, and is passed over.
+    A difference of exactly 0 has no sign, and is skipped.
 
     Args:
         points: By number of training images, ascending.
@@ -105,7 +105,7 @@ def find_crossings(points: Sequence[Point]) -> list[Crossing]:
 
 
 def _cross(before: Sequence[Point], after: Sequence[Point]) -> Crossing:
-    """The crossing between two stretches of sizes, in each of which one model is better."""
+    """The crossing between two stretches of sizes; a different model is better in each."""
     low, high = before[-1], after[0]
     share = low.difference.mean / (low.difference.mean - high.difference.mean)
     sign = _sign(high.difference.mean)
@@ -124,7 +124,7 @@ def _cross(before: Sequence[Point], after: Sequence[Point]) -> Crossing:
 
 
 def _is_sure(point: Point) -> bool:
-    """Whether the interval of the difference leaves out 0."""
+    """Whether the interval of the difference excludes 0."""
     interval = point.difference.interval
     return interval is not None and (interval[0] > 0 or interval[1] < 0)
 

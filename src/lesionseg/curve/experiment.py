@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Plan the sizes, run those that are not finished, write and print the curve.
 
     Args:
-        arguments: As `arguments.add_curve` declares them.
+        arguments: As declared by `arguments.add_curve`.
 
     Raises:
         LesionsegError: A size has failed.
@@ -75,10 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def check_split(found: Sequence[Measured], *, num_train: int) -> None:
-    """Return when the experiments have drawn from as many images as the sizes were planned for.
+    """Return if the experiments have drawn from as many images as the sizes were planned for.
 
     Raises:
-        DataError: They have not, so that two sizes may be the same.
+        DataError: They have not, so two sizes may be the same.
     """
     for measured in found:
         if (actual := measured.setting.num_train) != num_train:
@@ -94,10 +94,10 @@ def plan(
     """The trial of each size, the fewest images first.
 
     Args:
-        content: Of params.yaml.
-        fixed: What is the same in all.
+        content: The content of params.yaml.
+        fixed: Settings that are the same in all trials.
         sizes: Numbers of training images.
-        num_train: All there are; they are set as 0.
+        num_train: The size of the training split, which is written as 0.
 
     Raises:
         ConfigError: A value is invalid, or given twice.
@@ -110,7 +110,7 @@ def plan(
             content,
             {**fixed, SIZE: 0 if size == num_train else size},
             prefix=f"curve-{'all' if size == num_train else size}",
-            sections=sections,  # all that a score on a test set depends on
+            sections=sections,  # everything that a score on a test set depends on
         )
         for size in sizes
     ]
@@ -122,9 +122,9 @@ def write_results(
     """Write curve.csv and curve.json; the curve.
 
     Args:
-        found: What each size has measured, the fewest images first.
-        commit: Of the code.
-        changed: What was set for all sizes, other than in params.yaml.
+        found: What was measured at each size, the fewest images first.
+        commit: The commit of the code.
+        changed: Settings of all sizes that differ from params.yaml.
         folder: Where they go.
     """
     rows = [row for one in found for row in one.rows]

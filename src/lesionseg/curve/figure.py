@@ -23,7 +23,7 @@ from lesionseg.results.vocabulary import RUN_LABELS
 
 _BAND = 0.16  # opacity
 _MOST_BESIDE = 3  # sets side by side
-_ASIDE = 0.03  # of a guess, so that both models' stand side by side
+_ASIDE = 0.03  # shift of a guess, so that those of both models are side by side
 
 
 @styled
@@ -31,11 +31,11 @@ def draw_curve(curve: Curve, *, names: Sequence[str] | None = None) -> Figure:
     """Jaccard against the number of training images, and the models' difference underneath.
 
     A panel for each set of test images. Lines are means over the seeds, bands their intervals,
-    small dots the seeds; dotted, to twice as many images, is the guess.
+    short strokes the seeds; the dotted line, to twice as many images, is the guess.
 
     Args:
         curve: What to draw.
-        names: Of the sets to draw; all of them if None.
+        names: Names of the sets to draw; all of them if None.
     """
     sets = [one for one in curve.sets if names is None or one.name in names]
     num_columns = min(len(sets), _MOST_BESIDE)

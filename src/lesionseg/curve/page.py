@@ -39,7 +39,7 @@ def render_page(curve: Curve) -> str:
 
 
 def _command(curve: Curve) -> str:
-    """What gives this curve again, at its commit and with its params.yaml."""
+    """The command that reproduces this curve, at its commit and with its params.yaml."""
     sizes = ",".join(str(point.num_images) for point in curve.sets[0].points)
     settings = "".join(f" --set {name}={value}" for name, value in curve.changed.items())
     return f"lesionseg curve --sizes {sizes} --seeds {len(curve.seeds)}{settings}"

@@ -1,7 +1,7 @@
-"""How errors shrink with labels, as a power law, and what it says about labels nobody has.
+"""How errors shrink with labels, as a power law, and what it predicts for more labels.
 
 Figueroa et al. 2012 (doi:10.1186/1472-6947-12-8) fit such laws to learning curves of classifiers,
-later points weighing more, as here.
+with more weight on later points, as here.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from lesionseg.curve.record import FEWEST_SIZES, Guess, Law, Prediction
 from lesionseg.results.layout import FINETUNED, FROZEN, RUNS
 
 Numbers = NDArray[np.float64]
-EXPONENTS = (0.01, 2.0)  # below, b * n^-c is a second constant; no curve of labels is steeper
+EXPONENTS = (0.01, 2.0)  # below, b * n^-c is almost constant; no learning curve is steeper
 NUM_RESAMPLES = 1000
-_LOWEST = (0, -1, 0, -1, -1)  # that each of `_values` can be
+_LOWEST = (0, -1, 0, -1, -1)  # lower bounds of `_values`
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class PowerLaw:
 
 
 def fit_power_law(sizes: Numbers, errors: Numbers) -> PowerLaw:
-    """The law with the least squares, the i-th of m sizes weighing i / m.
+    """The law with the least squared error, the i-th of m sizes having weight i / m.
 
-    For each exponent the best a and b are those of non-negative least squares; the exponent is then
-    searched for alone, which finds what a search for all three finds, in a tenth of the time.
+    For each exponent, non-negative least squares gives the best a and b, so only the exponent is
+    searched for: this finds what a search for all three finds, in a tenth of the time.
 
     Args:
         sizes: (m,) numbers of training images, ascending.
         errors: (m,) mean errors, 1 - jaccard.
     """
     weights = np.sqrt(np.arange(1, len(sizes) + 1) / len(sizes))
-    shares = sizes / sizes[-1]  # so that both columns are of one magnitude
+    shares = sizes / sizes[-1]  # so that both columns have the same magnitude
 
     def solve(exponent: float) -> tuple[Numbers, float]:
         columns = np.stack([np.ones_like(shares), shares**-exponent], axis=1)
@@ -64,7 +64,7 @@ def make_guess(
 
     Args:
         sizes: (m,) numbers of training images, ascending.
-        jaccards: (S, m) of each run: for each seed its jaccard at each size.
+        jaccards: (S, m) for each run: the jaccard of each seed at each size.
         confidence: Coverage of the intervals, in (0, 1).
     """
     if len(sizes) < FEWEST_SIZES:
@@ -101,7 +101,7 @@ def _fit(sizes: Numbers, jaccards: Mapping[str, Numbers]) -> dict[str, PowerLaw]
 
 
 def _values(laws: Mapping[str, PowerLaw], sizes: Numbers) -> list[float]:
-    """Of both models jaccard and gain at twice the largest size, then their difference there."""
+    """Jaccard and gain of both models at twice the largest size, then their difference there."""
     last, twice = sizes[-1], 2 * sizes[-1]
     frozen, finetuned = (
         [1 - laws[run].error(twice), laws[run].error(last) - laws[run].error(twice)]
@@ -115,11 +115,11 @@ def _margins(
 ) -> list[float] | None:
     """Half the width of an interval for each of `_values`; None with one seed.
 
-    Seeds are resampled, each with its whole curve of both models, and the laws fitted anew: their
-    spread times sqrt(S / (S - 1)) is the standard error, and Student's t does the rest. Plain
-    percentiles of the resamples are too narrow for few seeds: in a simulation with five they held
-    the truth in 72 to 88 % of the cases, these in 95 to 97 %. That the law goes on beyond the
-    largest size is an assumption that no interval has in it.
+    Seeds are resampled, each with its whole curve of both models, and the laws are fitted again:
+    their spread times sqrt(S / (S - 1)) is the standard error, and Student's t gives the interval.
+    Plain percentiles of the resamples are too narrow for few seeds: in a simulation with five seeds
+    they contained the truth in 72 to 88 % of the cases, these intervals in 95 to 97 %. That the law
+    holds beyond the largest size is an assumption that no interval accounts for.
     """
     num_seeds = len(jaccards[FROZEN])
     if num_seeds < 2:

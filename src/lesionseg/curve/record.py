@@ -10,7 +10,7 @@ from lesionseg.errors import DataError, MissingFileError
 from lesionseg.files import write_json
 from lesionseg.results.layout import FINETUNED, FROZEN
 
-FORMAT = 1  # it grows when a reader of the last version could not read a file
+FORMAT = 1  # raised when the previous version's reader could not read a new file
 FEWEST_SIZES = 3  # for a guess: a power law has three numbers
 Interval = tuple[FiniteFloat, FiniteFloat]
 Value = str | int | float | bool
@@ -22,7 +22,7 @@ class Estimate:
 
     Attributes:
         mean: Of `values`.
-        interval: Of the mean, by Student's t over the seeds; None with one seed.
+        interval: Interval of the mean, by Student's t over the seeds; None with one seed.
         values: One for each seed, in the order of `Curve.seeds`.
     """
 
@@ -36,9 +36,9 @@ class Point:
     """Jaccards at one number of training images.
 
     Attributes:
-        num_images: Labelled images that were learnt from.
+        num_images: Labelled images trained on.
         train_frozen: Mean jaccard over the test images, over seeds.
-        train_finetuned: The same of the other model.
+        train_finetuned: The same for the other model.
         difference: Fine-tuned minus frozen, taken within each seed first.
         num_better: Seeds in which the fine-tuned model is better.
     """
@@ -59,12 +59,12 @@ class Crossing:
     """Where the mean difference of the models changes its sign.
 
     Attributes:
-        between: The two neighbouring sizes with another sign each.
-        num_images: Where the difference would be 0, on a straight line over the logarithm.
+        between: The two neighbouring sizes whose differences have opposite signs.
+        num_images: Where the difference would be 0, interpolated linearly over the logarithm.
         better_after: The run that is better with more images.
         num_seeds: Seeds whose own differences at both sizes have the signs of the means.
         surely_between: The nearest sizes on both sides at which the interval of the difference
-            leaves out 0, with the signs of the crossing; None where one of them is not there.
+            excludes 0, with the signs of the crossing; None if there is none on one side.
     """
 
     between: tuple[int, int]
@@ -76,7 +76,7 @@ class Crossing:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A value that nobody measured, and its interval by the bootstrap over seeds."""
+    """A value that was not measured, and its interval by the bootstrap over seeds."""
 
     value: FiniteFloat
     interval: Interval | None
@@ -87,11 +87,11 @@ class Law:
     """1 - jaccard = a + b * num_images ** -c, fitted to the means of one model.
 
     Attributes:
-        a: What is left with endless labels.
+        a: Error that remains with unlimited labels.
         b: Scale.
         c: How fast the rest shrinks.
-        jaccard: With twice the largest number of images.
-        gain: What that is above the law's value at the largest number.
+        jaccard: Jaccard with twice the largest number of images.
+        gain: How much that exceeds the law's value at the largest number.
         checked: What the same fit without the largest number would have guessed there; None with
             too few sizes.
     """
@@ -106,13 +106,13 @@ class Law:
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What twice as many labels as the most that were measured may bring.
+    """What twice the largest measured number of labels may bring.
 
     Attributes:
         num_images: Twice the largest number.
         train_frozen: Law of one model.
         train_finetuned: Law of the other.
-        difference: Fine-tuned minus frozen, there.
+        difference: Fine-tuned minus frozen at that number.
     """
 
     num_images: int
@@ -130,10 +130,10 @@ class SetCurve:
     """The curve on one set of test images.
 
     Attributes:
-        name: `test`, or of an external set.
+        name: `test`, or the name of an external set.
         num_images: Test images in it.
         points: By number of training images, ascending.
-        crossings: Of the two models, ascending.
+        crossings: Where the two models cross, ascending.
         guess: None with fewer than `FEWEST_SIZES` sizes.
     """
 
@@ -149,12 +149,12 @@ class Setting:
     """How all trainings of a curve were made.
 
     Attributes:
-        source: Of the data, as download.source.
+        source: Source of the data, as in download.source.
         image_size: Height and width in pixels at which masks are scored.
-        epochs: Of each training.
-        num_steps: Of each training, whatever it learns from.
+        epochs: Epochs of each training.
+        num_steps: Steps of each training, however many images it learns from.
         num_train: Images of the whole training split.
-        num_val: Images that choose the best epoch, beside those learnt from.
+        num_val: Images that choose the best epoch, in addition to those trained on.
         device: `cpu`, or the name of a CUDA device.
         precision: `float32` or `bfloat16`.
     """
@@ -175,11 +175,11 @@ class Curve:
 
     Attributes:
         format: Version of the file.
-        commit: Of the code.
-        seeds: Of the trainings of each model at each size.
+        commit: Commit of the code.
+        seeds: Seeds of the trainings of each model at each size.
         confidence: Coverage of the intervals, in (0, 1).
-        setting: Of all trainings.
-        changed: What was set for all of them, other than in params.yaml.
+        setting: How all trainings were made.
+        changed: Settings of all trainings that differ from params.yaml.
         sets: `test`, then the external ones.
     """
 
@@ -201,8 +201,8 @@ def read_curve(path: Path) -> Curve:
     """The curve in a file.
 
     Raises:
-        MissingFileError: It is not there.
-        DataError: It holds something else, or is of another version of this program.
+        MissingFileError: It is missing.
+        DataError: It holds something else, or comes from another version of this program.
     """
     if not path.exists():
         raise MissingFileError(f"{path} is missing", remedy="Run: lesionseg curve")

@@ -1,4 +1,4 @@
-"""What a finished experiment says on each set of test images, and how its models were trained."""
+"""Scores of a finished experiment on each set of test images, and how its models were trained."""
 
 import math
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ TEST = "test"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One experiment.
+    """What one experiment has measured.
 
     Attributes:
         num_images: Test images of each set, `test` first.
         confidence: Coverage of intervals, as in params.yaml.
-        rows: Of curve.csv: for each set, model and seed the mean jaccard over the test images, at
-            the size the network sees and at their own.
+        rows: Rows of curve.csv: for each set, model and seed the mean jaccard over the test images,
+            at the size the network sees and at their own.
         setting: How its models were trained.
     """
 
@@ -35,7 +35,7 @@ def read_measured(experiment: Experiment) -> Measured:
     """What one experiment has measured.
 
     Raises:
-        FileNotFoundError: It does not have a file.
+        FileNotFoundError: A file is missing in it.
         DataError: A file is damaged.
     """
     sets = sets_of(experiment)
@@ -59,10 +59,10 @@ def read_measured(experiment: Experiment) -> Measured:
 
 
 def sets_of(experiment: Experiment) -> dict[str, EvaluationFiles]:
-    """What `evaluate` wrote of each set of test images, by name: `test`, then external ones.
+    """What `evaluate` wrote for each set of test images, by name: `test`, then external ones.
 
     Raises:
-        FileNotFoundError: The cache has lost what is in the folder of the external sets.
+        FileNotFoundError: The cache has lost the folder of the external sets.
     """
     own = experiment.results.evaluation
     names = experiment.folders(own.external)
@@ -70,7 +70,7 @@ def sets_of(experiment: Experiment) -> dict[str, EvaluationFiles]:
 
 
 def _read_record(experiment: Experiment, run: str) -> TrainingRecord:
-    """Of the first seed's training; the others learn from as many images."""
+    """The record of the first seed's training; the others learn from as many images."""
     files = experiment.results.training(run)
     experiment.fetch(files.record)
     return TrainingRecord.read(files, run=run)

@@ -7,7 +7,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.files import require
 
 ALL = "all"
-MOST_SIZES, FEWEST_IMAGES = 5, 10  # of the default ones
+MOST_SIZES, FEWEST_IMAGES = 5, 10  # of the default sizes
 
 
 def count_images(processed_dir: Path, split: str) -> int:
@@ -25,11 +25,11 @@ def choose_sizes(text: str, *, num_train: int) -> list[int]:
     """Numbers of training images, ascending.
 
     Args:
-        text: As `40,80,all`; nothing for halvings of `num_train`, down to a few images.
-        num_train: Images of the training split, which are `all`.
+        text: Such as `40,80,all`; if empty, halvings of `num_train`, down to a few images.
+        num_train: Images of the training split, called `all`.
 
     Raises:
-        ConfigError: One is no number of images, is too large, or stands there twice.
+        ConfigError: One is not a number of images, is too large, or occurs twice.
     """
     if not text:
         halvings = [round(num_train / 2**power) for power in range(MOST_SIZES)]
@@ -38,7 +38,7 @@ def choose_sizes(text: str, *, num_train: int) -> list[int]:
     sizes = [_read_size(word.strip(), num_train=num_train) for word in text.split(",")]
     for size in sizes:
         if sizes.count(size) > 1:
-            raise ConfigError(f"--sizes {text}: {size} images stand there twice; keep one")
+            raise ConfigError(f"--sizes {text}: {size} images are listed twice; keep one")
     return sorted(sizes)
 
 

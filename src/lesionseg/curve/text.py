@@ -16,7 +16,7 @@ HEADINGS = (
 
 
 def curve_text(curve: Curve) -> str:
-    """The whole curve as Markdown: how it was made, then for each set its table and sentences."""
+    """The whole curve as Markdown: how it was made, then the table and sentences of each set."""
     parts = [describe(curve)]
     for one in curve.sets:
         parts += [f"**{title(one)}**", table(one, curve), *sentences(one, curve)]
@@ -30,7 +30,7 @@ def title(one: SetCurve) -> str:
 
 
 def describe(curve: Curve) -> str:
-    """What the numbers are, in some sentences."""
+    """What the numbers are, in a few sentences."""
     setting = curve.setting
     changed = ", ".join(f"{name}={value}" for name, value in curve.changed.items())
     return (
@@ -71,7 +71,7 @@ def cells(point: Point, curve: Curve) -> tuple[str, ...]:
 
 
 def with_interval(value: float, interval: Interval | None, *, sign: str = "") -> str:
-    """A number with its interval, if it has one; `sign` "+" shows the sign of what is positive."""
+    """A number with its interval, if it has one; `sign` "+" shows the sign of positive numbers."""
     if interval is None:
         return f"{value:{sign}z.3f}"
     low, high = interval
@@ -88,7 +88,7 @@ def sentences(one: SetCurve, curve: Curve) -> list[str]:
 
 
 def _which_is_better(points: Sequence[Point]) -> list[str]:
-    """The sizes at which the difference's interval leaves out 0, by the better model."""
+    """The sizes at which the interval of the difference excludes 0, by the better model."""
     if points[0].difference.interval is None:
         return ["With one seed nothing is known of chance: no difference is shown."]
     found: dict[str, list[int]] = {FINETUNED: [], FROZEN: [], "": []}

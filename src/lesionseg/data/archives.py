@@ -11,20 +11,20 @@ from pathlib import Path
 from lesionseg.errors import DataError, rerun
 
 File = Path | zipfile.Path
-# What macOS adds when it makes an archive.
+# What macOS adds when it creates an archive.
 _CLUTTER = re.compile(r"(?:.*/)?(?:__MACOSX/.*|\.[^/]*)")
-# An encrypted member is a RuntimeError, an unknown compression a NotImplementedError.
+# An encrypted member raises RuntimeError, an unknown compression NotImplementedError.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 def walk(root: Path, *, archives: str) -> list[File]:
-    """All files under a folder, sorted, and after them the members of the archives among them.
+    """All files under a folder, sorted, followed by the members of the archives among them.
 
     Hidden files and what macOS adds are left out.
 
     Args:
-        root: A folder, or a zip file, which stands for its members.
-        archives: The names of zip files to look into, as a pattern in any case.
+        root: A folder, or a zip file, for which only its members are returned.
+        archives: A pattern, ignoring case, for the names of zip files to look into.
 
     Raises:
         DataError: A zip file is damaged.
@@ -41,19 +41,19 @@ def walk(root: Path, *, archives: str) -> list[File]:
 
 
 def members(path: Path) -> list[zipfile.Path]:
-    """The members of a zip file that are files, in its order.
+    """The members of a zip file that are files, in the archive's order.
 
     Raises:
-        DataError: It is damaged or no zip file.
+        DataError: It is damaged or not a zip file.
     """
     with _damage_is_an_error(path):
-        archive = zipfile.ZipFile(path)  # stays open as long as a member of it is known
+        archive = zipfile.ZipFile(path)  # stays open as long as a member of it is in use
     names = [info.filename for info in archive.infolist() if not info.is_dir()]
     return [zipfile.Path(archive, name) for name in names if not _CLUTTER.fullmatch(name)]
 
 
 def size_of(file: File) -> int:
-    """Bytes of a file, of a member those that it unpacks to."""
+    """Size of a file in bytes, for a member when unpacked."""
     return file.stat().st_size if isinstance(file, Path) else file.root.getinfo(file.at).file_size
 
 

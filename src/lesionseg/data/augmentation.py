@@ -21,21 +21,21 @@ def augment(
     batch_size: int | None = None,
     rows: slice = slice(None),
 ) -> tuple[Tensor, Tensor]:
-    """A random view of each image and the same of its mask.
+    """A random view of each image, and the same view of its mask.
 
     Images are sampled bilinearly, masks from the nearest pixel. Colours change the image only.
 
     Args:
         images: (N, 3, H, W) float32 in [0, 1], H = W.
         masks: (N, 1, H, W) float32 in {0, 1}.
-        views: Which views are drawn, as in params.yaml. `padding`, as torch's `grid_sample` names
-            it: turned by up to 60 degrees, mirrored corners (`reflection`) are 27 times as often
-            lesion as those of ISIC 2016's own images, and the network then finds lesions there;
-            stretched ones (`border`) 4 times.
+        views: Which views are drawn, as in params.yaml. `padding` is named as in torch's
+            `grid_sample`. When images are turned by up to 60 degrees, mirrored corners
+            (`reflection`) are lesion 27 times as often as the corners of ISIC 2016's own images,
+            and the network then finds lesions there; stretched corners (`border`) 4 times.
         generator: On the CPU, so that every device draws the same views.
-        batch_size: Images of the whole batch where these are a part of it. Views are drawn for all
-            of them, so that an image's does not depend on where the others are.
-        rows: Which of the whole batch these are.
+        batch_size: Size of the whole batch if these images are a part of it. Views are drawn for
+            the whole batch, so that an image's view does not depend on where the others are.
+        rows: Which rows of the whole batch these images are.
     """
     num_images = batch_size or len(images)
 

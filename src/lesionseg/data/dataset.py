@@ -18,10 +18,10 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split, sorted by id; its arrays are read from disk when touched.
+    """One split, sorted by id; its arrays are read from disk when accessed.
 
     `images` is (N, H, W, 3) uint8 RGB in [0, 255], `masks` is (N, H, W) uint8 in {0, 1}. `groups`
-    and `folds` are the user's own, one for each image and "" for none, or empty as a whole.
+    and `folds` are the user's own, one for each image, "" meaning none; or they are empty tuples.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Split:
 class Fold:
     """Images of one or more splits, sorted by id; read from these splits when they are loaded.
 
-    `members` has the split and the row in it of each image. Nothing is copied, so folds take no
-    memory or disk of their own. An epoch shows `images_per_epoch`: where that is more than there
-    are, some or all of them several times.
+    `members` has the split of each image and the row in it. Nothing is copied, so folds take no
+    memory or disk space of their own. An epoch shows `images_per_epoch` images; if there are fewer,
+    some or all of them are shown several times.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Fold:
 
 
 def load_split(processed_dir: Path, name: str) -> Split:
-    """The split `name` of `SPLITS`, as `preprocess` has written it.
+    """The split `name`, one of `SPLITS`, as written by `preprocess`.
 
     Raises:
-        MissingFileError: One of its files is not there.
+        MissingFileError: One of its files is missing.
         DataError: One of them is damaged, or they do not belong together.
     """
     split_dir = processed_dir / name
@@ -117,19 +117,19 @@ def split_fold(
 ) -> tuple[Split | Fold, Split | Fold]:
     """What one fold of a k-fold cross-validation trains on, and what it validates on.
 
-    Fold 0 has the two splits as they are. Where images of `train` have folds of their own, fold n
-    validates on the n-th of these. Else the groups of `train` are shuffled and filled into chunks
-    that have at least as many images as `val`, each group whole; fold n validates on the n-th.
+    Fold 0 has the two splits as they are. If images of `train` have folds of their own, fold n
+    validates on the n-th of these. Else the groups of `train` are shuffled and collected, each one
+    whole, into chunks of at least as many images as `val`; fold n validates on the n-th chunk.
     What is left over at the end is a smaller chunk if it has at least half as many images, so that
     rounding costs no fold; if it has fewer, no fold validates on it. A fold trains on all other
-    images, `val` among them.
+    images, including `val`.
 
     Args:
         train: The split whose images the further folds validate on.
         val: The split that fold 0 validates on.
-        fold: Number of the fold, in [0, num_folds).
-        num_folds: Number of all folds, at least 1.
-        seed: Of the shuffling; the same for all folds.
+        fold: Index of the fold, in [0, num_folds).
+        num_folds: Number of folds, at least 1.
+        seed: Seed of the shuffling; the same for all folds.
 
     Raises:
         ConfigError: There are fewer chunks than `num_folds` needs.
@@ -157,15 +157,15 @@ def split_fold(
 
 
 def draw_subset(train: Split, *, num_images: int, seed: int) -> Fold:
-    """Some images of a split: the first ones of all in a random order, then sorted by id.
+    """Some images of a split: the first ones of a random order, then sorted by id.
 
-    So with one seed fewer images are among more. Single images are drawn: of a group, some may be.
-    An epoch shows as many images as that of the whole split, so that it has the same steps.
+    So with one seed, fewer images are a subset of more. Images are drawn singly: part of a group
+    may be drawn. An epoch shows as many images as one of the whole split, and so has as many steps.
 
     Args:
         train: The split to draw from.
         num_images: How many, at least 1.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Raises:
         ConfigError: The split has fewer.
@@ -218,7 +218,7 @@ def _load(path: Path, *, num_axes: int) -> NDArray[np.uint8]:
 
 
 def _read_index(path: Path) -> dict[str, tuple[str, ...]]:
-    """The ids of a table of images, each once and in their order, and what else it has of them."""
+    """The ids in a table of images, unique and sorted, and its groups and folds if it has them."""
     require(path, stage="preprocess")
     try:
         with path.open(newline="", encoding="utf-8") as stream:

@@ -1,7 +1,7 @@
 """External test sets: images from elsewhere, prepared like test, in none of the splits.
 
-`data/external` holds a folder for each: `<name>/raw` as `download` fills one and `<name>/processed`
-as `preprocess` does, each with a split `test` alone, and the list of them all.
+`data/external` holds a list of the sets, and for each set `<name>/raw`, like the output of
+`download`, and `<name>/processed`, like that of `preprocess`, both with the split `test` only.
 """
 
 import logging
@@ -25,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 
 def fill_external(external_dir: Path, config: Config, *, split_dir: Path) -> list[SplitSummary]:
-    """Write all sets that params.yaml names; what each holds.
+    """Write all sets that params.yaml names; a summary of each.
 
     An error leaves the folder as it was.
 
     Args:
         external_dir: Replaced as a whole.
-        config: Says which sets, and how they are prepared.
+        config: Which sets, and how they are prepared.
         split_dir: What `preprocess` wrote; its images are in no external set.
 
     Raises:
-        LesionsegError: Something that the user can mend.
+        LesionsegError: Something that the user can fix.
     """
     sets, summaries = [], []
     with replacing(external_dir) as part_dir, full_disk_is_an_error(external_dir):
@@ -70,7 +70,7 @@ def fill_external(external_dir: Path, config: Config, *, split_dir: Path) -> lis
 
 @contextmanager
 def _about(external: ExternalConfig) -> Iterator[None]:
-    """Name the set in an error of the rooms that it shares with `download`, and this stage."""
+    """In errors of code shared with `download` and `preprocess`, name the set and this stage."""
     try:
         yield
     except LesionsegError as error:
@@ -81,7 +81,7 @@ def _about(external: ExternalConfig) -> Iterator[None]:
 
 
 def _write_raw(to: Path, external: ExternalConfig, config: Config, *, number: int) -> list[Pair]:
-    """Images and masks of a set in `to/test`, and what is known of them beside their files."""
+    """Write images and masks of a set to `to/test`; its pairs, empty for phantoms."""
     if external.source == "phantom":  # a seed of its own: other lesions than those of the splits
         write_phantoms(
             to,

@@ -1,4 +1,4 @@
-"""The list of external test sets in `data/external`, and where each lies there."""
+"""The list of external test sets in `data/external`, and where each is stored."""
 
 import csv
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ class ExternalSet:
     """A test set from elsewhere.
 
     Attributes:
-        name: Of its folder, and of its scores.
+        name: Name of its folder and of its scores.
         source: Where it comes from.
         num_images: Images that are scored.
-        num_dropped: Images left out, because a split has them too.
+        num_dropped: Images left out because a split has them too.
     """
 
     name: str
@@ -29,7 +29,7 @@ class ExternalSet:
 
 
 def raw_dir(external_dir: Path, name: str) -> Path:
-    """Holds a set's images and masks at own size, and their manifest, all in `test`."""
+    """Holds a set's images and masks at their own size, and their manifest, all in `test`."""
     return external_dir / name / "raw"
 
 
@@ -51,7 +51,7 @@ def read_sets(external_dir: Path) -> list[ExternalSet]:
     """The sets in the order of params.yaml.
 
     Raises:
-        MissingFileError: The list is not there.
+        MissingFileError: The list is missing.
         DataError: It is damaged.
     """
     path = require(external_dir / NAME, stage="external")

@@ -1,4 +1,4 @@
-"""Files from the network: checked, resumed where they broke off, never on a disk too full."""
+"""Files from the network: checked, resumed where they broke off, refused if the disk is full."""
 
 import hashlib
 import logging
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(urls: Sequence[str], path: Path, *, md5: str = "", sha256_prefix: str = "") -> None:
-    """The file at `path`, its checksum right; downloaded unless it is there.
+    """Make sure that `path` exists with the right checksum, downloading it if it is missing.
 
-    The hosts are tried in turn, each once more where it breaks off. What has arrived waits in
-    `NAME.part` beside `path`, and the next call goes on from there. One process at a time
+    The hosts are tried in turn, each once more if the connection breaks off. What has arrived stays
+    in `NAME.part` beside `path`, and the next call goes on from there. One process at a time
     downloads a file.
 
     Args:
-        urls: Where the same bytes can be had.
+        urls: Where the same bytes are available.
         path: Where they go.
         md5: Their MD5 as hex digits.
         sha256_prefix: Or the first hex digits of their SHA-256.
 
     Raises:
-        DownloadError: The file that is there has another checksum, or no host gave the right one.
+        DownloadError: The existing file has a wrong checksum, or no host gave the right file.
         DiskSpaceError: The disk cannot hold it.
     """
     assert bool(md5) != bool(sha256_prefix)
@@ -52,7 +52,7 @@ def fetch(urls: Sequence[str], path: Path, *, md5: str = "", sha256_prefix: str 
 
 
 class _WrongChecksumError(Exception):
-    """All bytes are there, and they are not the right ones."""
+    """The download is complete, but its bytes are wrong."""
 
 
 def _download(urls: Sequence[str], path: Path, *, algorithm: str, expected: str) -> None:
@@ -75,7 +75,7 @@ def _download(urls: Sequence[str], path: Path, *, algorithm: str, expected: str)
 
 
 def _complete(url: str, part: Path, *, algorithm: str, expected: str) -> None:
-    """Append what `part` lacks; once more if the host broke off or the bytes before were wrong."""
+    """Append what `part` lacks; retry once if the host broke off or earlier bytes were wrong."""
     resumed = part.exists()
     try:
         _append(url, part)
@@ -96,7 +96,7 @@ def _append(url: str, part: Path) -> None:
         headers["Range"] = f"bytes={num_present}-"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # nothing comes after what is there; the checksum decides
+            return  # nothing is left to fetch; the checksum decides
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             num_present = 0  # a server without ranges sends everything again
@@ -119,7 +119,7 @@ def _append(url: str, part: Path) -> None:
 
 
 def _check(part: Path, *, algorithm: str, expected: str) -> None:
-    """Return when `part` has the checksum; else delete it."""
+    """Return if `part` has the checksum; else delete it and raise."""
     got = _digest(part, algorithm, expected)
     if got != expected:
         part.unlink()
@@ -127,7 +127,7 @@ def _check(part: Path, *, algorithm: str, expected: str) -> None:
 
 
 def _digest(path: Path, algorithm: str, expected: str) -> str:
-    """As many hex digits of the file's checksum as `expected` has."""
+    """The file's checksum, cut to as many hex digits as `expected` has."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()[: len(expected)]
 

@@ -1,4 +1,4 @@
-"""Any images and masks in a folder: in a few usual layouts, or as its `images.csv` says."""
+"""A user's own images and masks in a folder: in a few usual layouts, or listed in `images.csv`."""
 
 import logging
 import re
@@ -27,34 +27,34 @@ from lesionseg.errors import DataError, MissingFileError
 
 SPLITS = ("train", "val", "test")
 LAYOUTS = "{train,test}/{images,masks} or {images,masks} or images and masks in one folder"
-# What tells a mask's name from its image's, in any case.
+# What distinguishes a mask's name from its image's, ignoring case.
 _MASK_NAME = re.compile(r"mask_(.+)|(.+)_(?:segmentation|mask)", re.IGNORECASE)
 _NAMING = (
     "A mask has its image's name, or that with _segmentation or _mask behind it or mask_ before "
     f"it, in any case; both end in {', '.join(SUFFIXES)}"
 )
-NUM_LOOKED_AT = 5  # images of a folder that tell whether it was exchanged with that of masks
+NUM_LOOKED_AT = 5  # images of a folder that are checked for being masks, exchanged by mistake
 
 logger = logging.getLogger(__name__)
 
 
 def list_folder(source_dir: Path) -> list[Pair]:
-    """The pairs in a folder, once each file can be opened, sorted by split and id.
+    """The pairs in a folder, sorted by split and id, after checking that each file can be opened.
 
-    With an `images.csv` that table names them (`images_csv.read_table`). Else there are folders
-    `train`, `test` and `val`, the last two being optional, or the folder itself is `train`. In
-    each lie `images` and `masks`, or both kinds of files in one folder. Names of folders may be in
+    If there is an `images.csv`, it lists them (`images_csv.read_table`). Else there are folders
+    `train`, `test` and `val`, the last two being optional, or the folder itself is `train`. Each
+    holds folders `images` and `masks`, or both kinds of files together. Names of folders may be in
     any case, and hidden files are left out.
 
-    An image's id is its file name without the ending, in Unicode's form NFC: macOS may write an
-    accent as a character of its own, which makes other bytes of the same name. Its mask is called
-    `<id>`, `<id>_segmentation`, `<id>_mask` or `mask_<id>`. In one folder, a mask of the very name
-    of its image is told from it as the one of both that is no JPEG.
+    An image's id is its file name without the extension, in Unicode's form NFC: macOS may write an
+    accent as a separate character, which gives the same name different bytes. Its mask is called
+    `<id>`, `<id>_segmentation`, `<id>_mask` or `mask_<id>`. If both are in one folder under the
+    same name, the mask is the one that is not a JPEG.
 
     Raises:
-        MissingFileError: A folder of the layout is not there.
-        DataError: A folder is empty or holds something else, a name is no text, a file cannot be
-            opened, or an image or a mask stands alone.
+        MissingFileError: A folder of the layout is missing.
+        DataError: A folder is empty or holds something else, a name is not text, a file cannot be
+            opened, or an image has no mask or a mask no image.
     """
     if (source_dir / TABLE).is_file():
         pairs = read_table(source_dir)
@@ -62,7 +62,7 @@ def list_folder(source_dir: Path) -> list[Pair]:
         return pairs
     pairs = []
     for split, folder in _find_splits(source_dir).items():
-        taken = {pair.id for pair in pairs if split == "val"}  # of train, whose folder it shares
+        taken = {pair.id for pair in pairs if split == "val"}  # by train: both share a folder
         found = [replace(pair, split=split) for pair in _list_split(folder)]
         _warn_if_exchanged(Path(found[0].image.parent), [pair.image for pair in found])
         pairs += [replace(p, id=f"val_{p.id}") if p.id in taken else p for p in found]
@@ -134,7 +134,7 @@ def _check_none_is_alone(
 
 
 def _by_id(paths: Sequence[Path], *, image_ids: Collection[str] | None = None) -> dict[str, Path]:
-    """Id -> file of images, or of masks where the images' ids are given."""
+    """Id -> file of images, or of masks if the images' ids are given."""
     found: dict[str, Path] = {}
     for path in paths:
         name = nfc(path.stem)
@@ -144,7 +144,7 @@ def _by_id(paths: Sequence[Path], *, image_ids: Collection[str] | None = None) -
         if name in found:
             names = (found[name].name, path.name)
             if len({nfc(text) for text in names}) == 1:
-                names = (ascii(names[0]), ascii(names[1]))  # they look the same
+                names = (ascii(names[0]), ascii(names[1]))  # they would look the same
             raise DataError(
                 f"{path.parent} has two files for {name}: {names[0]} and {names[1]}. Keep one"
             )
@@ -153,14 +153,14 @@ def _by_id(paths: Sequence[Path], *, image_ids: Collection[str] | None = None) -
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds but hidden files, sorted; nothing where it is not there."""
+    """The contents of a folder without hidden files, sorted; empty if there is no folder."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _files(folder: Path) -> Sequence[Path]:
-    """The files of a folder but hidden ones, once each can be opened."""
+    """The files of a folder without hidden ones, after checking that each can be opened."""
     if not folder.is_dir():
         raise _missing(folder)
     paths = _visible(folder)
@@ -186,7 +186,7 @@ def _missing(folder: Path) -> MissingFileError:
 
 
 def _warn_if_exchanged(where: Path, paths: Sequence[File]) -> None:
-    """Say so when images look like masks: a few tell. Photographs among masks are refused later."""
+    """Warn if a few sampled images look like masks. Photographs among masks are refused later."""
     some = paths[:: max(1, len(paths) // NUM_LOOKED_AT)][:NUM_LOOKED_AT]
     try:
         exchanged = all(_is_mask(read_image(to_read(path), at_least=64)) for path in some)
@@ -201,6 +201,6 @@ def _warn_if_exchanged(where: Path, paths: Sequence[File]) -> None:
 
 
 def _is_mask(image: NDArray[np.uint8]) -> bool:
-    """Whether an image (H, W, 3) uint8 is black and white, but for what JPEG does to it."""
+    """Whether an image (H, W, 3) uint8 is black and white, apart from what JPEG does to it."""
     is_extreme = (image < 32) | (image > 223)
     return bool(is_extreme.mean() > 0.95 and np.ptp(image, axis=2).mean() < 8)

@@ -1,4 +1,4 @@
-"""Images that belong together, as those of one patient or lesion: drawn and divided as wholes."""
+"""Images that belong together, such as those of one patient or lesion, and are never separated."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def gather(groups: Sequence[str]) -> list[list[int]]:
-    """The positions of each group's images, groups in the order in which they first appear.
+    """The positions of each group's images, groups in the order of first appearance.
 
     Args:
-        groups: The group of each image; one with "" is a group of its own.
+        groups: The group of each image; an image with "" is a group of its own.
     """
     members: dict[str | int, list[int]] = {}
     for position, group in enumerate(groups):
@@ -18,12 +18,12 @@ def gather(groups: Sequence[str]) -> list[list[int]]:
 
 
 def draw(groups: Sequence[str], *, fraction: float, seed: int) -> list[int]:
-    """The positions, ascending, of all images of a share of the groups.
+    """The positions, ascending, of all images in a random share of the groups.
 
     Args:
-        groups: As of `gather`.
-        fraction: How many of the groups, rounded to whole ones; none or all may come out.
-        seed: Of the draw.
+        groups: As for `gather`.
+        fraction: Share of the groups, rounded to whole ones; this may be none or all of them.
+        seed: Seed of the draw.
     """
     members = gather(groups)
     shuffled = np.random.default_rng(seed).permutation(len(members))
@@ -32,7 +32,7 @@ def draw(groups: Sequence[str], *, fraction: float, seed: int) -> list[int]:
 
 
 def in_order(folds: Iterable[str]) -> list[str]:
-    """The different names of folds but "": numbers by their value, other names as text."""
+    """The distinct names of folds except "", numbers first by value, then other names as text."""
     names = set(folds) - {""}
     return sorted(
         names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)

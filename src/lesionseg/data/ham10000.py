@@ -36,12 +36,12 @@ logger = logging.getLogger(__name__)
 def list_ham10000(roots: Sequence[Path]) -> list[Pair]:
     """The pairs of HAM10000, sorted by id, each with its lesion as its group.
 
-    Images without a mask, as where the masks are those of ISIC 2018's task 1, and masks without an
-    image are left out, and counted.
+    Images without a mask (if the masks are those of ISIC 2018's task 1, some have none) and masks
+    without an image are left out, and their number is logged.
 
     Args:
         roots: Folders that hold its files, unpacked at any depth or as the zip files that they came
-            in; or such a zip file. The first that has the metadata has the rest.
+            in; or such a zip file. The first with the metadata must have everything else.
 
     Raises:
         MissingFileError: No place has the metadata, or there is no image with a mask.
@@ -83,7 +83,7 @@ def list_ham10000(roots: Sequence[Path]) -> list[Pair]:
 
 
 def _by_id(pattern: re.Pattern[str], files: Sequence[File]) -> dict[str, File]:
-    """Id -> the first file whose name is of a pattern."""
+    """Id -> the first file whose name matches a pattern."""
     found: dict[str, File] = {}
     for file in files:
         if match := pattern.fullmatch(file.name):

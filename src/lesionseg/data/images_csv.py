@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A line of the table: its number in the file, and what it says in `COLUMNS`."""
+    """A line of the table: its number in the file, and its values of `COLUMNS`."""
 
     number: int
     values: Mapping[str, str]
 
     @cached_property
     def image(self) -> PurePosixPath:
-        """The image's path as the table has it, with slashes."""
+        """The image's path as in the table, with slashes."""
         return PurePosixPath(self.values["image"].replace("\\", "/"))
 
     @cached_property
@@ -49,16 +49,16 @@ class _Line:
 
 
 def read_table(source_dir: Path) -> list[Pair]:
-    """The pairs that `source_dir/images.csv` names, once each file can be opened.
+    """The pairs that `source_dir/images.csv` names, after checking that each file can be opened.
 
-    Columns, in any order and case: `image` and `mask`, paths that start at `source_dir`, and
-    where wanted `split` (train, val or test; empty is train), `group` (images of one patient or
-    lesion) and `fold`. Commas or semicolons part them. An image's id is its file name without the
-    ending, with its folders before it where two images have the same name.
+    Columns, in any order and case: `image` and `mask`, paths relative to `source_dir`, and
+    optionally `split` (train, val or test; empty is train), `group` (images of one patient or
+    lesion) and `fold`, separated by commas or semicolons. An image's id is its file name without
+    the extension, preceded by its folders if two images have the same name.
 
     Raises:
-        MissingFileError: A file that it names is not there.
-        DataError: It is no such table, an image or mask stands twice or cannot be opened, or a
+        MissingFileError: A file that it names is missing.
+        DataError: It is not such a table, an image or mask occurs twice or cannot be opened, or a
             group is in two splits or folds.
     """
     path = source_dir / NAME
@@ -93,7 +93,7 @@ def read_table(source_dir: Path) -> list[Pair]:
 
 
 def _read_lines(path: Path) -> Iterator[_Line]:
-    """The lines with their values stripped, once the columns and each value are as they must be."""
+    """The lines with their values stripped, after checking the columns and each value."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except ValueError as error:
@@ -158,14 +158,14 @@ def _check_each_once(path: Path, lines: Sequence[_Line]) -> None:
         for file in (line.image, line.mask):
             if file in first:
                 raise DataError(
-                    f"{path}: {file} stands in line {first[file]} and in line {line.number}. A "
+                    f"{path}: {file} is in line {first[file]} and in line {line.number}. A "
                     f"file is one image, or the mask of one. Keep one line, {again()}"
                 )
             first[file] = line.number
 
 
 def _make_ids(path: Path, lines: Sequence[_Line]) -> list[str]:
-    """File names without endings, after their folders' names where they are not unique so."""
+    """File names without extensions, preceded by their folders' names where not unique."""
     short = [(line.folder, nfc(line.image.stem)) for line in lines]
     num = Counter(short)
     ids = [
@@ -203,14 +203,14 @@ def _check_groups(path: Path, pairs: Sequence[Pair]) -> None:
 
 
 class _Found:
-    """Files as they are called on disk, where a name may be in another form of Unicode."""
+    """Files by their name on disk, which may be in another form of Unicode."""
 
     def __init__(self, source_dir: Path) -> None:
         self._source_dir = source_dir
         self._names: dict[Path, dict[str, Path]] = {}
 
     def path(self, file: PurePosixPath) -> Path:
-        """The file on disk, or where it would have to be."""
+        """The file on disk, or the path where it should be."""
         path = self._source_dir / file
         if path.exists() or path.is_symlink():
             return path
@@ -220,6 +220,6 @@ class _Found:
         return self._names[path.parent].get(nfc(path.name), path)
 
     def has(self, file: PurePosixPath) -> bool:
-        """Whether it is there, be it a broken link."""
+        """Whether it exists, even as a broken link."""
         path = self.path(file)
         return path.exists() or path.is_symlink()

@@ -6,8 +6,9 @@
 | isic2017, part 1 | 2000 | 150 | 600 | CC-0 |
 | isic2018, task 1 | 2594 | 100 | 1000 | CC BY-NC 4.0 |
 
-Images are JPEG, those of 2016 576 to 4288 wide and 540 to 2848 high; masks are PNG of one 8-bit
-channel, 0 or 255, of their image's size. 2016 is about 840 MB, the others are several GB each.
+Images are JPEG (in 2016, 576 to 4288 pixels wide and 540 to 2848 high); masks are PNG of one 8-bit
+channel, 0 or 255, of the same size as their image. 2016 is about 840 MB, the others are several GB
+each.
 
 Gutman et al. 2016, arXiv:1605.01397; Codella et al. 2017, arXiv:1710.05006; Codella et al. 2019,
 arXiv:1902.03368.
@@ -35,7 +36,7 @@ HOSTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """One zip file, all images or all masks of a split, with its MD5 or its SHA-256."""
+    """A zip file of all images or all masks of a split, with its MD5 or its SHA-256."""
 
     name: str
     md5: str = ""
@@ -47,7 +48,7 @@ class Archive:
 
 @dataclass(frozen=True, kw_only=True)
 class Challenge:
-    """The archives of one year, and what may be in them beside images and masks."""
+    """The archives of one year, and what they may contain besides images and masks."""
 
     year: int
     archives: tuple[Archive, ...]
@@ -204,13 +205,13 @@ logger = logging.getLogger(__name__)
 def list_challenge(name: str, *, archives_dir: Path) -> list[Pair]:
     """The pairs of one of `CHALLENGES`, in its official splits.
 
-    Archives that are in `archives_dir` already are used. All are checked, by checksum and member
+    Archives that are already in `archives_dir` are used. All are checked, by checksum and member
     by member. Training and validation images of later years that are in ISIC 2016's test are left
-    out, and counted.
+    out, and their number is logged.
 
     Raises:
-        DownloadError: An archive could not be had, or the one that is there has a wrong checksum.
-        DataError: An archive is damaged, or does not hold what it must.
+        DownloadError: An archive could not be downloaded, or an existing one has a wrong checksum.
+        DataError: An archive is damaged, or does not have the expected contents.
         DiskSpaceError: There is no room for the archives.
     """
     challenge = CHALLENGES[name]
@@ -240,7 +241,7 @@ def list_challenge(name: str, *, archives_dir: Path) -> list[Pair]:
 
 
 def _members(path: Path, archive: Archive, challenge: Challenge) -> Mapping[str, zipfile.Path]:
-    """Id -> member, once every member is known to be one that we expect."""
+    """Id -> member, after checking that every member is an expected one."""
     extras = re.compile(rf"{_FOLDER}(?:{challenge.extras})", re.ASCII)
     found: dict[str, zipfile.Path] = {}
     for member in members(path):

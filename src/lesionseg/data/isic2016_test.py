@@ -1,7 +1,7 @@
-"""The ids of ISIC 2016's test images, those of its parts 1 and 3, as published with part 3.
+"""The ids of ISIC 2016's test images, the same for its parts 1 and 3, as published with part 3.
 
-Later challenges have some of them among their training images, which are left out there: else a
-model would be tested on what it was trained on.
+Later challenges have some of them among their training images. These are left out there, or a model
+would be tested on images that it was trained on.
 """
 
 _NUMBERS = """

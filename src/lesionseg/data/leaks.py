@@ -11,15 +11,15 @@ THUMBNAIL_SIZE = 16
 THUMBNAIL_VALUES = 3 * THUMBNAIL_SIZE**2
 # ISIC's archive gave each image its id.
 SOURCES_WITH_UNIQUE_IDS = ("isic2016", "isic2017", "isic2018", "ham10000")
-CHUNK = 256  # images of one split that are compared at once with as many of another
+CHUNK = 256  # images of one split that are compared at once with as many of the other
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprints:
-    """What tells the images of a split apart, in the order of `ids`.
+    """What identifies the images of a split, in the order of `ids`.
 
-    `archive_ids` are those that an archive gave the images, such as ISIC's: the same is one image
-    wherever it stands. It is "" where an id says nothing, as camera and export count from 1 anew.
+    `archive_ids` are ids that an archive such as ISIC's gave the images: the same id is the same
+    image everywhere. It is "" where an id proves nothing, as cameras and exports each count from 1.
     `sha256` is of the files; `thumbnails` is (M, F) float32 in [0, 255] with a row for every image
     of the data, and may be memory-mapped; `members` are the rows of this split.
     """
@@ -34,11 +34,11 @@ class Fingerprints:
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """An image that stands in two splits or sources, and what was done about it.
+    """An image that is in two splits or sources, and what was done about it.
 
-    `kind` is the first that holds of `id` (same id in an archive), `sha256` (same file) and
-    `near` (nearly the same pixels). `distance` is the mean absolute difference of the thumbnails in
-    grey levels.
+    `kind` is the first that applies: `id` (same id in an archive), `sha256` (same file) or `near`
+    (nearly the same pixels). `distance` is the mean absolute difference of the thumbnails in grey
+    levels.
     """
 
     id: str
@@ -71,13 +71,13 @@ def find_duplicates(
 ) -> list[Leak]:
     """Every pair of an image of `dropped` and the same image in `kept`, in the order of their ids.
 
-    Two images are nearly the same when their distance is below `near_duplicate_distance`. On ISIC
+    Two images are nearly the same if their distance is below `near_duplicate_distance`. On ISIC
     2016 the closest two different images are 5.1 apart. Saving an image again as JPEG moves it by
-    0.1 (quality 90) to 2.2 (quality 20), half its size by 0.2, a 1 % crop by 1. Crops above 2 %
-    and flips are farther apart than strangers: no distance finds those.
+    0.1 (quality 90) to 2.2 (quality 20), halving its size by 0.2, a 1 % crop by 1. Crops above 2 %
+    and flips are farther apart than some different images: no distance finds those.
 
-    Subtracting each image's mean colour first would find brighter and darker copies too (5 % are
-    7 apart, then 1), but brings strangers down to 3.4, below the distance of such copies.
+    Subtracting each image's mean colour first would also find brighter and darker copies (5 % is a
+    distance of 7, then of 1), but brings different images down to 3.4, below that of such copies.
     """
     sha256, ids = np.array(kept.sha256, np.str_), np.array(kept.archive_ids, np.str_)
     leaks = []
@@ -112,5 +112,5 @@ def _distances(first: Fingerprints, second: Fingerprints) -> Iterator[NDArray[np
 
 
 def _chunks(members: Sequence[int]) -> list[Sequence[int]]:
-    """The members in their order, CHUNK at a time; one empty chunk where there are none."""
+    """The members in their order, CHUNK at a time; one empty chunk if there are none."""
     return [members[start : start + CHUNK] for start in range(0, len(members) or 1, CHUNK)]

@@ -1,7 +1,7 @@
-"""Levels of more than 8 bits, brought to 8 by the range they evidently have.
+"""Levels of more than 8 bits, scaled to 8 bits by the range that they evidently have.
 
-A camera's 10, 12 or 14 bits lie in files of 16, and files of floats hold 0 to 1 or 0 to 255: what
-a file can hold says nothing about what is white in it.
+A camera's 10, 12 or 14 bits are stored in 16-bit files, and files of floats hold 0 to 1 or 0 to
+255: what a file can hold says nothing about which level is white in it.
 """
 
 import logging
@@ -16,14 +16,14 @@ from lesionseg.errors import DataError
 
 DEEPEST = 65535
 WHITES = (255, 1023, 4095, 16383, DEEPEST)  # of 8, 10, 12, 14 and 16 bits
-DARKEST = 16  # levels that all lie below are black in any of these
-MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS; above, it refuses as well
+DARKEST = 16  # if all levels are below this, the image is black in any of these ranges
+MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS, above which it refuses as well
 _GREY, _RGB = 1, 2  # TIFF's PhotometricInterpretation; 0 is grey with 0 as white
 _PLANAR = 2  # its PlanarConfiguration: all of red, then all of green
 _LONGEST = 2**31 - 1
 
 logger = logging.getLogger(__name__)
-_noted: set[float] = set()  # one line for each white, however many files have it
+_noted: set[float] = set()  # whites already logged: once each, however many files have them
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -32,14 +32,14 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def find_white(levels: NDArray[Any]) -> float | None:
-    """The smallest usual white that no level is above, or None where that tells nothing.
+    """The smallest usual white that no level exceeds, or None if that cannot be told.
 
     Args:
         levels: Of any shape, whole numbers or floats. White is 1 for floats up to 1, else one of
             `WHITES`.
     """
     lowest, highest = levels.min(), levels.max()
-    if not (lowest >= 0 and highest <= DEEPEST):  # NaN is neither
+    if not (lowest >= 0 and highest <= DEEPEST):  # also true of NaN
         return None
     if levels.dtype.kind == "f" and highest <= 1:
         return 1
@@ -54,10 +54,10 @@ def to_8_bit(levels: NDArray[Any], *, name: str, declared: int | None = None) ->
     Args:
         levels: Of any shape, whole numbers or floats.
         name: What the error and the log call the file.
-        declared: The white that the file declares; it goes before what is found, if it can be.
+        declared: The white that the file declares; takes precedence unless some level exceeds it.
 
     Raises:
-        DataError: Levels are negative or not finite, or of no usual range.
+        DataError: Levels are negative or not finite, or have no usual range.
     """
     white = find_white(levels)
     if white is None:
@@ -81,13 +81,13 @@ def to_8_bit(levels: NDArray[Any], *, name: str, declared: int | None = None) ->
 
 
 def read_tiff(source: Path | BinaryIO, *, name: str) -> Image.Image:
-    """A TIFF file that Pillow cannot read at its depth; not turned yet, its EXIF says how.
+    """A TIFF file that Pillow cannot read at its depth; not turned upright yet, as its EXIF says.
 
     Returns:
-        Grey levels as mode I or F; with colours or alpha, 8 bits of each.
+        Grey levels as mode I or F; with colours or alpha, 8 bits per channel.
 
     Raises:
-        DataError: The levels are of no usual range.
+        DataError: The levels have no usual range.
         ValueError: The file is damaged, or of a kind that tifffile cannot decode.
         DecompressionBombError: It is too large.
     """
@@ -97,7 +97,7 @@ def read_tiff(source: Path | BinaryIO, *, name: str) -> Image.Image:
         levels, orientation = _decode_tiff(source)
     except (ValueError, OSError, Image.DecompressionBombError):
         raise
-    except Exception as error:  # of any kind, by the place of damage
+    except Exception as error:  # of any kind, depending on the damage
         raise ValueError(f"damaged TIFF: {error}") from error
     image = _to_image(levels, name=name)
     image.getexif()[ExifTags.Base.Orientation] = orientation
@@ -108,7 +108,7 @@ def _decode_tiff(source: Path | BinaryIO) -> tuple[NDArray[Any], Any]:
     """Levels (H, W) or (H, W, S) as they are stored, and the tag Orientation."""
     from tifffile import TiffFile  # takes a third of a second, and few files need it
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says names no file
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its messages name no file
     with TiffFile(source) as tiff:
         page: Any = tiff.pages.first
         series = tiff.series[0]

@@ -19,7 +19,7 @@ from lesionseg.files import require, sha256, write_csv
 
 NAME = "manifest.csv"
 SPLITS = ("train", "val", "test")
-FOLDERS = ("train", "test")  # of the raw data; images of val lie in train
+FOLDERS = ("train", "test")  # of the raw data; images of val are in train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class ManifestRow:
     """An image and its mask; paths are relative to the raw data's folder, with slashes.
 
     `height` and `width` are pixels as a viewer shows the image, EXIF orientation applied; the mask
-    has the same. `split` is `train`, `val` or `test`; images of `val` lie in the folder `train`.
+    has the same. `split` is `train`, `val` or `test`; images of `val` are in the folder `train`.
     Images of one patient or lesion have the same `group`, and `fold` is the fold of a
-    cross-validation that validates on the image. `source` is where it came from, where several
-    sources were joined. The table has these columns where any image has one.
+    cross-validation that validates on the image. `source` is where it came from, if several sources
+    were joined. The table has each of these three columns only if some image has a value for it.
     """
 
     id: str
@@ -48,7 +48,7 @@ class ManifestRow:
 
 OPTIONAL = ("group", "fold", "source")
 COLUMNS = tuple(c.name for c in fields(ManifestRow) if c.name not in OPTIONAL)
-# Folder and id of an image -> what its row has beside its files.
+# Folder and id of an image -> values of its row that its files do not tell.
 Known = Mapping[tuple[str, str], Mapping[str, str]]
 
 
@@ -57,18 +57,18 @@ def write_manifest(
 ) -> list[tuple[ManifestRow, float]]:
     """The rows of the new `raw_dir/manifest.csv`, each with the share of lesion in its mask.
 
-    They are sorted by folder and id. All `raw_dir/{train,test}/{images,masks}/<id>.*` are
-    hashed, the masks decoded, and of the images the headers read: their pixels are decoded by the
-    next stage, which names an image that is damaged further on.
+    They are sorted by folder and id. All `raw_dir/{train,test}/{images,masks}/<id>.*` are hashed.
+    Masks are decoded, but of images only the headers are read: the next stage decodes their pixels,
+    and names any image that is damaged there.
 
     Args:
         raw_dir: The raw data's folder.
-        known: What is known of images beside their files; else the folder is the split.
-        folders: Those of `raw_dir`; each must hold images.
+        known: Values of images that their files do not tell; without them, the folder is the split.
+        folders: The folders of `raw_dir`; each must hold images.
 
     Raises:
-        DataError: A split is empty, an image and its mask differ in size, one of them stands alone
-            or is no image at all, or a mask is none.
+        DataError: A split is empty, an image and its mask differ in size, one of them is missing or
+            is not an image at all, or a mask is not one.
     """
     files = [(folder, *paths) for folder in sorted(folders) for paths in _pairs(raw_dir, folder)]
 
@@ -97,8 +97,8 @@ def read_manifest(raw_dir: Path) -> list[ManifestRow]:
     """The rows of `raw_dir/manifest.csv`, in its order.
 
     Raises:
-        MissingFileError: It is not there.
-        DataError: It is not a table that `write_manifest` has written.
+        MissingFileError: It is missing.
+        DataError: It was not written by `write_manifest`.
     """
     path = require(raw_dir / NAME, stage="download")
     try:

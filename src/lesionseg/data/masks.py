@@ -1,4 +1,4 @@
-"""Mask files as people have them, as arrays of 0 and 1; refused where their meaning is unclear."""
+"""Mask files of any kind as arrays of 0 and 1; refused if their meaning is unclear."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from lesionseg.data.rasters import NamedBytes, name_of, opened, raw_mode, uprigh
 from lesionseg.errors import DataError
 
 FOREGROUND_ABOVE = 128  # the rule of the ISIC challenge and its scorer
-# Levels between these are neither black nor white; losses and smooth edges move both by less.
+# Levels between these are neither black nor white; compression and smoothing shift both by less.
 _BLACK, _WHITE = 32, 223
 _MIDDLE = 2 / 3  # share of middle levels; most photographs of skin have 0.8 and more
-_SOLID = 5  # pixels; a square of one level as large is an area, not an edge
-_NUM_CLEAN = 8  # levels at most where nothing has smoothed or compressed a mask
-_GREY = 16  # between the channels of a pixel that is grey, after compression
+_SOLID = 5  # pixels; a square of this side and of one level is an area, not an edge
+_NUM_CLEAN = 8  # most levels in a mask that has not been smoothed or compressed
+_GREY = 16  # largest difference between the channels of a grey pixel after compression
 _LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "HEIF", "JPEG2000")
 
 _BRIGHT = f"levels above {FOREGROUND_ABOVE} of 255 are lesion"
@@ -34,9 +34,9 @@ class ReadMask:
 
     Attributes:
         mask: (H, W) uint8 in {0, 1}, upright.
-        meaning: What was taken for lesion where the file is not simply black and white, else "".
-        is_plain: Whether the file itself is an upright 8-bit grey PNG of 0 and 255, which any
-            other program reads alike.
+        meaning: What was taken for lesion if the file is not simply black and white, else "".
+        is_plain: Whether the file itself is an upright 8-bit grey PNG of 0 and 255, which every
+            program reads in the same way.
     """
 
     mask: NDArray[np.uint8]
@@ -45,7 +45,7 @@ class ReadMask:
 
 
 class _UnclearMaskError(Exception):
-    """What a mask holds, instead of skin and lesion."""
+    """What a mask holds instead of skin and lesion."""
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -57,21 +57,21 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         (H, W) uint8 in {0, 1}.
 
     Raises:
-        DataError: The file is missing, truncated or no image, or it is not clear what is lesion.
+        DataError: The file is missing, truncated or not an image, or it is unclear what is lesion.
     """
     return understand_mask(path).mask
 
 
 def understand_mask(source: Path | NamedBytes) -> ReadMask:
-    """A mask file of any kind that means one thing only.
+    """A mask file of any kind whose meaning is unambiguous.
 
     Two levels, 0 and another, or black and a colour: the other is lesion, whatever it is. More
-    levels, as JPEG and smooth edges make them: above 128 of 255, as in the challenge, in the scale
-    of the file's depth. With transparent pixels: lesion is what can be seen, if it has one colour,
-    or what is bright among it.
+    levels, as JPEG and smooth edges give: above 128 of 255 is lesion, as in the challenge, scaled
+    to the file's depth. With transparent pixels: whatever is visible is lesion if it has one
+    colour, else the bright part of it.
 
     Raises:
-        DataError: The file is missing, truncated or no image, or it is not clear what is lesion.
+        DataError: The file is missing, truncated or not an image, or it is unclear what is lesion.
     """
     with opened(source) as image:
         is_grey_png = image.format == "PNG" and raw_mode(image) == "L"
@@ -91,7 +91,7 @@ def understand_mask(source: Path | NamedBytes) -> ReadMask:
 
 
 def _read_levels(image: Image.Image) -> tuple[Image.Image, str]:
-    """A mask's levels as an image of mode L, and what they mean where that is known already."""
+    """A mask's levels as an image of mode L, and what they mean if that is already known."""
     if is_deep(image):
         return _read_deep(np.asarray(image))
     if image.has_transparency_data:
@@ -102,7 +102,7 @@ def _read_levels(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def _split(image: Image.Image, *, is_lossy: bool) -> tuple[NDArray[np.uint8], str]:
-    """Lesion, (H, W) in {0, 1}, in an image of mode L; and what its levels mean."""
+    """The lesion in an image of mode L, (H, W) in {0, 1}, and what the image's levels mean."""
     present = [level for level, count in enumerate(image.histogram()) if count]
     levels = np.asarray(image)
     is_two = present[0] == 0 and len(present) == 2
@@ -120,7 +120,7 @@ def _split(image: Image.Image, *, is_lossy: bool) -> tuple[NDArray[np.uint8], st
 def _refuse_other_areas(
     levels: NDArray[np.uint8], present: Sequence[int], *, is_lossy: bool
 ) -> None:
-    """Raise where there is more than skin, lesion and the edge between them."""
+    """Raise if there is more than skin, lesion and the edge between them."""
     if present[-1] <= FOREGROUND_ABOVE:
         raise _UnclearMaskError(f"levels from {present[0]} to {present[-1]}")
     share = float(np.mean((levels > _BLACK) & (levels <= _WHITE)))
@@ -148,7 +148,7 @@ def _solid_levels(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _read_deep(levels: NDArray[Any]) -> tuple[Image.Image, str]:
-    """Two levels as 0 and 255; more of them brought to 8 bits, where what is not 0 stays so."""
+    """Two levels as 0 and 255; more levels scaled to 8 bits so that only 0 becomes 0."""
     highest = levels.max()
     is_highest = levels == highest
     if highest > 0 and (is_highest | (levels == 0)).all():
@@ -164,7 +164,7 @@ def _read_deep(levels: NDArray[Any]) -> tuple[Image.Image, str]:
 
 
 def _read_visible(image: Image.Image) -> tuple[Image.Image, str]:
-    """The alpha channel of an image of mode RGBA, or what is seen of its colours on black."""
+    """The alpha channel of an image of mode RGBA, or its visible colours on black as grey."""
     alpha, colours = image.getchannel("A"), image.convert("RGB")
     opacity = np.asarray(alpha)
     if opacity.min() == 255:
@@ -197,6 +197,6 @@ def _read_colours(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def _of_two(level: float) -> str:
-    """What 0 and another level mean; only usual ones by name, to not say one thing in many ways."""
+    """What 0 and another level mean; unusual levels get one wording, so that messages can merge."""
     named = f"{level:g}" if level in (1, *WHITES) else "the one other level"
     return f"0 is skin and {named} is lesion"

@@ -1,4 +1,4 @@
-"""Images with their masks where their owner has them: each can be opened, all become raw data."""
+"""Pairs of an image and its mask, from wherever the user has them into the raw data."""
 
 import logging
 import os
@@ -21,10 +21,10 @@ from lesionseg.data.rasters import NamedBytes
 from lesionseg.errors import DataError, rerun
 from lesionseg.files import NAME_BYTES, check_free_space, write_bytes
 
-COPIED = (".jpg", ".jpeg", ".png")  # byte for byte; other images become PNG
+COPIED = (".jpg", ".jpeg", ".png")  # byte for byte; other formats become PNG
 SUFFIXES = (*COPIED, ".bmp", ".tif", ".tiff", ".webp")
 NUM_NAMED = 3  # names in a message before it says how many more there are
-LONGEST_ENDING = "_segmentation.png"  # of the files that later stages call after an image
+LONGEST_ENDING = "_segmentation.png"  # of the files that later stages name after an image
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ class Pair:
     Attributes:
         id: Name of both in the raw data.
         image: The image's file, or the member of a zip file.
-        mask: The mask's likewise.
+        mask: Likewise for the mask.
         split: `train`, `val` or `test`.
-        group: Images of one patient or lesion have the same, and stay in one split; one with ""
-            belongs to no other.
+        group: Images of one patient or lesion share a group, and stay in one split; an image with
+            "" belongs to no other.
         fold: The fold of a cross-validation that validates on it; "" for none.
         source: Where it comes from, if several sources are joined.
         mask_is_plain: Whether the mask is known to be a grey PNG of 0 and 255.
@@ -56,21 +56,21 @@ class Pair:
 
     @property
     def folder(self) -> str:
-        """Its folder of the raw data: `val` lies in `train`, and the manifest tells it apart."""
+        """Its folder of the raw data: `val` is in `train`; the manifest distinguishes the two."""
         return "test" if self.split == "test" else "train"
 
 
 def to_know(pairs: Sequence[Pair]) -> Known:
-    """What the manifest cannot see in the files of the raw data."""
+    """Values of the manifest that the files of the raw data do not tell."""
     names = ("split", "group", "fold", "source")
     return {(pair.folder, pair.id): {n: getattr(pair, n) for n in names} for pair in pairs}
 
 
 def check_file(path: Path) -> None:
-    """Return when a file can be opened and is an image by its name.
+    """Return if a file can be opened and its name is valid.
 
     Raises:
-        DataError: Its name is no text, or it is something else than a file that may be read.
+        DataError: Its name is not text, or it is not a readable regular file.
     """
     check_name(path)
     if not path.is_file():
@@ -86,7 +86,7 @@ def check_file(path: Path) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Return when a name is text, as surrogates deny, without what would break a line.
+    """Return if a name is valid Unicode (no surrogates) without characters that break a line.
 
     Raises:
         DataError: It is not.
@@ -101,12 +101,12 @@ def check_name(path: Path) -> None:
 
 
 def again() -> str:
-    """The end of a remedy for what a user has brought: it is read again from the start."""
+    """The end of a remedy for the user's own files: all of them are read again."""
     return f"then run: {rerun('download')}"
 
 
 def nfc(name: str) -> str:
-    """A name in Unicode's form NFC: macOS may write an accent as a character of its own."""
+    """A name in Unicode's form NFC: macOS may write an accent as a separate character."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -117,17 +117,17 @@ def listed(names: Sequence[str]) -> str:
 
 
 def draw_test(pairs: Sequence[Pair], *, fraction: float, seed: int) -> list[Pair]:
-    """The pairs, a share of the groups now in test where no image was.
+    """The pairs, with a share of the groups moved to test if test has no images.
 
     Images of val are not drawn.
 
     Args:
-        pairs: All that there are.
-        fraction: Share of the groups of train, an image without one counting for itself.
-        seed: Of the draw.
+        pairs: All pairs.
+        fraction: Share of the groups of train; an image without a group counts as one.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: That is none of the groups, or all.
+        DataError: That share is none of the groups, or all.
     """
     if any(pair.split == "test" for pair in pairs):
         return list(pairs)
@@ -154,8 +154,8 @@ def draw_test(pairs: Sequence[Pair], *, fraction: float, seed: int) -> list[Pair
 def write_pairs(raw_dir: Path, pairs: Sequence[Pair]) -> None:
     """Write `raw_dir/{train,test}/images/<id>.<ext>` and `.../masks/<id>.png`.
 
-    JPEG and PNG images are copied byte for byte, and so are grey PNG masks that any program reads
-    alike; others become such ones. Nothing is copied before every name is known to be good.
+    JPEG and PNG images are copied byte for byte, and so are masks that are plain grey PNGs of 0 and
+    255; all others are converted to PNG. Nothing is copied before every name has been checked.
 
     Raises:
         DataError: A name is too long, or it is not clear what a mask means.
@@ -190,7 +190,7 @@ def _write_folder(folder: Path, pairs: Sequence[Pair]) -> None:
 
 
 def _write_image(source: File, target: Path) -> None:
-    """Write an image under the target's name and an ending of its own."""
+    """Write an image under the target's name and the extension of its format."""
     suffix = source.suffix.lower()
     if suffix in COPIED:
         copy(source, target.with_name(target.name + suffix))
@@ -201,7 +201,7 @@ def _write_image(source: File, target: Path) -> None:
 
 
 def _write_mask(pair: Pair, target: Path) -> str:
-    """Write a mask as grey PNG of 0 and 255; what was taken for lesion, where that needs saying."""
+    """Write a mask as grey PNG of 0 and 255; what was taken for lesion, "" if that is obvious."""
     understood = None if pair.mask_is_plain else understand_mask(to_read(pair.mask))
     if understood is None or understood.is_plain:  # it keeps its bytes
         copy(pair.mask, target)

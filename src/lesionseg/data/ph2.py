@@ -1,6 +1,6 @@
 """PH2: 200 dermoscopic images of Hospital Pedro Hispano, Matosinhos, with masks; no splits.
 
-Its licence asks for a request, so that everybody gets it for themselves: as PH2Dataset.rar, from
+Its licence requires a request, so each user has to get it themselves: as PH2Dataset.rar, from
 https://www.fc.up.pt/addi/ph2%20database.html. Images and masks are BMP of about 768 x 560 pixels.
 
 Mendonca et al. 2013, "PH2 - A dermoscopic image database for research and benchmarking",
@@ -34,7 +34,7 @@ def list_ph2(roots: Sequence[Path]) -> list[Pair]:
 
     Raises:
         MissingFileError: No place has it.
-        DataError: A zip file is damaged, or an image or a mask stands alone.
+        DataError: A zip file is damaged, or an image has no mask or a mask no image.
     """
     for root in roots:
         files = walk(root, archives=_ARCHIVES)
@@ -61,7 +61,7 @@ def list_ph2(roots: Sequence[Path]) -> list[Pair]:
 
 
 def _by_id(pattern: re.Pattern[str], files: Sequence[File]) -> dict[str, File]:
-    """Id -> the first file whose path is of a pattern."""
+    """Id -> the first file whose path matches a pattern."""
     found: dict[str, File] = {}
     for file in files:
         if match := pattern.fullmatch(file.as_posix() if isinstance(file, Path) else file.at):

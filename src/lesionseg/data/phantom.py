@@ -2,8 +2,8 @@
 
 A phantom is light falling through absorbing layers: skin of some colour, melanin in it, and on top
 hairs, gel bubbles and a ruler. Colours follow the Beer-Lambert law, light times exp(-density) per
-channel, so pale and dark, brown and blue-black come out of a few numbers. All lengths are shares of
-the side of the frame: one seed is one scene, whatever the size.
+channel, so that a few numbers give pale and dark, brown and blue-black. All lengths are shares of
+the frame's side: one seed is one scene, whatever the size.
 
 Inside a function, `field` and `density` are float32 of axes (H, W) and (H, W, 3).
 """
@@ -53,12 +53,12 @@ VEIL = np.array((0.50, 0.55, 0.66), np.float32)  # the colour of a blue-white ve
 
 @dataclass(frozen=True, kw_only=True)
 class Clinic:
-    """Whose skin there is to see.
+    """Whose skin is shown.
 
     Attributes:
         tone: Both parameters of the beta distribution of skin tones, 0 the palest of `SKIN`.
         hairy_fraction: Share of the images with hairs.
-        very_hairy_fraction: Share of those with many.
+        very_hairy_fraction: Share of those images that have many hairs.
     """
 
     tone: tuple[float, float]
@@ -67,7 +67,7 @@ class Clinic:
 
 
 HOME = Clinic(tone=(1.1, 1.5), hairy_fraction=0.5, very_hairy_fraction=0.25)
-# Another look, for an external test set.
+# A different look, for an external test set.
 ELSEWHERE = Clinic(tone=(3.0, 1.2), hairy_fraction=0.9, very_hairy_fraction=0.6)
 
 
@@ -76,12 +76,12 @@ def draw_phantom(*, size: int, seed: int, clinic: Clinic = HOME) -> tuple[Bytes,
 
     Args:
         size: Height and width in pixels.
-        seed: Every seed is another scene; the same seed, size and clinic give the same bytes.
+        seed: Each seed is a different scene; equal seed, size and clinic give equal bytes.
         clinic: Whose skin.
 
     Returns:
         The image, (size, size, 3) uint8 RGB in [0, 255], and the mask, (size, size) uint8, 255 in
-        the lesion and 0 elsewhere; one connected region of 2 % to 60 % of the frame.
+        the lesion and 0 elsewhere; the lesion is one connected region of 2 % to 60 % of the frame.
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     view = _field_of_view(rng, size)
@@ -102,7 +102,7 @@ def write_phantoms(
     """Write images and masks as `raw_dir/{train,test}/{images,masks}/PHANTOM_0000000.*`.
 
     Images are JPEG of quality 95, masks PNG of one 8-bit channel with 0 and 255. The numbers go on
-    from train to test, and an image depends on `seed`, its number and `clinic` alone.
+    from train to test; apart from `size`, an image depends only on `seed`, its number and `clinic`.
     """
     logger.info("Drawing %d + %d phantoms of %d x %d pixels", num_train, num_test, size, size)
     for number in tqdm(range(num_train + num_test), "phantoms", unit="image", disable=None):
@@ -121,7 +121,7 @@ def _encode(pixels: Bytes, file_format: str) -> bytes:
 
 
 def _noise(rng: np.random.Generator, size: int, cells: float, octaves: int = 1) -> Floats:
-    """A smooth field of about unit variance, `cells` bumps to the side, finer ones half as high."""
+    """A smooth field of about unit variance: `cells` bumps per side, finer octaves half as high."""
     field = np.zeros((size, size), np.float32)
     for octave in range(octaves):
         num_cells = max(2, round(cells * 2**octave))
@@ -138,7 +138,7 @@ def _grid(size: int) -> tuple[Floats, Floats]:
 
 
 def _field_of_view(rng: np.random.Generator, size: int) -> Floats:
-    """1 where the dermoscope sees and 0 in its dark corners, if it has some; (H, W)."""
+    """1 where the dermoscope sees and 0 in its dark corners, if it has any; (H, W)."""
     if rng.random() > 0.25:
         return np.ones((size, size), np.float32)
     y, x = _grid(size)
@@ -190,7 +190,7 @@ def _skin_density(rng: np.random.Generator, size: int, clinic: Clinic) -> Floats
 
 
 def _spots(rng: np.random.Generator, size: int, *, cells: float, level: float) -> Floats:
-    """Soft dots, about 0 to 1, where a field of `cells` bumps is above `level` deviations."""
+    """Soft dots, about 0 to 1, where a field of `cells` bumps exceeds `level` deviations."""
     return _sigmoid((_noise(rng, size, cells) - level) * 5)
 
 
@@ -232,7 +232,7 @@ def _structure(rng: np.random.Generator, size: int, kind: str) -> Floats:
 
 
 def _mottle(rng: np.random.Generator, size: int, absorption: Floats) -> Floats:
-    """Absorption that turns black here and red there; (H, W, 3)."""
+    """Absorption with black and red patches; (H, W, 3)."""
     black = _sigmoid(_noise(rng, size, 4, octaves=3) * 2 - 1.0)[..., None]
     red = _sigmoid(_noise(rng, size, 4, octaves=2) * 2 - 1.5)[..., None]
     mixed = absorption + black * (1.6 * BLACK - absorption)
@@ -240,7 +240,7 @@ def _mottle(rng: np.random.Generator, size: int, absorption: Floats) -> Floats:
 
 
 def _add_strokes(rng: np.random.Generator, colour: Floats, clinic: Clinic) -> Floats:
-    """Hairs and, now and then, the ticks of a ruler over everything else."""
+    """Hairs and, sometimes, the ticks of a ruler over everything else."""
     size = len(colour)
     canvas = Image.new("L", (2 * size, 2 * size))
     draw = ImageDraw.Draw(canvas)

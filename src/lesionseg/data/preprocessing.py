@@ -1,4 +1,4 @@
-"""Raw files to packed arrays: decoded once, resized, split, and no image in two splits."""
+"""From raw files to packed arrays: decoded once, resized, split, with no image in two splits."""
 
 import csv
 import logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_COLUMNS = ("id", "height", "width", "image_sha256", "mask_sha256")
 LEAK_COLUMNS = tuple(column.name for column in fields(Leak))
-# Of the copies between two splits, the one in the first is dropped: test stays whole.
+# Of two copies in a pair of splits, the one in the first is dropped: test stays complete.
 PRECEDENCE = (("val", "test"), ("train", "test"), ("train", "val"))
 CHUNK = 64  # images copied at once
 
@@ -75,23 +75,22 @@ def preprocess(
     near_duplicate_distance: float,
     num_threads: int | None = None,
 ) -> Summary:
-    """What was written to `out_dir`, which is replaced as a whole.
+    """A summary of what was written to `out_dir`, which is replaced as a whole.
 
     Per split, sorted by id: `images.npy` (N, H, W, 3) uint8 RGB in [0, 255], `masks.npy` (N, H, W)
-    uint8 in {0, 1}, `index.csv`, with groups and folds where there are any. And `leaks.csv`:
-    training images that are in test or validation and validation images that are in test; those
-    copies are in no array. Nor are those that joined sources share, but for the one of the source
-    that stands first.
+    uint8 in {0, 1}, `index.csv`, with groups and folds if there are any. Also `leaks.csv`: training
+    images that are in test or validation, and validation images that are in test; these copies are
+    in no array. Of an image that joined sources share, only the copy in the first source is kept.
 
     Args:
         raw_dir: What the download stage wrote.
         out_dir: The folder to write.
-        source: Where the raw data come from, as download.source of params.yaml says: one source,
-            or several that are joined.
+        source: Where the raw data come from, as in download.source of params.yaml: one source, or
+            several that are joined.
         image_size: Height and width in pixels, a multiple of 16.
         val_fraction: Share of the training images' groups that becomes the validation split,
-            before copies are dropped. Where the manifest names images of val, these are the split;
-            where it names folds, the images of the first one are.
+            before copies are dropped. If the manifest names images of val, they are the split
+            instead; if it names folds, the first fold is.
         seed: Seed of that split.
         near_duplicate_distance: See `find_duplicates`.
         num_threads: How many images are decoded at once, by default a few more than there are
@@ -99,8 +98,8 @@ def preprocess(
 
     Raises:
         MissingFileError: There is no manifest.
-        DiskSpaceError: The disk cannot hold the arrays, twice for a while.
-        DataError: A file is damaged, a mask has another size than its image, or a split is empty.
+        DiskSpaceError: The disk cannot hold the arrays, of which there are two sets for a while.
+        DataError: A file is damaged, a mask differs in size from its image, or a split is empty.
     """
     rows = sorted(read_manifest(raw_dir), key=lambda row: (row.split, row.id))
     sources = (source,) if isinstance(source, str) else tuple(source)
@@ -111,7 +110,7 @@ def preprocess(
         )
         check = _LeakCheck(decoded, sources=sources, distance=near_duplicate_distance)
         leaks, shared = check.between_sources()
-        if shared:  # val is a share of what is left
+        if shared:  # val is a share of what remains
             members = _assign(rows, val_fraction=val_fraction, seed=seed, dropped=shared)
         leaks += check.between_splits(members)
         for name in SPLITS:
@@ -136,19 +135,19 @@ def preprocess_external(
     image_size: int,
     near_duplicate_distance: float,
 ) -> tuple[SplitSummary, tuple[Leak, ...]]:
-    """What was written to `out_dir`: `test/` and `leaks.csv`, as `preprocess` writes them.
+    """A summary of what was written to `out_dir`: `test/` and `leaks.csv`, as by `preprocess`.
 
-    Images that are in any split, by id, file or looks, are dropped: what was trained on or chosen
-    by is not external, and what is in test is scored there.
+    Images that are in any split, judged by id, file or pixels, are dropped: images used to train or
+    choose are not external, and images in test are scored there.
 
     Args:
         raw_dir: Images and masks of `test`, and their manifest.
         out_dir: The folder to write; it is replaced as a whole.
-        name: Of the external test set.
+        name: Name of the external test set.
         source: Where it comes from.
         split_dir: What `preprocess` wrote.
-        split_source: Its download.source.
-        image_size: Height and width in pixels, that of the splits.
+        split_source: The download.source that it was made from.
+        image_size: Height and width in pixels, the same as of the splits.
         near_duplicate_distance: See `find_duplicates`.
 
     Raises:
@@ -183,7 +182,7 @@ def preprocess_external(
 def _read_fingerprints(
     processed_dir: Path, name: str, *, source: str | Sequence[str]
 ) -> Fingerprints:
-    """Those of a split that `preprocess` has written."""
+    """The fingerprints of a split written by `preprocess`."""
     sources = (source,) if isinstance(source, str) else tuple(source)
     split = load_split(processed_dir, name)
     with (processed_dir / name / "index.csv").open(newline="", encoding="utf-8") as stream:
@@ -201,7 +200,7 @@ def _read_fingerprints(
 
 
 def archive_id(image_id: str, source: str) -> str:
-    """The id that ISIC's archive gave an image of a source, "" for other sources."""
+    """The id that ISIC's archive gave to an image of a source, "" for other sources."""
     return image_id.removeprefix(f"{source}_") if source in SOURCES_WITH_UNIQUE_IDS else ""
 
 
@@ -245,9 +244,9 @@ def _decode(
     image_size: int,
     num_threads: int | None,
 ) -> _Decoded:
-    """Every image and mask, resized, and the thumbnails, in files of `all_dir`."""
+    """Every image and mask, resized, and the thumbnails, in files in `all_dir`."""
     all_dir.mkdir(parents=True)
-    # Twice the arrays of four bytes per pixel, and the thumbnails.
+    # Two sets of the arrays, at four bytes per pixel, and the thumbnails.
     check_free_space(
         all_dir.parent.parent, (2 * 4 * image_size**2 + 4 * THUMBNAIL_VALUES) * len(rows)
     )
@@ -282,7 +281,7 @@ def _read_checked_mask(raw_dir: Path, row: ManifestRow) -> NDArray[np.uint8]:
 
 
 class _LeakCheck:
-    """Looks for images that are there twice; the copies to drop are taken out."""
+    """Finds images that occur twice; the copies to drop are taken out."""
 
     def __init__(self, decoded: _Decoded, *, sources: Sequence[str], distance: float) -> None:
         self._decoded = decoded
@@ -290,7 +289,7 @@ class _LeakCheck:
         self._distance = distance
 
     def between_sources(self) -> tuple[list[Leak], set[int]]:
-        """What each source's train shares with those before it, and its positions to drop."""
+        """What the train of each source shares with earlier sources, and the positions to drop."""
         leaks: list[Leak] = []
         kept: list[int] = []
         shared: set[int] = set()
@@ -308,7 +307,7 @@ class _LeakCheck:
         return leaks, shared
 
     def between_splits(self, members: dict[str, list[int]]) -> list[Leak]:
-        """What each split shares with those before which it has to give way."""
+        """What each split shares with those that take precedence over it."""
         leaks = []
         for name, other in PRECEDENCE:
             found = self._find(name, members[name], other, members[other])
@@ -325,7 +324,7 @@ class _LeakCheck:
         return leaks
 
     def with_others(self, name: str, own: list[int], others: Fingerprints) -> list[Leak]:
-        """What images of these share with a split of other data."""
+        """What images of this data share with a split of other data."""
         return find_duplicates(
             self._fingerprints(name, own), others, near_duplicate_distance=self._distance
         )
@@ -368,16 +367,16 @@ def _create_arrays(
 
 
 def _create_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-    """A new array on disk that has its room there.
+    """A new array on disk, with its space reserved.
 
-    Else the file would take its blocks one by one, and on a disk that runs full meanwhile writing
-    to the memory map would end the process with SIGBUS.
+    Otherwise the file would be allocated block by block, and if the disk filled up meanwhile,
+    writing to the memory map would kill the process with SIGBUS.
     """
     array: NDArray[Any] = open_memmap(path, "w+", dtype, shape)
     with path.open("r+b") as stream:
         try:
             os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-        except (AttributeError, OSError) as error:  # macOS, or a file system that cannot
+        except (AttributeError, OSError) as error:  # macOS, or a file system without this call
             if isinstance(error, OSError) and is_full(error):
                 raise
     return array
@@ -392,7 +391,7 @@ def _write_table(path: Path, columns: Sequence[str], records: Iterable[ManifestR
 
 
 def _report_val(rows: Sequence[ManifestRow]) -> None:
-    """Say in one line where val comes from, if not by draw."""
+    """Log in one line where val comes from, unless it was drawn."""
     folds = [row.fold for row in rows if row.split == "train" and row.fold]
     if any(row.split == "val" for row in rows):
         logger.info("val is what the data say; preprocess.val_fraction is not used")
@@ -402,7 +401,7 @@ def _report_val(rows: Sequence[ManifestRow]) -> None:
 
 
 def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
-    """Say in one line what was dropped between splits, and in one what between sources."""
+    """Log in one line what was dropped between sources, and in one what between splits."""
     where = out_dir / "leaks.csv"
     if shared := {leak.id for leak in leaks if leak.split == leak.other_split}:
         logger.warning(
@@ -419,7 +418,7 @@ def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
 
 
 def _report_same_names(rows: Sequence[ManifestRow], members: Mapping[str, Sequence[int]]) -> None:
-    """Say in one line that different images of two splits have the same name."""
+    """Log in one line that different images of two splits have the same name."""
     test = {rows[i].id for i in members["test"]}
     same = [rows[i].id for name in ("train", "val") for i in members[name] if rows[i].id in test]
     if same:

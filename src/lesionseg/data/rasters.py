@@ -1,4 +1,4 @@
-"""Image files opened: which formats, what damage, which size, and which way is up."""
+"""Opening image files: which formats, what damage, which size, and which way is up."""
 
 import re
 import struct
@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import (
 from lesionseg.data.levels import MAX_PIXELS, is_deep, read_tiff
 from lesionseg.errors import DataError, first_line, rerun
 
-# What Pillow raises for a damaged file, by its place of damage.
+# What Pillow raises for a damaged file, depending on where the damage is.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -46,7 +46,8 @@ _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLANAR = 2  # of TIFF's PlanarConfiguration: all of red, then all of green
 _WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
-_LOWEST_HIGH_BYTE = 64  # of 16-bit colours Pillow keeps the high byte; 14 bits end below this
+# Pillow keeps the high byte of 16-bit colours; that of 14-bit ones is always below this.
+_LOWEST_HIGH_BYTE = 64
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
         source: A file of any format that Pillow, tifffile or pillow-heif reads; or a stream.
 
     Raises:
-        DataError: The file is missing, too large, damaged or no image.
+        DataError: The file is missing, too large, damaged or not an image.
     """
     try:
         with _open(source) as image:
@@ -65,7 +66,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     except DataError:
         raise
     except DAMAGE as error:
-        reason = describe(error).replace(f": '{source}'", "")  # Pillow's own way to say the path
+        reason = describe(error).replace(f": '{source}'", "")  # how Pillow names the path
         raise DataError(
             f"{name_of(source)} cannot be read as an image ({reason})",
             remedy="Replace the file; what belongs to data/raw comes back with: "
@@ -74,7 +75,7 @@ def opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
 
 
 class NamedBytes(BytesIO):
-    """A file's content that messages can name."""
+    """A file's content with a name for messages."""
 
     def __init__(self, content: bytes, *, name: str) -> None:
         super().__init__(content)
@@ -100,8 +101,8 @@ def describe(error: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The decoded image, turned as its EXIF orientation says; as it is where that says nothing."""
-    image.load()  # a TIFF is turned here already
+    """The decoded image, turned as its EXIF orientation says, if it has one."""
+    image.load()  # this already turns a TIFF
     turn = _TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
@@ -113,25 +114,25 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or the block is damaged, as viewers take it."""
+    """The EXIF orientation, 1 if there is none or EXIF is damaged, as viewers assume."""
     if isinstance(image, PngImageFile):
-        image.load()  # EXIF may come last, and damage before it is not of EXIF
+        image.load()  # EXIF may come last, and damage before it must not count as damaged EXIF
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return int(value) if value in _TURNS else 1
-    except Exception:  # noqa: BLE001  (a damaged block raises whatever it likes)
+    except Exception:  # noqa: BLE001  (damaged EXIF may raise anything)
         return 1
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How a file that is not decoded yet stores its pixels, such as `RGB;16B`."""
+    """How a file that has not been decoded yet stores its pixels, such as `RGB;16B`."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _open(source: Path | BinaryIO) -> Image.Image:
-    """Open with Pillow, or with what reads more: pillow-heif for HEIC, tifffile for deep TIFF."""
+    """Open with Pillow, or else with pillow-heif for HEIC or tifffile for deep TIFF."""
     try:
         return Image.open(source)
     except UnidentifiedImageError:
@@ -164,7 +165,7 @@ def _open_heic(source: Path | BinaryIO) -> Image.Image:
 
 
 def _at_full_depth(image: Image.Image, source: Path | BinaryIO) -> Image.Image:
-    """The image, or what replaces it where Pillow would lose or mistake deep levels."""
+    """The image, read in another way if Pillow would lose or misread deep levels."""
     if isinstance(image, TiffImageFile):
         return _deep_tiff(image, source)
     if image.mode in ("RGB", "RGBA") and ";16" in raw_mode(image) and not _is_bright(image):
@@ -181,7 +182,7 @@ def _deep_tiff(image: TiffImageFile, source: Path | BinaryIO) -> Image.Image:
         raise DataError(
             f"{name_of(source)} has deep levels with 0 as white. Save it again with 8 bits"
         )
-    is_planar = tags.get(PLANAR_CONFIGURATION) == _PLANAR  # which Pillow 13 reads as if 8 bits
+    is_planar = tags.get(PLANAR_CONFIGURATION) == _PLANAR  # Pillow 13 reads it as if 8 bits
     has_deep_colours = image.mode in ("RGB", "RGBA") and max(tags.get(BITSPERSAMPLE, (8,))) > 8
     if has_deep_colours and (is_planar or not _is_bright(image)):
         return read_tiff(source, name=name_of(source))
@@ -189,6 +190,6 @@ def _deep_tiff(image: TiffImageFile, source: Path | BinaryIO) -> Image.Image:
 
 
 def _is_bright(image: Image.Image) -> bool:
-    """Whether high bytes tell 16-bit colours, and their alpha channel, from 14-bit ones."""
+    """Whether the high bytes of colours and alpha channel are too large for 14-bit levels."""
     highest = [int(np.asarray(channel).max()) for channel in image.split()]
     return min([max(highest[:3]), *highest[3:]]) >= _LOWEST_HIGH_BYTE

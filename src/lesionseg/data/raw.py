@@ -1,4 +1,4 @@
-"""The folder `data/raw` filled from a source: whole or not at all."""
+"""Filling the folder `data/raw` from a source: completely or not at all."""
 
 import shutil
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ OUTS = ("train", "test", "encoder.pth", MANIFEST)
 
 
 def fill_raw(raw_dir: Path, config: DownloadConfig) -> list[SplitSummary]:
-    """Write images, masks, encoder weights and the manifest; what each folder of images holds.
+    """Write images, masks, encoder weights and the manifest; a summary of each folder of images.
 
     An error leaves the folder as it was.
 
@@ -27,7 +27,7 @@ def fill_raw(raw_dir: Path, config: DownloadConfig) -> list[SplitSummary]:
         config: Where they come from.
 
     Raises:
-        LesionsegError: Something that the user can mend.
+        LesionsegError: Something that the user can fix.
     """
     staging_dir = raw_dir.with_name(f".{raw_dir.name}.part")
     _remove(staging_dir)
@@ -42,7 +42,7 @@ def fill_raw(raw_dir: Path, config: DownloadConfig) -> list[SplitSummary]:
 
 
 def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, float]]:
-    """Write everything to a folder. Paths that the user gives start at the repository."""
+    """Write everything to a folder. The user's paths are relative to the repository."""
     archives_dir = project_root() / config.archives
     pairs: list[Pair] = []
     if config.sources == ("phantom",):
@@ -70,7 +70,7 @@ def _fill(raw_dir: Path, config: DownloadConfig) -> list[tuple[ManifestRow, floa
 
 
 def _move_into_place(staging_dir: Path, raw_dir: Path) -> None:
-    """Take over the finished files; the manifest comes last."""
+    """Move the finished files into `raw_dir`, the manifest last."""
     raw_dir.mkdir(parents=True, exist_ok=True)
     for name in reversed(OUTS):
         _remove(raw_dir / name)
@@ -79,7 +79,7 @@ def _move_into_place(staging_dir: Path, raw_dir: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file or folder that may be there, a link without what it points to."""
+    """Delete a file or folder if it exists; of a link, not what it points to."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -87,7 +87,7 @@ def _remove(path: Path) -> None:
 
 
 def _summary(folder: str, found: Sequence[tuple[ManifestRow, float]]) -> SplitSummary:
-    """What a folder of `data/raw` holds, of rows with their shares of lesion."""
+    """A summary of a folder of `data/raw`, from rows with their shares of lesion."""
     own = [
         (row, fraction) for row, fraction in found if (row.split == "test") == (folder == "test")
     ]

@@ -1,4 +1,4 @@
-"""Where images and masks come from, by the name that params.yaml has for it."""
+"""The sources of images and masks, by their names in params.yaml."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where sources look for what the user has.
+    """Where sources look for the user's files.
 
     Attributes:
-        folder: The user's own folder, or zip file; None if there is none.
+        folder: The user's own folder or zip file; None if there is none.
         archives_dir: Where downloaded archives are kept.
     """
 
@@ -28,7 +28,7 @@ class Places:
 
     @property
     def roots(self) -> list[Path]:
-        """Both, the user's own first."""
+        """Both places, the user's own first."""
         return [place for place in (self.folder, self.archives_dir) if place]
 
 
@@ -37,9 +37,9 @@ class Source:
     """A source of pairs.
 
     Attributes:
-        read: Its pairs, each with its split.
-        splits: The splits that it comes with; what comes with none is all `train`. None where the
-            user's files decide.
+        read: Returns its pairs, each with its split.
+        splits: The splits that it comes with; if empty, everything is `train`. None if the user's
+            files decide.
     """
 
     read: Callable[[Places], list[Pair]]
@@ -70,16 +70,16 @@ def read_sources(
 ) -> list[Pair]:
     """The pairs of a source, or of several joined for training.
 
-    The first source gives test, val and folds, as if it were alone. Of the others all images but
-    those of test become `train`. A group belongs to its source, and an id that an earlier source
-    has in the same folder gets its source's name in front: whether both are one image, the leak
-    check says.
+    The first source provides test, val and folds, as if it were alone. Of the others, all images
+    except those of test become `train`. A group belongs to its source, and an id that an earlier
+    source has in the same folder is prefixed with its source's name; the leak check decides whether
+    the two are the same image.
 
     Args:
-        names: Of `SOURCES`.
+        names: Names from `SOURCES`.
         places: Where they look.
-        test_fraction: See `draw_test`, likewise `seed`.
-        seed: Of the draw.
+        test_fraction: See `draw_test`.
+        seed: Seed of the draw; see `draw_test`.
     """
     pairs = draw_test(SOURCES[names[0]].read(places), fraction=test_fraction, seed=seed)
     if len(names) == 1:

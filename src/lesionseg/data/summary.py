@@ -1,4 +1,4 @@
-"""What the splits hold, a line for each, and what about it cannot well be."""
+"""What the splits hold, one line each, and what about it is implausible."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class SplitSummary:
     """The images and masks of a split in numbers.
 
     `heights` and `widths` are the smallest and the largest in pixels. `lesion_fraction` is the
-    mean over images of the share of lesion; an empty mask has none, a full one nothing else.
+    mean over images of the share of lesion: 0 in an empty mask, 1 in a full one.
     """
 
     name: str
@@ -57,7 +57,7 @@ def summarise(
 
 
 def log_summaries(folder: Path, summaries: Sequence[SplitSummary]) -> None:
-    """Log a line for each split of `folder`, and a warning for each thing that cannot well be."""
+    """Log a line for each split of `folder`, and a warning for everything implausible."""
     for summary in summaries:
         logger.info("%s: %s", folder / summary.name, summary)
     doubts = {summary.name: _doubt(summary) for summary in summaries}
@@ -67,7 +67,7 @@ def log_summaries(folder: Path, summaries: Sequence[SplitSummary]) -> None:
 
 
 def _doubt(summary: SplitSummary) -> str:
-    """What is implausible about the masks of a split, which stands for {names}; "" if nothing."""
+    """What is implausible about a split's masks, with {names} for the split; "" if nothing."""
     if summary.num_empty == summary.num_images:
         return (
             "all masks of {names} are empty. If there are lesions, a mask must be 255 inside and "

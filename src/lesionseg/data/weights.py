@@ -1,4 +1,4 @@
-"""The encoder's first weights: the `features` of torchvision's MobileNetV2 (arXiv:1801.04381)."""
+"""The encoder's initial weights: the `features` of torchvision's MobileNetV2 (arXiv:1801.04381)."""
 
 import argparse
 import pickle
@@ -37,14 +37,14 @@ def write_encoder(path: Path, *, weights: str, seed: int, archives_dir: Path) ->
 
     Args:
         path: The file to write.
-        weights: `imagenet`, `none` (random), or the path of a file with the state dict of a
-            MobileNetV2 that is named as torchvision's, relative to the repository. It may lie under
-            one of `WRAPPERS`, with anything before its names, such as `module.encoder.`.
-        seed: Of the random weights.
+        weights: `imagenet`, `none` (random), or the path, relative to the repository, of a file
+            with the state dict of a MobileNetV2 named as in torchvision. It may be under one of
+            `WRAPPERS`, and its names may have any prefix, such as `module.encoder.`.
+        seed: Seed of the random weights.
         archives_dir: Where the downloaded ImageNet weights are kept.
 
     Raises:
-        DownloadError: The ImageNet weights could not be had.
+        DownloadError: The ImageNet weights could not be downloaded.
         MissingFileError: There is no file of weights.
         DataError: It is damaged, or holds something else.
     """
@@ -63,7 +63,7 @@ def write_encoder(path: Path, *, weights: str, seed: int, archives_dir: Path) ->
 
 
 def _random_state(seed: int) -> dict[str, Tensor]:
-    """The library's own initialisation; the global random state stays what it was."""
+    """The library's own initialisation; the global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return dict(mobilenet_v2(weights=None).features.state_dict())
@@ -86,13 +86,13 @@ def _load(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = "is damaged or no file of weights, or holds a whole model or other objects"
         raise _unfit(path, reason) from error
-    except Exception as error:  # damaged bytes lead torch's reader into errors of any kind
+    except Exception as error:  # torch's reader may raise anything for damaged bytes
         raise _unfit(path, "is damaged or no file of weights") from error
     return _encoder_state(path, _unwrap(path, content))
 
 
 def _other_format(path: Path) -> str:
-    """What a file is that people take for weights of torch; "" where nothing tells."""
+    """What a file that is not in torch's format is, if it can be recognised; else ""."""
     with path.open("rb") as stream:
         start = stream.read(16)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -120,7 +120,7 @@ def _unwrap(path: Path, content: Any) -> Mapping[str, Any]:
 
 
 def _encoder_state(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of `features`, once each is known to be there with its shape."""
+    """The tensors of `features`, after checking that each is there with its shape."""
     with torch.device("meta"):
         reference = mobilenet_v2(weights=None).features.state_dict()
     prefix = _find_prefix(path, content, reference.keys())
@@ -128,7 +128,7 @@ def _encoder_state(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, expected in reference.items():
         key = prefix + name
         tensor = content.get(key)
-        if tensor is None and name.endswith(COUNTER):  # of no use, and not everybody keeps it
+        if tensor is None and name.endswith(COUNTER):  # never used, and often not saved
             tensor = torch.zeros(expected.shape, dtype=expected.dtype)
         if not isinstance(tensor, Tensor):
             raise _unfit(path, f"has no tensor {key}")
@@ -145,11 +145,11 @@ def _encoder_state(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _find_prefix(path: Path, content: Mapping[str, Any], names: Collection[str]) -> str:
-    """What stands before the names of the encoder's tensors, such as `module.encoder.features.`.
+    """The prefix of the names of the encoder's tensors, such as `module.encoder.features.`.
 
     Raises:
-        DataError: No prefix leads to a tensor of the encoder, several lead to all of them, or one
-            leads to others as well.
+        DataError: No prefix leads to a tensor of the encoder, several lead to all of them, or the
+            prefix also leads to unknown ones.
     """
     numbers = Counter(
         key.removesuffix(name)

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and which threshold on them would do best."""
+"""Whether probabilities are calibrated, and how scores depend on the threshold on them."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from lesionseg.metrics import count_pixels, score_images
 from lesionseg.results.tables import Row
 
-NUM_BINS = 15  # as usual since Guo et al. 2017, arXiv:1706.04599
+NUM_BINS = 15  # the usual number since Guo et al. 2017, arXiv:1706.04599
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 Sums = NDArray[np.float64]
@@ -19,11 +19,11 @@ def sum_bins(probabilities: NDArray[np.float32], truth: NDArray[np.bool_]) -> Su
 
     Args:
         probabilities: (H, W) float32 in [0, 1].
-        truth: (H, W) bool, True where lesion is.
+        truth: (H, W) bool, True in the lesion.
 
     Returns:
-        (NUM_BINS, 3) float64: pixels, sum of their probabilities, pixels that are lesion. Those
-        of many images add up.
+        (NUM_BINS, 3) float64: pixels, sum of their probabilities, pixels that are lesion. The
+        arrays of several images can be added.
     """
     bins = np.minimum((probabilities * NUM_BINS).astype(np.int64), NUM_BINS - 1).ravel()
     return np.stack(
@@ -40,7 +40,7 @@ def reliability(sums: Sums) -> list[Row]:
 
     Returns:
         `probability_low`, `probability_high` (the bin), `num_pixels`, and `probability` and
-        `lesion_fraction`, which are None where the bin is empty.
+        `lesion_fraction`, which are None if the bin is empty.
     """
     return [
         {
@@ -55,9 +55,9 @@ def reliability(sums: Sums) -> list[Row]:
 
 
 def expected_calibration_error(sums: Sums) -> float:
-    """Mean distance of a pixel's probability from the share of lesion at such probabilities.
+    """Mean difference between the probability in a bin and the share of lesion there.
 
-    In [0, 1]; 0 is perfect. Over the pixels of all images together, weighted by the bins' pixels
+    In [0, 1]; 0 is perfect. Over the pixels of all images together, weighted by each bin's pixels
     (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602), for the probability of lesion.
     """
     num_pixels, total, num_lesion = sums.T

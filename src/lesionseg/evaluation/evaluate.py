@@ -1,7 +1,7 @@
 """Both models scored on the test split and compared: everything in `results/evaluate/`.
 
 At the network's size (`test`) and at each image's own size (`test_own_size`). Only the curve of
-thresholds is of the validation split: nothing is chosen on test. External test sets are scored in
+thresholds uses the validation split: nothing is chosen on test. External test sets are scored in
 the same way, each into a folder of its own.
 """
 
@@ -70,8 +70,8 @@ class EvaluationSet:
     """Images that the models are scored on.
 
     Attributes:
-        split: At the network's size.
-        image_paths: At own size, in the split's order.
+        split: The images and masks at the network's size.
+        image_paths: The images at their own size, in the split's order.
         mask_paths: Their masks.
     """
 
@@ -82,7 +82,7 @@ class EvaluationSet:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """All that the models are scored on.
+    """Everything that the models are scored on.
 
     Attributes:
         test: The test split.
@@ -97,7 +97,7 @@ class EvaluationData:
 
 @dataclass(frozen=True, kw_only=True)
 class _Model:
-    """What one model scores.
+    """The scores of one model.
 
     Attributes:
         table: A row for each test image and scope.
@@ -113,27 +113,27 @@ class _Model:
 
 
 def check_trainings(config: Config, *, results: Results) -> None:
-    """Return when `results` holds the models that params.yaml asks for.
+    """Return if `results` holds the models that params.yaml asks for.
 
     Raises:
-        MissingFileError: A model or its record is not there.
-        DataError: A model.pt is not that of its run.json, or was trained otherwise.
+        MissingFileError: A model or its record is missing.
+        DataError: A model.pt does not match its run.json, or was trained with other parameters.
     """
     for run in RUNS:
         for seed, files in results.trainings(run, config.seeds()).items():
             require(files.model, stage=run)
             expected = config.training_params(run, seed=seed)
-            # The data's own changes show in the data: DVC trains anew after them.
+            # Changes of the data need no check here: DVC retrains after them.
             own = {k: v for k, v in expected.items() if not k.startswith("download.")}
             TrainingRecord.read(files, run=run).check_params(files, own)
 
 
 def load_data(processed_dir: Path, raw_dir: Path, external_dir: Path) -> EvaluationData:
-    """The splits as `preprocess` has left them, and the external test sets, with their own files.
+    """The splits as written by `preprocess`, and the external test sets, with their own files.
 
     Raises:
-        MissingFileError: A file is not there.
-        DataError: One is damaged, or a manifest does not have all images.
+        MissingFileError: A file is missing.
+        DataError: A file is damaged, or a manifest lacks an image.
     """
     external = {}
     for one in read_sets(external_dir):
@@ -170,11 +170,11 @@ def evaluate(config: Config, data: EvaluationData, *, results: Results) -> dict[
 
     Writes all files of `EvaluationFiles`, and metrics.json.
 
-    The scores that are returned are those of the test split.
+    The scores returned are those of the test split.
 
     Raises:
-        MissingFileError: A model is not there.
-        DataError: It is damaged, or of another size than the data.
+        MissingFileError: A model is missing.
+        DataError: It is damaged, or was trained at another image size than the data's.
     """
     files = results.evaluation
     thresholds = {
@@ -315,7 +315,7 @@ def _write_tables(
 
 
 def _measure(data: EvaluationSet) -> list[Row]:
-    """What each test image is like, and the groups it falls into."""
+    """The measures of each test image, and the groups it falls into."""
 
     def measure(image_id: str, image_path: Path, mask_path: Path) -> Row:
         image = read_image(image_path, at_least=MEASURED_SIZE)

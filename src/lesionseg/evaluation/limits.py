@@ -1,4 +1,4 @@
-"""What the size of the network's masks leaves within reach: scores of masks made from the truth."""
+"""Upper limits due to the size of the network's masks: scores of masks made from the truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from lesionseg.results.evaluation import Limits
 
 
 def score_limits(split: Split, *, mask_paths: Sequence[Path]) -> Limits:
-    """Mean jaccard of three masks that know the truth, in [0, 1].
+    """Mean jaccard of three masks made from the truth, in [0, 1].
 
     Args:
-        split: Truth at the network's size.
-        mask_paths: The masks at own size, in the split's order.
+        split: The truth at the network's size.
+        mask_paths: The masks at their own size, in the split's order.
     """
 
     def score(truth: NDArray[np.uint8], mask_path: Path) -> list[float]:

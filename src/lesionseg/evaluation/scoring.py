@@ -1,4 +1,4 @@
-"""All scores of predicted masks, and the numbers that sum up a table of them."""
+"""All scores of predicted masks, and summaries of a table of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,17 +39,17 @@ def score_split(
 ) -> pd.DataFrame:
     """Scores of a model on every image, a row for each image and each of `SCOPES`.
 
-    At own size the probabilities are interpolated, then cut at the threshold; the truth is the
-    mask's file itself, never resized.
+    At own size the probabilities are interpolated, then thresholded; the truth is the mask's file
+    itself, never resized.
 
     Args:
         probabilities: N arrays (H, W) float32 in [0, 1], one for each image of the split.
         split: The split at the network's size.
-        mask_paths: The masks at own size, in the split's order.
+        mask_paths: The masks at their own size, in the split's order.
         threshold: A pixel is lesion above it, in (0, 1).
-        surface_tolerance: Of `nsd`, in percent of the image's diagonal.
-        out_dir: Where the predictions at own size go, as the challenge wants them: 8-bit PNG,
-            0 and 255, `<id>_segmentation.png`.
+        surface_tolerance: Tolerance of `nsd`, in percent of the image's diagonal.
+        out_dir: Where the predictions at own size go, in the challenge's format: 8-bit PNG, 0 and
+            255, `<id>_segmentation.png`.
     """
     if out_dir:
         out_dir.mkdir(parents=True)
@@ -96,8 +96,8 @@ def score_mask(
 
     Args:
         prediction: (H, W) bool, True where lesion is predicted.
-        truth: (H, W) bool, True where lesion is.
-        surface_tolerance: Of `nsd`, in percent of the image's diagonal.
+        truth: (H, W) bool, True in the lesion.
+        surface_tolerance: Tolerance of `nsd`, in percent of the image's diagonal.
     """
     height, width = truth.shape
     counts = count_pixels(prediction[None], truth[None])
@@ -134,12 +134,12 @@ def summarise(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def summarise_scopes(table: pd.DataFrame) -> ModelScores:
-    """What `summarise` says of the rows of `score_split`, by scope."""
+    """`summarise` of the rows of `score_split`, by scope."""
     return ModelScores(**{scope: summarise(at(table, scope)) for scope in SCOPES})
 
 
 def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
-    """Rows of per_image.csv: those of each model below each other."""
+    """Rows of per_image.csv: those of one model after those of the other."""
     return [
         {"id": row["id"], "run": name, **row}
         for name, table in tables.items()
@@ -148,7 +148,7 @@ def per_image_rows(tables: Mapping[str, pd.DataFrame]) -> list[Row]:
 
 
 def side_by_side(tables: Mapping[str, Sequence[Row]], *, on: Sequence[str]) -> list[Row]:
-    """The models' rows beside each other: columns `on` once, the others after the run's name."""
+    """The models' rows side by side: columns `on` once, the others prefixed with the run's name."""
     return [
         {
             **{key: rows[0][key] for key in on},

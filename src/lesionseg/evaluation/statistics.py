@@ -2,7 +2,7 @@
 
 Intervals and tests are over images, for one training of each model: would other images of the same
 kind give the same answer? The spread over seeds is about the training itself: would another random
-start? They are never added up.
+start give the same answer? The two are never combined.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,8 +32,8 @@ def mean_interval(
 
     Bias-corrected and accelerated (Efron 1987, doi:10.1080/01621459.1987.10478410), not the plain
     percentiles of the resamples: scores pile up below 1 with a long tail of failures, and BCa
-    follows that skew. The interval of a difference comes from paired values: images are drawn with
-    replacement, each with the scores of both models. Equal values have an interval of width 0.
+    accounts for that skew. The interval of a difference comes from paired values: images are drawn
+    with replacement, each with the scores of both models. Equal values have an interval of width 0.
 
     Args:
         values: (N,), one for each image.
@@ -74,7 +74,7 @@ def compare(
 
 
 def _sign(metric: str) -> int:
-    """1 where a higher value is better, else -1."""
+    """1 if a higher value is better, else -1."""
     return -1 if METRICS[metric].lower_is_better else 1
 
 
@@ -102,13 +102,13 @@ def signed_ranks(differences: Scores) -> dict[str, float]:
     Images without a difference are left out, as Wilcoxon did (1945, doi:10.2307/3001968). The
     effect size is the matched-pairs rank-biserial correlation (Kerby 2014,
     doi:10.2466/11.IT.3.1): the share of the rank sum that is positive minus the share that is
-    negative, 1 where every difference is positive.
+    negative, 1 if every difference is positive.
 
     Args:
         differences: (N,), one for each image.
 
     Returns:
-        `wilcoxon_p` in [0, 1] and `rank_biserial` in [-1, 1]; 1 and 0 without any difference.
+        `wilcoxon_p` in [0, 1] and `rank_biserial` in [-1, 1]; 1 and 0 if all differences are 0.
     """
     changed = differences[differences != 0]
     if not len(changed):
@@ -121,7 +121,7 @@ def signed_ranks(differences: Scores) -> dict[str, float]:
 
 
 def compare_seeds(seeds: pd.DataFrame) -> SeedComparison | None:
-    """Mean and standard deviation over the training seeds, or None where there is only one seed.
+    """Mean and standard deviation over the training seeds, or None if there is only one seed.
 
     Args:
         seeds: Columns `run`, `seed`, `scope` and the metrics, each already a mean over images.

@@ -1,7 +1,7 @@
-"""Where a model fails: what can be measured on an image and its true mask, in groups.
+"""Where a model fails: images grouped by what can be measured on them and their true masks.
 
-Nothing here depends on a model. The measures are made for dermoscopy at 256 x 256 pixels; lengths
-are in pixels of that size.
+Nothing here depends on a model. The measures are designed for dermoscopy at 256 x 256 pixels;
+lengths are in pixels of that size.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,17 +27,17 @@ from lesionseg.results.tables import Row
 from lesionseg.results.vocabulary import FEW_IMAGES, STRATA, UNKNOWN, Stratum
 
 MEASURED_SIZE = 256  # height and width that the lengths below are meant for
-BORDER = 3  # pixels; masks drawn up to the border often end one or two before it
+BORDER = 3  # pixels; masks drawn up to the border often end one or two pixels before it
 MARGIN = 8  # pixels around the mask that are neither lesion nor skin: outlines are rough
 RING = 40  # pixels around the mask whose skin the lesion is compared with
 FRAME = 10  # pixels along the border without skin: shadows of the dermatoscope's rim
 MIN_SKIN = 655  # pixels, 1 %; with fewer there is no skin to measure
-BLACK = 60  # brightest channel of a black corner is below, out of 255
-SMOOTHING = 3.0  # pixels, standard deviation; wipes out what a hand does not draw
-HAIR_WIDTH = 9  # pixels; whatever is as wide is no hair
-HAIR_LENGTH = 21  # pixels; more than a stroke of a ruler has
+BLACK = 60  # the brightest channel of a black corner is below this, out of 255
+SMOOTHING = 3.0  # pixels, standard deviation; removes detail that nobody draws by hand
+HAIR_WIDTH = 9  # pixels; anything this wide is not a hair
+HAIR_LENGTH = 21  # pixels; longer than a ruler's stroke
 HAIR_DEPTH = 14  # grey levels; a deeper valley counts no more than this
-HAIR_LOW, HAIR_HIGH = 4.0, 6.0  # grey levels of a hair's faint and its clear parts
+HAIR_LOW, HAIR_HIGH = 4.0, 6.0  # grey levels of the faint and the clear parts of a hair
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -52,18 +52,18 @@ def measure_image(image: Image, mask: Mask) -> dict[str, float]:
 
     Args:
         image: (H, W, 3) uint8 RGB in [0, 255], meant for H = W = `MEASURED_SIZE`.
-        mask: (H, W) bool, True where lesion truly is.
+        mask: (H, W) bool, True in the true lesion.
 
     Returns:
         lesion_fraction: Share of the pixels that are lesion, in [0, 1].
         border_fraction: The same among pixels less than `BORDER` from the border.
         contrast: CIEDE2000 difference between the median CIELAB colours of the lesion and of the
             hairless skin up to `RING` pixels around it; NaN without a lesion or such skin.
-        outline_roughness: Pixels of the mask that smoothing it changes, divided by those of its
-            outline; NaN without a lesion.
+        outline_roughness: Pixels of the mask that change when it is smoothed, divided by the pixels
+            of its outline; NaN without a lesion.
         hair_fraction: Share of the skin's pixels that are hair, in [0, 1]; NaN without skin.
         ita: Individual typology angle of the hairless skin's median colour, in degrees; NaN
-            without skin, or if the colour tells nothing: see `_typology_angle`.
+            without skin, or if the colour is uninformative: see `_typology_angle`.
     """
     distance = distance_transform_edt(~mask) if mask.any() else np.full(mask.shape, np.inf)
     skin = _find_skin(image, distance)
@@ -98,14 +98,14 @@ def summarise_strata(
 ) -> list[Row]:
     """Mean jaccard and failure rate of both models in each group, the row "all" first.
 
-    A failure is an image with a jaccard below 0.65, as in the challenge of 2018. Groups come in
-    the order of `STRATA`; those without images are left out.
+    A failure is an image with a jaccard below 0.65, as in the 2018 challenge. Groups are in the
+    order of `STRATA`; those without images are left out.
 
     Args:
         attributes: One row for each image, with a column of group names for each stratum.
         jaccards: (N,) jaccards in [0, 1] of each run on these images, in the same order.
         interval: Lower and upper end for the differences (n,), fine-tuned minus frozen, of a
-            group's images. Not asked for a single image, whose ends are None.
+            group's images. Not called for groups below `FEW_IMAGES`, whose ends are None.
     """
     groups = {("all", "all"): np.ones(len(attributes), dtype=np.bool_)}
     for stratum in STRATA.values():
@@ -123,7 +123,7 @@ def summarise_strata(
 
 
 def _find_skin(image: Image, distance: NDArray[np.float64]) -> Mask:
-    """(H, W) bool; nowhere if there are fewer than `MIN_SKIN` pixels of it."""
+    """(H, W) bool; False everywhere if there are fewer than `MIN_SKIN` pixels of skin."""
     # Closing brightens what is thin and dark: black corners stay, hairs do not.
     brightness = grey_closing(image.max(axis=-1), size=HAIR_WIDTH, mode="nearest")
     lit = minimum_filter(brightness, size=2 * FRAME + 1, mode="nearest") >= BLACK
@@ -134,11 +134,12 @@ def _find_skin(image: Image, distance: NDArray[np.float64]) -> Mask:
 def _find_hair(image: Image) -> Mask:
     """(H, W) bool: dark lines, straight for about `HAIR_LENGTH` pixels.
 
-    The closing of Lee et al. 1997 (DullRazor, doi:10.1016/S0010-4825(97)00020-6) says how much
-    darker than its sides a pixel is. Averaged along lines, the best direction must stand out from
+    The closing of Lee et al. 1997 (DullRazor, doi:10.1016/S0010-4825(97)00020-6) gives how much
+    darker a pixel is than its sides. Averaged along lines, the best direction must stand out from
     the mean of all: skin's texture does not, and a ruler's strokes are too short. The red channel
-    shows hair, but hardly vessels and brown pigment. Light hair is not looked for: on the training
-    images, the same with signs changed found creases and reflections of skin, and no hair.
+    shows hair, but hardly any vessels or brown pigment. Light hair is not looked for: on the
+    training images, the same method with signs changed found creases and reflections of skin, but
+    no hair.
     """
     red = image[..., 0]
     closed = [grey_closing(red, footprint=bar, mode="nearest") for bar in _bars(HAIR_WIDTH, 4)]
@@ -169,13 +170,13 @@ def _inside(shape: tuple[int, ...], width: int) -> Mask:
 
 
 def _median_colour(lab: NDArray[np.float32], where: Mask) -> NDArray[np.float32]:
-    """(3,) median of each of L*, a* and b*; NaN if there is nothing."""
+    """(3,) medians of L*, a* and b*; NaN if there are no pixels."""
     return np.median(lab[where], axis=0) if where.any() else np.full(3, np.nan, np.float32)
 
 
 def _typology_angle(colour: NDArray[np.float32]) -> float:
-    """Degrees in (-90, 90) from L* and b*; NaN where b* is not positive: no skin is bluish, a
-    photograph's white balance may be.
+    """Degrees in (-90, 90) from L* and b*; NaN unless b* is positive, as skin is never bluish but
+    a photograph's white balance may be.
 
     Chardon et al. 1991, doi:10.1111/j.1467-2494.1991.tb00561.x.
     """
@@ -184,7 +185,7 @@ def _typology_angle(colour: NDArray[np.float32]) -> float:
 
 
 def _roughness(mask: Mask) -> float:
-    """See `measure_image`; where the lesion leaves the image is no outline."""
+    """See `measure_image`; the image's border is not part of the outline."""
     outline = np.count_nonzero(mask & ~binary_erosion(mask, border_value=1))
     smoothed = gaussian_filter(mask.astype(np.float32), SMOOTHING, mode="nearest") > 0.5
     return np.count_nonzero(smoothed != mask) / outline if outline else np.nan

@@ -1,6 +1,6 @@
-"""Other ways to predict with what was trained: means over views, over training seeds, over both.
+"""Other ways to predict with the trained models: means over views, over training seeds, over both.
 
-They are rows of their own. The main number stays that of one model and one view.
+They are rows of their own. The main number remains that of one model and one view.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Probabilities = Sequence[NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What one way to predict scores.
+    """The scores of one way to predict.
 
     Attributes:
         seed: The training seed of its model, or None for the mean over the models of all seeds.
@@ -48,11 +48,11 @@ def score_variants(
     predict: Callable[[int, int], Probabilities],
     score: Callable[[Probabilities], ModelScores],
 ) -> list[Scored]:
-    """Scores of each seed's model from one view, and of the variants that the numbers allow.
+    """Scores of each seed's model from one view, and of the variants that seeds and views allow.
 
     Each model predicts once for each number of views. Only sums are kept, so memory does not grow
-    with the seeds. An ensemble is the mean of its models' probabilities, as in Lakshminarayanan
-    et al. 2017, arXiv:1612.01474.
+    with the number of seeds. An ensemble is the mean of its models' probabilities, as in
+    Lakshminarayanan et al. 2017, arXiv:1612.01474.
 
     Args:
         probabilities: What the first seed's model predicts from one view, N maps (H, W) float32
@@ -64,7 +64,7 @@ def score_variants(
         score: Means over images.
 
     Returns:
-        The main model comes first.
+        The scores, those of the main model first.
     """
     main = seeds[0]
     scored = [Scored(seed=main, num_models=1, num_views=1, scores=scores)]
@@ -74,7 +74,7 @@ def score_variants(
             is_known = seed == main and views == 1
             maps = probabilities if is_known else predict(seed, views)
             total += maps
-            # Views are told of the main model only: the others are there to be averaged.
+            # Several views are scored for the main model only; those of the others are averaged.
             if not is_known and (seed == main or views == 1):
                 scored.append(Scored(seed=seed, num_models=1, num_views=views, scores=score(maps)))
         if len(seeds) > 1:
@@ -95,7 +95,7 @@ def seed_rows(runs: Mapping[str, Sequence[Scored]]) -> list[Row]:
 
 
 def variant_rows(runs: Mapping[str, Sequence[Scored]]) -> list[Row]:
-    """Rows of variants.csv: the main model of each run, then what averages more."""
+    """Rows of variants.csv: the main model of each run, then the variants that average more."""
     return [
         {"run": run, "variant": one.variant, "scope": scope}
         | {"num_models": one.num_models, "num_views": one.num_views, **_means(one, scope)}

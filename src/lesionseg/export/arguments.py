@@ -1,4 +1,4 @@
-"""The options of `lesionseg export`; importing them takes no time."""
+"""The options of `lesionseg export`; importing this module takes no time."""
 
 import argparse
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from lesionseg.arguments import add_model, threshold
 from lesionseg.results.layout import Results
 
-PAGE = """A page that segments images in a browser, opened from disk and without a network: all that
-it needs is inside. The first call fetches onnxruntime-web by npm. """
-EXPORT = """Write a trained model as one file that runs without this program. It is run beside torch
-on the test images, or those given, and not written where the masks differ by more than a stated
+PAGE = """A page that segments images in a browser, opened from disk and without a network: it has
+everything it needs inside. The first call fetches onnxruntime-web with npm. """
+EXPORT = """Write a trained model as one file that runs without this program. It is compared with
+torch on the test images, or those given, and not written if the masks differ by more than a stated
 bound."""
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the kinds of files, and the options of each."""
+    """Add the kinds of files, and the options of each, to the parser."""
     parser.description = EXPORT
     parser.epilog = "Example: lesionseg export onnx"
     kinds = parser.add_subparsers(title="kinds", metavar="KIND", dest="kind", required=True)
@@ -28,7 +28,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         "--input",
         choices=["uint8", "float32"],
         default="uint8",
-        help="what the graph takes: (N, S, S, 3) uint8 RGB, or (N, 3, S, S) float32 in [0, 1] "
+        help="input of the graph: (N, S, S, 3) uint8 RGB, or (N, 3, S, S) float32 in [0, 1] "
         "(default: %(default)s)",
     )
     _add_common(onnx, out=Path("lesionseg.onnx"), precision="float32")
@@ -51,8 +51,8 @@ def _add_common(parser: argparse.ArgumentParser, *, out: Path, precision: str) -
         "--precision",
         choices=["float32", "float16", "int8"],
         default=precision,
-        help="float32: the model as it is; float16: large weights in half precision, computed in "
-        "float32; int8: large convolutions in integers (default: %(default)s)",
+        help="float32: the unchanged model; float16: large weights stored in half precision, "
+        "computed in float32; int8: large convolutions in integers (default: %(default)s)",
     )
     parser.add_argument(
         "--images",
@@ -66,6 +66,6 @@ def _add_common(parser: argparse.ArgumentParser, *, out: Path, precision: str) -
         "--threshold",
         type=threshold,
         metavar="P",
-        help="a pixel is lesion above this probability, in (0, 1) (default: what the model was "
-        "evaluated with in results/, or else 0.5)",
+        help="a pixel is lesion above this probability, in (0, 1) (default: the threshold that the "
+        "model was evaluated with in results/, or else 0.5)",
     )

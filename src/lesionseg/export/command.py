@@ -1,4 +1,4 @@
-"""`lesionseg export`: a model as a file for others, kept only if it gives the model's masks."""
+"""`lesionseg export`: a model as a file for other programs, written only if its masks agree."""
 
 import argparse
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Settings:
     """What to export.
 
     Attributes:
-        precision: In `PRECISIONS`.
+        precision: One of `PRECISIONS`.
         threshold: A pixel is lesion above this probability, in (0, 1).
         input_kind: A key of `INPUTS`.
         is_timed: Whether to measure latencies.
@@ -54,9 +54,9 @@ class Material:
 
     Attributes:
         images: (N, S, S, 3) uint8 RGB in [0, 255], at the network's size.
-        names: Of each.
-        calibration: As `images`: those that set the scales of integers.
-        place: Where they are from, for reading.
+        names: The name of each image.
+        calibration: Like `images`: those that set the scales of integers.
+        place: Where they come from, for people to read.
     """
 
     images: Pixels
@@ -71,9 +71,9 @@ class Exported:
 
     Attributes:
         onnx: The file's content.
-        metadata: What it says about itself.
-        agreement: Of its masks with torch's.
-        latencies: Of both; none where nobody asked for them.
+        metadata: What the file says about itself.
+        agreement: How well its masks agree with torch's.
+        latencies: Of both; empty unless asked for.
     """
 
     onnx: bytes
@@ -86,15 +86,15 @@ def run(arguments: argparse.Namespace, network: tuple[Segmenter, int], origin: O
     """What was written and how it compares, for the terminal.
 
     Args:
-        arguments: As `add_export` reads them.
+        arguments: As parsed with `add_export`.
         network: As from `load_model`, and never moved to another memory layout.
         origin: Where it comes from.
 
     Raises:
-        ExportError: The masks differ by more than the precision's bound, or what runs the model in
-            a page cannot be fetched.
+        ExportError: The masks differ by more than the precision's bound, or the runtime for the
+            page cannot be fetched.
         MissingFileError: There are no images to compare the masks on.
-        DataError: One cannot be read, or they have another size.
+        DataError: An image cannot be read, or the images have the wrong size.
     """
     is_page = arguments.kind == "html"
     engine = load_runtime() if is_page else None
@@ -113,15 +113,15 @@ def run(arguments: argparse.Namespace, network: tuple[Segmenter, int], origin: O
 
 
 def read_material(paths: Sequence[Path], *, image_size: int) -> Material:
-    """The images that are given, or else the test split in `PROCESSED_DIR`.
+    """The given images, or else the test split in `PROCESSED_DIR`.
 
     Args:
         paths: Files and folders; none for the test split.
         image_size: Height and width in pixels of what the network sees.
 
     Raises:
-        MissingFileError: There are none.
-        DataError: One cannot be read, or they have another size.
+        MissingFileError: There are no images.
+        DataError: An image cannot be read, or the images have the wrong size.
     """
     if paths:
         found = find_images(paths, out_dir=Path("predictions"))
@@ -156,7 +156,7 @@ def read_material(paths: Sequence[Path], *, image_size: int) -> Material:
 
 
 def _spread(images: Pixels) -> Pixels:
-    """At most `NUM_CALIBRATION` images, evenly over all."""
+    """At most `NUM_CALIBRATION` images, evenly spread over all."""
     num = min(len(images), precision.NUM_CALIBRATION)
     return np.array(images[np.linspace(0, len(images) - 1, num).astype(int)])
 
@@ -164,10 +164,10 @@ def _spread(images: Pixels) -> Pixels:
 def export_model(
     network: tuple[Segmenter, int], origin: Origin, settings: Settings, material: Material
 ) -> Exported:
-    """The model as an ONNX file's content, checked by ONNX's checker and by its masks.
+    """The model as an ONNX file's content, verified by ONNX's checker and by its masks.
 
     Args:
-        network: As `run` takes it; afterwards it has the memory layout of a `Predictor`.
+        network: As for `run`; afterwards it has the memory layout of a `Predictor`.
         origin: Where it comes from.
         settings: What to export.
         material: What to compare the masks on.
@@ -226,7 +226,7 @@ def _as_input(pixels: Pixels, input_kind: str) -> NDArray[Any]:
 
 
 def _runner(content: bytes, *, num_threads: int = 0) -> latency.Engine:
-    """What an exported model does with a batch."""
+    """A function that runs an exported model on a batch."""
     session = latency.open_session(content, num_threads=num_threads)
 
     def run(images: NDArray[Any]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_packages() -> None:
-    """Return when they are there.
+    """Return if they are installed.
 
     Raises:
         ExportError: One is not installed.

@@ -1,4 +1,4 @@
-"""What an exported model's masks must share with torch's before its file is kept."""
+"""How far an exported model's masks must agree with torch's for its file to be written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ExportError
 
-# Between two orders of summation float32 probabilities differ by 2e-5: torch's of one and the same
-# model, in two memory layouts, over 305 images. A pixel nearer to the threshold than this has no
-# side of its own.
+# Different orders of summation change float32 probabilities by up to 2e-5: measured in torch with
+# one model in two memory layouts, over 305 images. For a pixel nearer to the threshold than this,
+# rounding decides.
 ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """How far masks may differ: jaccard of each image's two masks, mean and least."""
+    """How far masks may differ: mean and minimum of the jaccard of each image's two masks."""
 
     mean: float
     least: float
 
 
-# float32 has none: there no pixel may differ that is not within `ROUNDING` of the threshold.
+# float32 has no bound: there, only pixels within `ROUNDING` of the threshold may differ.
 BOUNDS: Mapping[str, Bound] = {
     "float16": Bound(mean=0.999, least=0.98),
     "int8": Bound(mean=0.98, least=0.8),
@@ -36,14 +36,14 @@ _REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What two models' masks of the same images have in common.
+    """How well two models' masks of the same images agree.
 
     Attributes:
-        num_pixels: Of all masks together.
-        differing: (N,) pixels of each image that differ.
-        beyond_rounding: (N,) those of them that are further than `ROUNDING` from the threshold.
-        jaccard: (N,) of each image's two masks; 1.0 where both are empty.
-        largest_difference: Between two probabilities.
+        num_pixels: Pixels of all masks together.
+        differing: (N,) number of pixels that differ in each image.
+        beyond_rounding: (N,) number of those that are further than `ROUNDING` from the threshold.
+        jaccard: (N,) jaccard of each image's two masks; 1.0 where both are empty.
+        largest_difference: Largest difference between two probabilities.
     """
 
     num_pixels: int
@@ -64,11 +64,11 @@ class Agreement:
 def compare(
     ours: NDArray[np.float32], theirs: NDArray[np.float32], *, threshold: float
 ) -> Agreement:
-    """What two models' masks have in common.
+    """How well two models' masks agree.
 
     Args:
-        ours: (N, H, W) probabilities in [0, 1] by torch.
-        theirs: The same by the exported model.
+        ours: (N, H, W) probabilities in [0, 1] from torch.
+        theirs: The same from the exported model.
         threshold: A pixel is lesion above this probability, in (0, 1).
     """
     ours, theirs = (array.reshape(len(array), -1) for array in (ours, theirs))
@@ -94,12 +94,12 @@ def state_bound(precision: str) -> str:
 
 
 def require_agreement(agreement: Agreement, *, precision: str, names: Sequence[str]) -> None:
-    """Return when the masks agree as well as the precision must.
+    """Return if the masks agree as well as the precision requires.
 
     Args:
         agreement: Of the exported model with torch.
-        precision: In `PRECISIONS`.
-        names: Of the images.
+        precision: One of `PRECISIONS`.
+        names: The images' names.
 
     Raises:
         ExportError: They do not.

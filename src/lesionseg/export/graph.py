@@ -1,4 +1,4 @@
-"""A trained network as an ONNX graph: pixels in, probabilities out, and what it is inside.
+"""A trained network as an ONNX graph: pixels in, probabilities out, with metadata inside.
 
 ONNX itself is imported where it is used: it belongs to the extra `export`.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPSET = 20
 INPUT, OUTPUT = "images", "probability"
-# What a graph may take, and how its metadata says so.
+# The possible inputs of a graph, and how its metadata describes them.
 INPUTS = {
     "uint8": "(N, {size}, {size}, 3) uint8 RGB in [0, 255]",
     "float32": "(N, 3, {size}, {size}) float32 RGB in [0, 1]",
@@ -41,9 +41,9 @@ class _Exported(nn.Module):
 
 
 def to_onnx(model: Segmenter, *, image_size: int, input_kind: str = "uint8") -> "ModelProto":
-    """The network as a graph of any batch size, the weights inside.
+    """The network as a graph for any batch size, with its weights inside.
 
-    Normalisation is its beginning and the sigmoid its end.
+    It begins with normalisation and ends with the sigmoid.
 
     Args:
         model: As from `load_model`, never moved to another memory layout.
@@ -51,13 +51,14 @@ def to_onnx(model: Segmenter, *, image_size: int, input_kind: str = "uint8") -> 
         input_kind: A key of `INPUTS`.
     """
     exported = _Exported(model, input_kind=input_kind).eval()
-    # Two images: of one the batch would be fixed. In plain order: others take strides as they are.
+    # Two images: with one, the batch size would become fixed. In contiguous order: the others keep
+    # their strides.
     example = {
         "uint8": torch.zeros(2, image_size, image_size, 3, dtype=torch.uint8),
         "float32": torch.zeros(2, 3, image_size, image_size),
     }[input_kind]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecations inside torch and onnxscript
+        warnings.simplefilter("ignore")  # deprecations inside torch and onnxscript
         program = torch.onnx.export(
             exported,
             (example,),
@@ -69,21 +70,21 @@ def to_onnx(model: Segmenter, *, image_size: int, input_kind: str = "uint8") -> 
             external_data=False,
             verbose=False,
         )
-    assert program is not None  # it would be so with dynamo=False
+    assert program is not None  # None only with dynamo=False
     graph: ModelProto = program.model_proto
     _forget_sources(graph)
     return graph
 
 
 def _forget_sources(graph: "ModelProto") -> None:
-    """Drop where each node came from: it tells the paths of this machine."""
+    """Drop where each node came from: it reveals paths on this machine."""
     for holder in (graph, graph.graph, *graph.graph.node, *graph.graph.value_info):
         del holder.metadata_props[:]
         holder.ClearField("doc_string")
 
 
 def describe(graph: "ModelProto", metadata: Mapping[str, str]) -> None:
-    """Write what a model is into its graph, where any program finds it.
+    """Write a model's metadata into its graph, where any program can find it.
 
     Args:
         graph: Changed in place.
@@ -95,7 +96,7 @@ def describe(graph: "ModelProto", metadata: Mapping[str, str]) -> None:
 
 
 def check(graph: "ModelProto") -> None:
-    """Return when ONNX's own checker finds no fault, in types and shapes neither.
+    """Return if ONNX's own checker finds no fault, including in types and shapes.
 
     Raises:
         ExportError: It finds one.

@@ -1,4 +1,4 @@
-"""How long an image takes, by torch and by onnxruntime, on this machine."""
+"""How long an image takes, with torch and with onnxruntime, on this machine."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 BATCH_SIZES = (1, 32)
-SECONDS = 0.5  # that each number is measured for, after a first pass
+SECONDS = 0.5  # spent on each measurement, after a first pass
 Engine = Callable[[NDArray[Any]], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Median milliseconds an image, from its pixels to its probabilities."""
+    """Median milliseconds per image, from its pixels to its probabilities."""
 
     threads: int
     batch_size: int
@@ -32,7 +32,7 @@ class Latency:
 
 
 def open_session(content: bytes, *, num_threads: int = 0) -> "InferenceSession":
-    """An exported model on the CPU; 0 threads are as many as there are cores."""
+    """An exported model on the CPU; 0 threads means as many as there are cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -48,13 +48,13 @@ def measure(
     images: tuple[NDArray[Any], NDArray[Any]],
     seconds: float = SECONDS,
 ) -> list[Latency]:
-    """The table of latencies: one thread and all, images one at a time and in batches.
+    """The table of latencies: with one thread and with all, images one at a time and in batches.
 
     Args:
-        by_torch: What torch does with a batch.
-        make_session: What onnxruntime does with one, given a number of threads.
-        images: The first images as torch takes them and as the exported model does.
-        seconds: How long to repeat each.
+        by_torch: Runs a batch in torch.
+        make_session: Given a number of threads, makes a function that runs a batch in onnxruntime.
+        images: The first images, as torch takes them and as the exported model does.
+        seconds: How long to repeat each measurement.
     """
     rows = []
     for threads in sorted({1, torch.get_num_threads()}):
@@ -73,7 +73,7 @@ def measure(
 
 
 def show(rows: Sequence[Latency]) -> str:
-    """The latencies as a table for the eye."""
+    """The latencies as a table for people to read."""
     head = "threads  batch  torch  onnxruntime   (milliseconds an image, median)"
     lines = [
         f"{row.threads:>7}  {row.batch_size:>5}  {row.torch:>5.2f}  {row.onnxruntime:>11.2f}"
@@ -83,7 +83,7 @@ def show(rows: Sequence[Latency]) -> str:
 
 
 def _time(engine: Engine, batch: NDArray[Any], seconds: float) -> float:
-    """Milliseconds an image, the first pass, which sets things up, left out."""
+    """Milliseconds per image, without the first pass, which sets things up."""
     engine(batch)
     times: list[float] = []
     while not times or sum(times) < seconds:

@@ -1,4 +1,4 @@
-"""What is known about a model.pt, and said inside every file exported from it."""
+"""What is known about a model.pt, and written into every file exported from it."""
 
 import json
 import logging
@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a model comes from, `unknown` where nothing says so.
+    """Where a model comes from; `unknown` if it is not recorded.
 
     Attributes:
-        model_sha256: Of its model.pt.
-        commit: Of the code that trained it.
-        data_sha256: Of the index of its training images.
+        model_sha256: SHA-256 of its model.pt.
+        commit: Commit of the code that trained it.
+        data_sha256: SHA-256 of the index of its training images.
     """
 
     model_sha256: str
@@ -36,10 +36,10 @@ class Origin:
 
 
 def read_origin(model_path: Path) -> Origin:
-    """What the training wrote down beside its model, as far as it is about this model.
+    """What the run.json beside a model records, if it belongs to this model.
 
     Args:
-        model_path: Of a model.pt, perhaps with a run.json beside it.
+        model_path: Path of a model.pt, perhaps with a run.json beside it.
     """
     model_sha256 = sha256(model_path)
     files = TrainingFiles(model_path.parent)
@@ -61,10 +61,10 @@ def model_metadata(
     """What an exported file says about itself, as names and texts.
 
     Args:
-        origin: Of the model.
+        origin: Where the model comes from.
         threshold: A pixel is lesion above this probability, in (0, 1).
         image_size: Height and width in pixels of what the network sees.
-        precision: In `PRECISIONS`.
+        precision: One of `PRECISIONS`.
         input_kind: A key of `INPUTS`.
     """
     return {

@@ -1,4 +1,4 @@
-"""`segment.html`: the model, what runs it and all around it in one page that asks for nothing."""
+"""`segment.html`: the model, its runtime and its controls in one page that loads nothing else."""
 
 import base64
 import gzip
@@ -13,9 +13,9 @@ from lesionseg.export import runtime
 from lesionseg.export.runtime import Runtime
 from lesionseg.templates import load_template
 
-# In this order they make up one script.
+# Joined in this order to make one script.
 SCRIPTS = ("resize.js", "regions.js", "files.js", "photographs.js", "network.js", "page.js")
-# Runs before the others, which wait until all of the page is there.
+# Runs before the others, which wait until the whole page is loaded.
 _BEGIN = 'document.documentElement.classList.add("has-scripts")'
 _LABELS = {
     "use": "Use",
@@ -36,7 +36,7 @@ def render_page(onnx: bytes, facts: Mapping[str, str], engine: Runtime) -> bytes
     Args:
         onnx: A graph that takes pixels.
         facts: What it says about itself, as from `model_metadata`.
-        engine: What runs it.
+        engine: The runtime for it.
     """
     own = "\n".join(map(read_asset, SCRIPTS))
     settings = {
@@ -66,10 +66,11 @@ def read_asset(name: str) -> str:
 
 
 def _as_global(module: str) -> str:
-    """A module whose exports are a global object `ort`: nothing could import it in a page.
+    """A module turned into a script with a global object `ort`, as a page could not import it.
 
-    So the page needs no script but those whose hashes its policy names. It must not know that it
-    comes from a file: it would make an address out of the page's origin, which Firefox has none of.
+    So the page needs no scripts other than those whose hashes its policy names. The module must not
+    know that it comes from a file: it would make a URL out of the page's origin, and in Firefox
+    such a page has none.
     """
     module = module.replace("import.meta.url", '"page:///"')
     found = re.fullmatch(r"(.*)export\{(.*?)\};\s*(?://#.*)?\s*", module, re.DOTALL)

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 PRECISIONS = ("float32", "float16", "int8")
-# Weights in a tensor from which on it is stored in half precision, or computed in integers. The
-# smaller ones, depthwise and early, hold 2 % of all weights, and change masks most: with every
-# one halved 7 to 15 pixels of a mask of 128x128 differ on average, with these 0.1 to 0.7.
+# Number of weights from which a tensor is stored in half precision, or computed in integers. The
+# smaller tensors, depthwise and early ones, hold 2 % of all weights, and change masks most: with
+# all tensors halved, 7 to 15 pixels of a 128x128 mask differ on average; with the large ones, 0.1
+# to 0.7.
 LARGE_HALF = 25_000
 LARGE_INT8 = 20_000
 NUM_CALIBRATION = 64  # images whose activations set the scales of the integers
@@ -26,13 +27,13 @@ _BATCH_SIZE = 16
 
 
 def halve_weights(graph: "ModelProto") -> "ModelProto":
-    """The graph with its large weights in float16, each brought back to float32 before its use.
+    """The graph with its large weights in float16, each converted back to float32 before its use.
 
-    All is computed in float32, as any processor can; runtimes bring the weights back once, when
-    they load the file. What changes is the rounding of these weights, to 11 bits.
+    Everything is computed in float32, as on any processor; runtimes convert the weights back once,
+    when they load the file. The only change is that these weights are rounded to 11 bits.
 
     Args:
-        graph: Left as it is.
+        graph: Not changed.
     """
     from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -55,10 +56,10 @@ def halve_weights(graph: "ModelProto") -> "ModelProto":
 def quantise(graph: "ModelProto", calibration: NDArray[np.generic]) -> "ModelProto":
     """The graph with its large 1x1 convolutions in 8-bit integers, per channel.
 
-    Those are most of its multiplications, and the others bear no such rounding.
+    They hold most of its multiplications, and the others do not tolerate such rounding.
 
     Args:
-        graph: Left as it is.
+        graph: Not changed.
         calibration: (N, ...) images as the graph takes them, whose activations set the scales.
     """
     import onnx
@@ -110,7 +111,7 @@ class _Batches:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A block in which onnxruntime's remarks about its own steps are not shown."""
+    """A block in which onnxruntime's messages about its own steps are hidden."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

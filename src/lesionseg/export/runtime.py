@@ -1,4 +1,4 @@
-"""onnxruntime for browsers, one version of it: fetched by npm once, and checked by its hash."""
+"""onnxruntime for browsers, in a fixed version: fetched once with npm, and checked by its hash."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ INTEGRITY = (
     "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8p"
     "ZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 )
-# A module with all that runs networks on one thread of the processor, and its WebAssembly.
+# A module that runs networks on one thread of the processor, and its WebAssembly.
 _SCRIPT = "package/dist/ort.wasm.bundle.min.mjs"
 _WASM = "package/dist/ort-wasm-simd-threaded.wasm"
 _SECONDS = 600.0  # for 33 MB
@@ -40,17 +40,17 @@ class Runtime:
 
 
 def load_runtime() -> Runtime:
-    """The runtime, out of the cache or else from npm's registry.
+    """The runtime, from the cache or else from npm's registry.
 
     Raises:
-        ExportError: It cannot be fetched, or is not what it was when it was tested.
+        ExportError: It cannot be fetched, or is not the tested file.
     """
     path = cached_path()
     if not path.exists():
         write_bytes(path, _fetch())
     if integrity(path.read_bytes()) != INTEGRITY:
         raise ExportError(
-            f"{path} is not {NAME} {VERSION}: its SHA-512 is another",
+            f"{path} is not {NAME} {VERSION}: its SHA-512 differs",
             remedy="Remove it and run the same command again",
         )
     with tarfile.open(path) as package:
@@ -75,7 +75,7 @@ def _fetch() -> bytes:
     npm = shutil.which("npm")
     if npm is None:
         raise ExportError(
-            f"npm is missing, which fetches {NAME} once", remedy=f"Install Node.js. {remedy}"
+            f"npm, which fetches {NAME} once, is missing", remedy=f"Install Node.js. {remedy}"
         )
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", f"{NAME}@{VERSION}", "--silent", "--pack-destination", folder]
@@ -96,7 +96,7 @@ def _fetch() -> bytes:
 
 
 def _problem_of(done: "subprocess.CompletedProcess[str]") -> str:
-    """What npm says went wrong, "" if nothing did."""
+    """What went wrong according to npm, "" if nothing did."""
     if done.returncode == 0:
         return ""
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
@@ -105,5 +105,5 @@ def _problem_of(done: "subprocess.CompletedProcess[str]") -> str:
 
 def _read(package: tarfile.TarFile, name: str) -> bytes:
     stream = package.extractfile(name)
-    assert stream is not None  # the file is what its hash says
+    assert stream is not None  # the hash has been checked
     return stream.read()

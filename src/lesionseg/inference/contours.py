@@ -16,11 +16,11 @@ CSV_COLUMNS = ("region", "ring", "x", "y")
 
 
 def to_geojson(regions: Sequence[Region], *, name: str, size: tuple[int, int]) -> bytes:
-    """A GeoJSON FeatureCollection (RFC 7946, but for coordinates in pixels, not in degrees).
+    """A GeoJSON FeatureCollection (RFC 7946, except that coordinates are pixels, not degrees).
 
     Args:
         regions: Each becomes a feature with a polygon.
-        name: Of the image's file.
+        name: Name of the image's file.
         size: (H, W) of the image in pixels.
     """
     height, width = size

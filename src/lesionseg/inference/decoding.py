@@ -13,7 +13,7 @@ from lesionseg.data.images import read_image_and_size, resize_image
 from lesionseg.data.rasters import describe, name_of
 from lesionseg.errors import DataError
 
-# Each may hold an image at its own size, and after eight the disk is the next limit.
+# Each may hold an image at its own size; beyond eight the disk becomes the limit.
 NUM_THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -31,15 +31,15 @@ class Decoded:
 
 
 def decode(source: Path | bytes | BinaryIO, *, image_size: int) -> Decoded:
-    """An image, prepared just as `preprocess` does it for training and evaluation.
+    """An image, prepared exactly as in `preprocess` for training and evaluation.
 
     Args:
-        source: A file, or its content, which a stream may give a `name` for messages.
+        source: A file, or its content; a stream may have a `name` for messages.
         image_size: Height and width in pixels of what the network sees.
 
     Raises:
-        DataError: The file is missing, damaged, no image, or so large that Pillow takes it for a
-            decompression bomb.
+        DataError: The file is missing, damaged, not an image, or so large that Pillow takes it for
+            a decompression bomb.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -55,5 +55,5 @@ def decode(source: Path | bytes | BinaryIO, *, image_size: int) -> Decoded:
 
 
 def problem_of(error: DataError) -> str:
-    """Why an image cannot be read, without the remedy, which is for the pipeline's own files."""
+    """Why an image cannot be read, without the remedy, which is only for the pipeline's files."""
     return f"{error.problem}." if error.remedy else error.problem

@@ -1,4 +1,4 @@
-"""What is written for an image: its mask, and on demand an overlay, probabilities and contours."""
+"""The outputs for an image: its mask, and on request an overlay, probabilities and contours."""
 
 import csv
 import errno
@@ -32,13 +32,13 @@ class Summary:
 
     Attributes:
         file: The image's file.
-        height: Of the image in pixels, as a viewer shows it.
+        height: Height of the image in pixels, as a viewer shows it.
         width: Likewise.
         lesion_pixels: Pixels of the mask.
         lesion_fraction: Their share of the image, in [0, 1].
         num_regions: 4-connected pieces of the mask.
-        mean_probability: Over the pixels of the mask; None without any.
-        touches_border: Whether the mask reaches the edge of the image, and the lesion perhaps on.
+        mean_probability: Over the pixels of the mask; None if there are none.
+        touches_border: Whether the mask reaches the image's edge, so the lesion may extend beyond.
     """
 
     file: str
@@ -53,7 +53,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What to write, and where to.
+    """What to write, and where.
 
     Attributes:
         out_dir: The folder of all outputs.
@@ -70,7 +70,7 @@ class Outputs:
     contours: str | None = None
 
     def paths(self, source: Source) -> dict[str, Path]:
-        """What is written for an image, by the name of the output."""
+        """The files written for an image, by the name of the output."""
         wanted = {
             "mask": "mask",
             **({"overlay": "overlay"} if self.overlay else {}),
@@ -80,11 +80,11 @@ class Outputs:
         return {name: self.out_dir / f"{source.id}{ENDINGS[kind]}" for name, kind in wanted.items()}
 
     def prepare(self, sources: Sequence[Source]) -> None:
-        """Make the folder of all outputs, with a summary.csv, by which later calls know it.
+        """Make the folder of all outputs, with a summary.csv by which later calls recognise it.
 
         Raises:
-            DataError: It cannot be written to, or an output would replace one of the images, or
-                the summary a file of somebody else's.
+            DataError: It cannot be written to, an output would replace one of the images, or the
+                summary would replace a file that is not ours.
         """
         images = {os.path.realpath(source.path) for source in sources}
         for source in sources:
@@ -110,12 +110,12 @@ class Outputs:
     def _require_no_file(self, name: str) -> None:
         if os.path.lexists(self.out_dir / name):
             raise DataError(
-                f"{self.out_dir / name} is not of lesionseg predict, and would be replaced. "
+                f"{self.out_dir / name} is not from lesionseg predict, and would be replaced. "
                 "Choose another folder with --out"
             )
 
     def write_summary(self, summaries: Iterable[Summary]) -> None:
-        """Write summary.csv, of no images its heading alone.
+        """Write summary.csv; without images, only its header.
 
         Raises:
             OSError: It cannot be written.
@@ -127,27 +127,27 @@ class Outputs:
         _write(self.out_dir / SUMMARY, stream.getvalue().encode())
 
     def write(self, source: Source, probability: NDArray[np.float32]) -> Summary:
-        """What the mask of an image is like, all its outputs being written.
+        """Write all outputs of an image; the summary of its mask.
 
         Args:
             source: The image.
             probability: (H, W) float32 in [0, 1] at the image's own size.
 
         Raises:
-            DataError: The image cannot be read once more for its overlay.
+            DataError: The image cannot be read again for its overlay.
             OSError: A file cannot be written.
         """
         mask = probability > self.threshold
         size = mask.shape
         paths = self.paths(source)
-        # As `evaluate` writes it, and as the ISIC challenge wants it.
+        # As in `evaluate`, and in the ISIC challenge's format.
         _write(paths["mask"], mask_png(mask))
         if self.probability:
             _write(paths["probability"], probability_png(probability))
         if self.overlay or self.contours:
             regions = find_regions(mask)
         if self.overlay:
-            from lesionseg.inference.overlay import draw_regions  # half a second, if it is wanted
+            from lesionseg.inference.overlay import draw_regions  # takes half a second
 
             overlay = draw_regions(source.path, regions, size=size)
             _write(paths["overlay"], _to_jpeg(overlay))
@@ -164,7 +164,7 @@ def summarise(mask: NDArray[np.bool_], probability: NDArray[np.float32], *, name
     Args:
         mask: (H, W) bool.
         probability: (H, W) float32 in [0, 1].
-        name: Of the image's file.
+        name: Name of the image's file.
     """
     height, width = mask.shape
     lesion_pixels = int(np.count_nonzero(mask))  # twenty times as fast as a sum
@@ -182,14 +182,14 @@ def summarise(mask: NDArray[np.bool_], probability: NDArray[np.float32], *, name
 
 
 def _to_jpeg(image: Image.Image) -> bytes:
-    """The image's file, in memory: what Pillow says of a full disk does not name it."""
+    """The image's file, in memory: Pillow's error for a full disk does not name the file."""
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=90)
     return stream.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and never in the place of a folder."""
+    """Write a file completely or not at all, and never in place of a folder."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     write_bytes(path, content)

@@ -1,4 +1,4 @@
-"""A photograph with the outlines of what was predicted."""
+"""A photograph with the outlines of its predicted mask."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from skimage.measure import approximate_polygon
 from lesionseg.data.images import read_image
 from lesionseg.outlines import CASING, COLOR, Region
 
-LONGER_SIDE = 1024  # pixels an overlay has at most
-_LINE_WIDTH = (2, 0.004)  # pixels, and as a share of the longer side: the larger of the two
-_TOLERANCE = 0.5  # pixels from the outline to what is drawn
+LONGER_SIDE = 1024  # pixels, at most, of an overlay
+_LINE_WIDTH = (2, 0.004)  # in pixels, and as a share of the longer side: the larger one counts
+_TOLERANCE = 0.5  # pixels between the outline and the drawn line
 _RIM_WIDTH = 1  # pixels
 _SAMPLES = 2  # drawn at twice the size, for smooth lines
 
@@ -22,7 +22,7 @@ def draw_regions(path: Path, regions: Sequence[Region], *, size: tuple[int, int]
 
     Args:
         path: The image.
-        regions: Of the predicted mask.
+        regions: The regions of the predicted mask.
         size: (H, W) of the image in pixels, to which the regions' coordinates belong.
 
     Raises:
@@ -37,7 +37,7 @@ def draw_regions(path: Path, regions: Sequence[Region], *, size: tuple[int, int]
     canvas = ImageDraw.Draw(image)
     factors = np.array(image.size) / (width, height)
     outlines = [
-        # Steps of pixels that are hardly seen here would take most of the time.
+        # Drawing the steps between pixels, hardly visible here, would take most of the time.
         (approximate_polygon(ring * factors, _TOLERANCE * _SAMPLES) - 0.5).ravel().tolist()
         for region in regions
         for ring in region.rings

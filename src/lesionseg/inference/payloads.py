@@ -1,6 +1,6 @@
-"""Images and masks as a server takes and gives them: files in bytes or base64, PNG.
+"""Images and masks as servers exchange them: files as bytes or base64, and PNG.
 
-Both servers are built on it: MLflow's, and `lesionseg serve`; all masks are written by it.
+Both servers, MLflow's and `lesionseg serve`, are built on this module, and it writes all masks.
 """
 
 import base64
@@ -14,19 +14,19 @@ from PIL import Image, UnidentifiedImageError
 
 from lesionseg.errors import DataError, first_line
 
-PROBABILITY_LEVELS = 65535  # of a 16-bit PNG: its grey level divided by this is the probability
-PILLOW_PIXELS = 89_478_485  # from twice as many on it takes an image for a decompression bomb
-_ROWS = 256  # that are rounded at a time
-# Of the many formats that Pillow reads, some run other programs.
+PROBABILITY_LEVELS = 65535  # a grey level of the 16-bit PNG divided by this is the probability
+PILLOW_PIXELS = 89_478_485  # above twice this, Pillow takes an image for a decompression bomb
+_ROWS = 256  # rounded at a time
+# Only these, as some of the many formats that Pillow reads run other programs.
 FORMATS = ("JPEG", "PNG")
 
 
 def read_base64(text: str, *, where: str = "") -> bytes:
-    """The bytes that a base64 text says, with or without line breaks or a data URL's prefix.
+    """The bytes encoded by a base64 text, with or without line breaks or a data URL's prefix.
 
     Args:
         text: The text.
-        where: With what a message begins, such as `row 3: `.
+        where: The beginning of a message, such as `row 3: `.
 
     Raises:
         DataError: It is not base64.
@@ -40,16 +40,16 @@ def read_base64(text: str, *, where: str = "") -> bytes:
 
 
 def count_pixels(content: bytes, *, where: str = "") -> int:
-    """Height times width of a JPEG or PNG file, by what its header declares.
+    """Height times width of a JPEG or PNG file, as declared in its header.
 
-    A few hundred bytes can declare any size, and an answer has the size that was declared.
+    A few hundred bytes can declare any size, and an answer has the declared size.
 
     Args:
         content: The file's bytes.
-        where: With what a message begins.
+        where: The beginning of a message.
 
     Raises:
-        DataError: It is no such file, or its header is damaged.
+        DataError: It is not such a file, or its header is damaged.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
@@ -67,19 +67,19 @@ def count_pixels(content: bytes, *, where: str = "") -> int:
 def mask_png(mask: NDArray[np.bool_]) -> bytes:
     """An 8-bit grey PNG of a mask, (H, W) bool: 255 in the lesion and 0 elsewhere.
 
-    A mask is runs of equal bytes. To look for these only takes less time and fewer bytes than to
-    look for anything that repeats.
+    A mask consists of runs of equal bytes. Compressing only these takes less time and gives fewer
+    bytes than looking for anything that repeats.
     """
     return _to_png(mask.view(np.uint8) * np.uint8(255), compress_type=zlib.Z_RLE)
 
 
 def probability_png(probability: NDArray[np.float32]) -> bytes:
-    """A 16-bit grey PNG of probabilities, (H, W) float32 in [0, 1]: its levels are 65535 times."""
+    """A 16-bit grey PNG of probabilities, (H, W) float32 in [0, 1], multiplied by 65535."""
     levels = np.empty(probability.shape, np.uint16)
-    for start in range(0, len(levels), _ROWS):  # of a photograph whole copies are 100 MB each
+    for start in range(0, len(levels), _ROWS):  # whole copies of a photograph are 100 MB each
         rows = slice(start, start + _ROWS)
         levels[rows] = np.rint(probability[rows] * PROBABILITY_LEVELS)
-    return _to_png(levels, compress_level=1)  # of all levels the fastest by far
+    return _to_png(levels, compress_level=1)  # the fastest level by far
 
 
 def to_text(content: bytes) -> str:

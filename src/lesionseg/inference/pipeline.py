@@ -1,7 +1,7 @@
 """Many files through a model: threads decode ahead of the network and write behind it.
 
-However many files there are, only about two batches of them are in memory at a time, each at the
-network's size; at its own size an image is held only by the thread that reads or writes it.
+However many files there are, only about two batches of them are in memory at a time, at the
+network's size; only the threads that read or write an image hold it at its own size.
 """
 
 from collections import deque
@@ -40,7 +40,7 @@ class _Read:
 
 @dataclass(frozen=True, kw_only=True)
 class _Prediction:
-    """Probabilities (S, S) float32 of an image, and the (H, W) it has itself."""
+    """Probabilities (S, S) float32 of an image, and the (H, W) of the image itself."""
 
     source: Source
     probability: NDArray[np.float32]
@@ -55,13 +55,12 @@ def predict_files(
     batch_size: int = BATCH_SIZE,
     num_threads: int = NUM_THREADS,
 ) -> Generator[Summary | Skipped, None, None]:
-    """For each file in turn what was written, or why nothing was.
+    """For each file in turn, the summary of what was written, or why nothing was.
 
     Args:
-        sources: The files, taken from the iterable a few batches before their results are asked
-            for.
+        sources: The files, taken from the iterable a few batches before their results are needed.
         predictor: The model.
-        outputs: What to write of each image.
+        outputs: What to write for each image.
         batch_size: Images in a forward pass.
         num_threads: How many images are read or written at once.
 
@@ -82,7 +81,7 @@ def predict_files(
         try:
             probability = resize_probabilities(item.probability, item.size)
             return outputs.write(item.source, probability)
-        except DataError as error:  # its overlay needs the file once more
+        except DataError as error:  # the overlay reads the file again
             return Skipped(source=item.source, reason=problem_of(error))
         except DiskSpaceError:
             raise  # no other output could be written either
@@ -102,7 +101,7 @@ def predict_files(
 
 
 def _why(error: Exception) -> str:
-    """The cause without the path, which for a write is that of a temporary file."""
+    """The cause without the path, which for a write is the temporary file's."""
     return (isinstance(error, OSError) and error.strerror) or first_line(error)
 
 
@@ -113,7 +112,7 @@ def _map_ahead(
     *,
     ahead: int,
 ) -> Iterator[Result]:
-    """Like `Executor.map`, with at most `ahead` items taken whose results were not asked for."""
+    """Like `Executor.map`, but taking at most `ahead` items before their results are asked for."""
     running: deque[Future[Result]] = deque()
     for item in items:
         running.append(pool.submit(function, item))
@@ -126,7 +125,7 @@ def _map_ahead(
 def _predict(
     items: Iterable[_Read | Skipped], predictor: Predictor, *, batch_size: int
 ) -> Iterator[_Prediction | Skipped]:
-    """The predictions, in full batches; what was skipped keeps its place."""
+    """The predictions, in full batches; skipped files keep their places."""
     waiting: list[_Read | Skipped] = []
     num_images = 0
     for item in items:

@@ -1,4 +1,4 @@
-"""Probability maps of a whole split, and masks at the size an image has itself."""
+"""Probability maps of a whole split, and probabilities resized to an image's own size."""
 
 from collections.abc import Iterator
 
@@ -13,8 +13,8 @@ from lesionseg.data.batches import load_batch
 from lesionseg.data.dataset import Split
 from lesionseg.models.segmenter import Segmenter
 
-# The symmetries of the square, as a left-right flip or none and quarter turns after it. The first
-# one is the image itself, the first 2 are the flip's, the first 4 those of both flips.
+# The symmetries of the square, as an optional left-right flip followed by quarter turns. The first
+# is the image itself, the first 2 add the left-right flip, the first 4 are those of both flips.
 _VIEWS = (
     (False, 0),
     (True, 0),
@@ -33,12 +33,12 @@ def predict_batch(model: nn.Module, images: Tensor, *, num_views: int = 1) -> Te
 
     With several views it is the mean of their probabilities (not of their logits), each turned
     back onto the image: test-time augmentation without interpolation. The views go through the
-    model one after the other, so memory does not grow with them.
+    model one after the other, so memory does not grow with their number.
 
     Args:
-        model: Logits (N, 1, H, W) of images (N, 3, H, W).
+        model: Gives logits (N, 1, H, W) of images (N, 3, H, W).
         images: (N, 3, H, W) float32 in [0, 1].
-        num_views: 1, the images as they are; 2, with the left-right flip; 4, with both flips and
+        num_views: 1, the images themselves; 2, with the left-right flip; 4, with both flips and
             the half turn; 8, the symmetries of the square.
     """
     assert num_views in NUM_VIEWS
@@ -62,7 +62,7 @@ def predict_split(
     label: str,
     num_views: int = 1,
 ) -> Iterator[NDArray[np.float32]]:
-    """The lesion's probability of each image in turn, (H, W) float32 in [0, 1].
+    """The lesion's probability in the pixels of each image in turn, (H, W) float32 in [0, 1].
 
     Computed in float32, so that a score does not depend on the hardware's fast types. The views
     are those of `predict_batch`.

@@ -1,6 +1,6 @@
-"""Trained models that predict: images of any size in, probabilities of their own size out.
+"""Trained models that predict: images of any size in, probabilities of the same size out.
 
-It knows no command line and no server; both are built on it.
+Independent of the command line and the server, which are both built on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ BATCH_SIZE = 32
 class Predictor:
     """Segmenters in evaluation mode on their device, in float32 as in the stage `evaluate`.
 
-    Of several, an ensemble, the mean probability is taken, as there.
+    With several, an ensemble, the mean probability is taken, as there.
 
     Attributes:
         image_size: Height and width in pixels of what the network sees.
@@ -59,15 +59,15 @@ class Predictor:
 
         Args:
             paths: The files.
-            device: `auto` takes CUDA where there is one; or cpu, cuda, cuda:1.
+            device: `auto` takes CUDA if available; or cpu, cuda, cuda:1.
             stage: The stage that makes the files, named in errors.
             num_views: Views of each image, whose mean probability is taken, as in `predict_batch`.
-            remedy_of: What to do about a file that is no model, if not to run the stage again.
+            remedy_of: What to do about a file that is not a model, if not to run the stage again.
 
         Raises:
-            MissingFileError: A file is not there.
-            DataError: It is not a model of this program, or one for images of another size.
-            ConfigError: The device is not there.
+            MissingFileError: A file is missing.
+            DataError: It is not a model of this program, or is for images of another size.
+            ConfigError: There is no such device.
         """
         chosen = choose_device(device)
         loaded = [load_network(path, stage=stage, remedy_of=remedy_of) for path in paths]
@@ -86,7 +86,7 @@ class Predictor:
         """The lesion's probability in each pixel of each image, (H, W) float32 in [0, 1].
 
         Args:
-            images: (H, W, 3) uint8 RGB in [0, 255], each of its own size.
+            images: (H, W, 3) uint8 RGB in [0, 255], of any sizes.
             batch_size: Images in a forward pass.
 
         Raises:
@@ -107,13 +107,13 @@ class Predictor:
     def predict_encoded(
         self, images: Sequence[Path | bytes | BinaryIO], *, batch_size: int = BATCH_SIZE
     ) -> list[NDArray[np.float32]]:
-        """Like `predict`, of image files or their contents, prepared as in the stage `evaluate`.
+        """Like `predict`, for image files or their contents, prepared as in the stage `evaluate`.
 
-        A large JPEG is decoded at reduced scale, which is faster, and not quite what `predict`
-        makes of all its pixels.
+        A large JPEG is decoded at reduced scale, which is faster, but differs slightly from what
+        `predict` makes of all its pixels.
 
         Args:
-            images: As `decode` takes them.
+            images: As for `decode`.
             batch_size: Images in a forward pass.
 
         Raises:
@@ -156,15 +156,15 @@ class Predictor:
 def load_network(
     path: Path, *, stage: str, remedy_of: Callable[[Path], str] | None = None
 ) -> tuple[Segmenter, int]:
-    """The network in a `model.pt` and its image size in pixels, as `load_model` reads them.
+    """The network in a `model.pt` and its image size in pixels, as from `load_model`.
 
     Args:
         path: The file.
         stage: The stage that makes it, named in errors.
-        remedy_of: What to do about a file that is no model, if not to run the stage again.
+        remedy_of: What to do about a file that is not a model, if not to run the stage again.
 
     Raises:
-        MissingFileError: The file is not there.
+        MissingFileError: The file is missing.
         DataError: It is not a model of this program.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which files to predict on, and what each one's outputs are called."""
+"""Which files to predict on, and the names of their outputs."""
 
 import errno
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lesionseg.errors import DataError, MissingFileError
 
-# What counts as an image in a folder. Pillow reads HEIC only with a plugin; such a file is a
-# photograph nevertheless, and is named as unreadable rather than passed over.
+# What counts as an image in a folder. Pillow reads HEIC only with a plugin; such a file is still a
+# photograph, and is reported as unreadable rather than skipped.
 SUFFIXES = (
     ".avif",
     ".bmp",
@@ -28,7 +28,7 @@ SUFFIXES = (
     ".webp",
 )
 SUMMARY = "summary.csv"
-# Its first line, by which a folder of outputs is known.
+# Its first line, by which a folder of outputs is recognised.
 SUMMARY_COLUMNS = (
     "file",
     "height",
@@ -39,7 +39,7 @@ SUMMARY_COLUMNS = (
     "mean_probability",
     "touches_border",
 )
-# What an output's name ends in, by the name of the output.
+# What the file name of each output ends in.
 ENDINGS = {
     "mask": "_segmentation.png",
     "overlay": "_overlay.jpg",
@@ -56,8 +56,8 @@ class Source:
 
     Attributes:
         id: What its outputs' names start with: folders below the output folder, with slashes, and
-            the file's name without its ending.
-        name: The file relative to the folder that holds all files, with slashes, for reading.
+            the file's name without its extension.
+        name: The file relative to the folder that holds all files, with slashes, for display.
         path: The file as it was given.
     """
 
@@ -72,8 +72,8 @@ class Found:
 
     Attributes:
         sources: The images.
-        unusable: Of each that cannot be read or searched, where it is and why, in one line.
-        num_left_out: Files that are no images by their names.
+        unusable: For each path that cannot be read or searched, where it is and why, in one line.
+        num_left_out: Files that are not images by their names.
         links: Links to folders, which are not followed.
     """
 
@@ -129,7 +129,7 @@ class _Search:
             waiting += reversed(folders)
 
     def _takes(self, path: Path, is_ours: bool) -> bool:
-        """Take what is no folder; True for a folder, which is to be searched."""
+        """Take a file; True for a folder, which is still to be searched."""
         if os.path.isdir(path):  # noqa: PTH112  (Path.is_dir raises where nothing may be read)
             if path.is_symlink():
                 self.links.append(path)
@@ -148,20 +148,20 @@ class _Search:
 
 
 def find_images(paths: Sequence[Path], *, out_dir: Path) -> Found:
-    """All images that files and folders name, each once, folders searched through all levels.
+    """All images among files and in folders, each once; folders are searched at all levels.
 
-    A file is taken whatever it is called; in a folder the suffix decides. Hidden files and folders
-    are left out, and so are outputs: below `out_dir`, and below a folder with a summary.csv as we
-    write it, what is called as an output is one. Links to folders are not followed. Ids are
-    relative to the deepest folder that holds all `paths`, a folder holding itself; where two
-    differ in nothing but the suffix, it stays.
+    A file is taken whatever its name; in a folder the suffix decides. Hidden files and folders are
+    left out, and so are outputs: below `out_dir`, and below a folder with a summary.csv as we write
+    it, a file named like an output is one. Links to folders are not followed. Ids are relative to
+    the deepest folder that holds all `paths`, a folder holding itself; if two differ in nothing but
+    the suffix, they keep it.
 
     Args:
         paths: Files and folders.
         out_dir: Where the outputs will go.
 
     Raises:
-        MissingFileError: A path is not there.
+        MissingFileError: A path does not exist.
         DataError: There is no image, or the outputs would lie among the images of a folder.
     """
     search = _Search(out_dir=Path(os.path.realpath(out_dir)))
@@ -209,7 +209,7 @@ def has_summary(folder: Path) -> bool:
 
 
 def is_output(name: str) -> bool:
-    """Whether a file in a folder of outputs is one by its name."""
+    """Whether a file in a folder of outputs is an output, by its name."""
     return name == SUMMARY or name.endswith(tuple(ENDINGS.values()))
 
 
@@ -221,16 +221,16 @@ def _require(path: Path) -> None:
             f"{path} is not there. Give the path of an image or a folder"
         ) from None
     except OSError:
-        return  # it is there, and cannot be read: that is said at the end
+        return  # it exists but cannot be read: that is reported at the end
 
 
 def _why_unusable(path: Path) -> str | None:
-    """Why a path is no file to read, or None; nothing is opened, as a fifo would wait for ever."""
+    """Why a path is not a readable file, or None; not opened, as a fifo would block for ever."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         if error.errno == errno.ENOENT:
-            return "it is a link to what is not there" if path.is_symlink() else "file not found"
+            return "it is a broken link" if path.is_symlink() else "file not found"
         return error.strerror
     if stat.S_ISREG(mode):
         return None
@@ -242,7 +242,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _absolute(path: Path) -> Path:
-    """Without `..`, but with its links: what DVC links into a folder belongs to the folder."""
+    """Without `..`, but links kept: a file that DVC links into a folder belongs to that folder."""
     return Path(os.path.abspath(path))  # noqa: PTH100  (resolve would follow the links)
 
 
@@ -250,7 +250,7 @@ def _name(files: Mapping[Path, Path], *, root: Path) -> tuple[Source, ...]:
     """The sources of files, given as absolute path -> path to read."""
     names = [path.relative_to(root) for path in files]
     ids = [name.with_suffix("") for name in names]
-    # Until no two are the same: a.jpg.png without its ending is a.jpg, which may be there as well.
+    # Until no two are the same: a.jpg.png without its extension is a.jpg, which may exist as well.
     while twice := {image_id for image_id, uses in Counter(ids).items() if uses > 1}:
         ids = [
             name if image_id in twice else image_id
@@ -263,5 +263,5 @@ def _name(files: Mapping[Path, Path], *, root: Path) -> tuple[Source, ...]:
 
 
 def _text(path: Path) -> str:
-    """A path as text that any file can hold, whatever bytes its name is made of."""
+    """A path as valid text, whatever bytes its name consists of."""
     return os.fsencode(path.as_posix()).decode(errors="replace")

@@ -19,7 +19,7 @@ def _block(convolution: nn.Module, channels: int, dropout: float) -> nn.Sequenti
 class BilinearDecoder(nn.Module):
     """Baseline 1: five 3x3 convolutions, each upsampled twofold; no skips.
 
-    The channels go 1280-512-256-64-32-16 while the map grows from 1/32 of the image to its size.
+    The channels go 1280-512-256-64-32-16 while the map grows from 1/32 of the image to full size.
     """
 
     def __init__(self, *, dropout: float) -> None:
@@ -42,10 +42,10 @@ class BilinearDecoder(nn.Module):
 
 
 class TransposedDecoder(nn.Module):
-    """Baseline 2: transposed convolutions, each joined with the encoder's map of its scale.
+    """Baseline 2: transposed convolutions, each joined with the encoder's map at its scale.
 
-    A twofold transposed convolution, the skip of the same stride beside it, and a 3x3 convolution
-    that fuses the two, at strides 16, 8, 4 and 2; a last transposed convolution to stride 1.
+    At strides 16, 8, 4 and 2, a twofold transposed convolution, and a 3x3 convolution that fuses
+    its output with the skip of the same stride; then a last transposed convolution to stride 1.
     """
 
     def __init__(self, *, dropout: float) -> None:
@@ -77,16 +77,16 @@ class TransposedDecoder(nn.Module):
 class PyramidDecoder(nn.Module):
     """Multi-scale aggregation, the future work of baseline 1: all scales, then all fused.
 
-    As in feature pyramid networks (Lin et al. 2017, arXiv:1612.03144) 1x1 convolutions bring the
-    maps at strides 4 to 32 to one width, and each is added to the coarser one below it, twofold
-    upsampled; the coarsest also gets the mean of the whole map, its context (Liu et al. 2015,
-    arXiv:1506.04579). The four sums, each smoothed, are fused at stride 4, and that with the map of
-    stride 2, where the logits are made. Twofold upsampling brings these to the image's size: the
-    boundary is smooth at that scale, and half of the decoder's time would go into the last octave.
+    As in feature pyramid networks (Lin et al. 2017, arXiv:1612.03144), 1x1 convolutions bring the
+    maps at strides 4 to 32 to the same width, and to each is added the next coarser one, upsampled
+    twofold; the coarsest also gets the mean of the whole map, its context (Liu et al. 2015,
+    arXiv:1506.04579). The four sums, each smoothed, are fused at stride 4, and the result with the
+    map of stride 2, where the logits are made. Twofold upsampling brings these to the image's size:
+    the boundary is smooth at that scale, and the last octave would take half of the decoder's time.
 
-    Fast, since convolutions are where pixels are few: the smoothing is separable, and the fusing
-    1x1 convolution of all maps side by side is done as one for each map before it is upsampled,
-    which is the same, for both are linear.
+    Fast, because convolutions run where there are few pixels: the smoothing is separable, and the
+    1x1 convolution that fuses all maps side by side is split into one for each map before it is
+    upsampled. That is equivalent, as both are linear.
     """
 
     WIDTH, LAST_WIDTH = 64, 16
@@ -128,7 +128,7 @@ def _lateral(channels: int, width: int) -> nn.Sequential:
 
 
 def _separable(width: int) -> nn.Sequential:
-    """A 3x3 convolution as one of each channel by itself, then one across channels."""
+    """A 3x3 convolution as one per channel, followed by one across channels."""
     return nn.Sequential(
         DepthwiseConv2d(width, width, 3, padding=1, groups=width, bias=False),
         _block(nn.Conv2d(width, width, 1, bias=False), width, 0.0),

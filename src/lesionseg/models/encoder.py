@@ -20,8 +20,8 @@ CHANNELS = (16, 24, 32, 96, 1280)
 class Encoder(nn.Module):
     """MobileNetV2 1.0 without its classifier (Sandler et al. 2018, arXiv:1801.04381).
 
-    Frozen, it takes no gradient and its batch norms stay in evaluation mode whatever `.train()`
-    says, so that neither weights nor running statistics ever move.
+    Frozen, it takes no gradient and its batch norms stay in evaluation mode even after `.train()`,
+    so that neither weights nor running statistics ever change.
     """
 
     def __init__(self, *, state: Mapping[str, Tensor], frozen: bool) -> None:
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Set training mode, except where the encoder is frozen."""
+        """Set training mode, unless the encoder is frozen."""
         return super().train(mode and not self.frozen)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -56,9 +56,9 @@ class Encoder(nn.Module):
         return maps
 
     def fold(self) -> None:
-        """Fold the batch norms for good, into the weights themselves: it learns no more.
+        """Fold the batch norms into the weights themselves, permanently: no further training.
 
-        Nothing is left beside what is computed with, as a file for another program needs it.
+        Nothing remains but what is computed with, as needed in a file for another program.
         """
         _fold(self.features.eval().requires_grad_(False))
         self.frozen = True
@@ -66,23 +66,23 @@ class Encoder(nn.Module):
         self.eval()
 
     def _follow_features(self, *_: Any) -> None:
-        """Make anew what a frozen encoder computes with, while its state keeps batch norms."""
+        """Remake the copy that a frozen encoder computes with; its state keeps the batch norms."""
         has_norms = any(isinstance(m, nn.BatchNorm2d) for m in self.features.modules())
         # In a list, which hides it from `state_dict()`.
         self._folded = [fold_batch_norms(self.features)] if self.frozen and has_norms else []
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or convert the encoder, and what it computes with."""
+        """Move or convert the encoder and the copy that it computes with."""
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         self._follow_features()
         return self
 
 
 def fold_batch_norms(features: nn.Sequential) -> nn.Sequential:
-    """A copy that gives the same, but for rounding, and takes two thirds of the time.
+    """A copy with the same output, up to rounding, that takes two thirds of the time.
 
-    In evaluation mode a batch norm scales and shifts each channel by fixed numbers: the
-    convolution before it can do so itself.
+    In evaluation mode a batch norm scales and shifts each channel by fixed numbers, which can be
+    included in the convolution before it.
     """
     folded = copy.deepcopy(features).eval().requires_grad_(False)
     _fold(folded)

@@ -51,7 +51,7 @@ def build_segmenter(
         encoder_state: Weights of torchvision's `mobilenet_v2().features`.
         decoder: A name in `DECODERS`.
         dropout: Probability of dropping a channel in the decoder, in [0, 1).
-        frozen: Whether the encoder stays what it is.
+        frozen: Whether the encoder stays unchanged.
         seed: Seed of the decoder's weights.
     """
     with torch.random.fork_rng(devices=[]):
@@ -61,11 +61,11 @@ def build_segmenter(
 
 
 def load_encoder_state(path: Path) -> dict[str, Tensor]:
-    """Weights of the encoder as the download stage wrote them.
+    """Weights of the encoder as written by the download stage.
 
     Raises:
-        MissingFileError: The file is not there.
-        DataError: It cannot be read, or holds other weights, or some that are not finite.
+        MissingFileError: The file is missing.
+        DataError: It cannot be read, or holds other or non-finite weights.
     """
     require(path, stage="download")
     try:
@@ -90,27 +90,27 @@ def _require_finite(state: Mapping[str, Tensor]) -> None:
 def save_model(
     path: Path, *, state: Mapping[str, Tensor], decoder: str, image_size: int, frozen: bool
 ) -> None:
-    """Write `model.pt`: weights, and what it takes to build the network again."""
+    """Write `model.pt`: weights, and what is needed to rebuild the network."""
     content = {
         "decoder": decoder,
         "image_size": image_size,
         "frozen": frozen,
         "state": {name: tensor.cpu().contiguous() for name, tensor in state.items()},
     }
-    # Through memory: torch writes the file's own name into the file, and so into its bytes.
+    # Via memory: torch would write the file's own name into the file, and so change its bytes.
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
 
 
 def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
-    """The network in a `model.pt`, to predict with, and its image size in pixels.
+    """The network in a `model.pt`, for prediction, and its image size in pixels.
 
     It is in evaluation mode and its encoder's batch norms are folded, however it was trained: that
     is faster.
 
     Raises:
-        MissingFileError: The file is not there.
+        MissingFileError: The file is missing.
         DataError: It is not a model of this program.
     """
     require(path, stage=stage)
@@ -126,7 +126,7 @@ def load_model(path: Path, *, stage: str) -> tuple[Segmenter, int]:
         model.load_state_dict(state)
         _require_finite(state)
         image_size = int(content["image_size"])
-        encoder.fold()  # what predicts learns no more
+        encoder.fold()  # it only predicts from now on
     except Exception as error:  # noqa: BLE001  (torch.load raises whatever the pickle holds)
         raise DataError(
             f"{path} is not a model ({first_line(error)})", remedy=f"Run: {rerun(stage)}"

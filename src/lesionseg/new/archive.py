@@ -1,8 +1,8 @@
 """The files of a project in one zip file: those at the top of this repository, and a README.
 
-They exist once. The wheel carries the zip file, which setup.py makes with `pack`; a checkout makes
-it when it is asked for. Unpacked among the installed packages they would be a second dvc.yaml to a
-DVC whose project has its environment inside.
+They exist only once. The wheel contains the zip file, which setup.py makes with `pack`; a checkout
+makes it on demand. Unpacked among the installed packages, they would look like a second dvc.yaml to
+a DVC whose project contains its environment.
 """
 
 import io
@@ -13,14 +13,14 @@ PACKED = Path(__file__).with_name("project.zip")
 _ROOT = Path(__file__).resolve().parents[3]  # of a checkout
 _FILES = (".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml")
 _README = "src/lesionseg/new/README.md"
-_OLDEST = (1980, 1, 1, 0, 0, 0)  # that a zip file can name: the same files give the same bytes
+_OLDEST = (1980, 1, 1, 0, 0, 0)  # the oldest date of a zip file: equal files give equal bytes
 
 
 def pack(root: Path) -> bytes:
-    """A zip file of what a new project has.
+    """A zip file of a new project's files.
 
     Args:
-        root: Of the repository.
+        root: Root of the repository.
     """
     stages = sorted(path.relative_to(root).as_posix() for path in root.glob("stages/*.py"))
     places = {name: name for name in (*_FILES, *stages)} | {"README.md": _README}

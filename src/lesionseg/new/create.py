@@ -1,4 +1,4 @@
-"""`lesionseg new`: a project of its own for whoever has the package and not the repository."""
+"""`lesionseg new`: a project for users who have the package but not the repository."""
 
 import json
 import re
@@ -28,8 +28,8 @@ SYNTHETIC: Values = {
     "report.title": "Demo: synthetic lesions, encoders from scratch",
 }
 _PIPELINE_HEAD = """\
-# The pipeline, and all that each stage's outputs depend on. The code is the installed package's, in
-# the version that requirements.txt names: with another version everything is made anew.
+# The pipeline, and everything that each stage's outputs depend on. The code is that of the
+# installed package, in the version that requirements.txt names: another version remakes everything.
 """
 _REQUIREMENTS = """\
 # All stages depend on this file, and refuse another version.
@@ -40,14 +40,14 @@ lesionseg=={version}
 def create(folder: Path, *, values: Values) -> None:
     """Write a project into a folder, new or not, that lies in a git repository or becomes one.
 
-    What is there already stays, and a README may be another one.
+    Existing files stay; only an existing README may differ from ours.
 
     Args:
         folder: Where.
         values: What differs from the usual params.yaml, as `{"train.lr": 0.001}`.
 
     Raises:
-        LesionsegError: There is another file in the place of one, or no git.
+        LesionsegError: A different file is in the way, or git is not installed.
     """
     if not shutil.which("git"):
         raise LesionsegError("there is no git, which DVC needs. Install it: apt install git")
@@ -64,7 +64,7 @@ def create(folder: Path, *, values: Values) -> None:
 
 
 def _is_there(path: Path, text: str) -> bool:
-    """Whether a file need not be written.
+    """Whether a file already exists, so that it need not be written.
 
     Raises:
         LesionsegError: Something else is in its place.
@@ -73,14 +73,14 @@ def _is_there(path: Path, text: str) -> bool:
         return False
     if path.name == "README.md" or (path.is_file() and path.read_bytes() == text.encode()):
         return True
-    raise LesionsegError(f"{path} is there already, and would be replaced. Name another folder")
+    raise LesionsegError(f"{path} already exists, and would be replaced. Name another folder")
 
 
 def depend_on_version(pipeline: str) -> str:
     """dvc.yaml for an installed package.
 
-    In the repository each stage depends on the modules that it imports. Installed, they change with
-    the package's version and not otherwise: a stage depends on the file that names it instead.
+    In the repository each stage depends on the modules that it imports. Installed modules change
+    only with the package's version, so a stage depends on the file that names the version instead.
 
     Args:
         pipeline: The repository's dvc.yaml.
@@ -91,11 +91,11 @@ def depend_on_version(pipeline: str) -> str:
 
 
 def with_values(params: str, values: Values) -> str:
-    """The text of a params.yaml with other values and all its comments.
+    """The text of a params.yaml with some values replaced, and all its comments kept.
 
     Args:
         params: The text.
-        values: As `{"train.lr": 0.001}`; a name without a dot is a whole section.
+        values: Such as `{"train.lr": 0.001}`; a name without a dot is a whole section.
     """
     for name, value in values.items():
         section, _, key = name.partition(".")

@@ -1,4 +1,4 @@
-"""What external test sets say, beside test: read, put into words and into rows."""
+"""The results on external test sets, beside test: read and put into words."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ class ExternalScores:
 
     Attributes:
         facts: Its name, source and number of images.
-        comparison: As of the test split.
-        scores: By run.
+        comparison: As for the test split.
+        scores: Scores by run.
     """
 
     facts: ExternalSet
@@ -32,16 +32,16 @@ class ExternalScores:
 def read_external(
     evaluation: EvaluationFiles, external_dir: Path, *, models: Mapping[str, str]
 ) -> list[ExternalScores]:
-    """All external test sets, which agree with the rest of the results.
+    """All external test sets, checked for agreement with the rest of the results.
 
     Args:
-        evaluation: What `evaluate` left.
+        evaluation: What `evaluate` wrote.
         external_dir: Holds the list of the sets.
-        models: SHA-256 by run, of the models that the page is about.
+        models: SHA-256, by run, of the models that the page is about.
 
     Raises:
-        MissingFileError: A file is not there.
-        DataError: It is damaged, or of other models or images than the rest.
+        MissingFileError: A file is missing.
+        DataError: It is damaged, or about other models or images than the rest.
     """
     found = []
     for facts in read_sets(external_dir):
@@ -71,7 +71,7 @@ def read_external(
 
 
 def answer_elsewhere(comparison: Comparison, external: Sequence[ExternalScores]) -> str:
-    """One sentence: on which external test sets the answer of test holds; "" if there are none."""
+    """One sentence: on which external sets the answer for test holds too; "" if there are none."""
     if not external:
         return ""
     at_home = _verdict(comparison.test["jaccard"])
@@ -113,7 +113,7 @@ def _verdict(result: Compared) -> str:
 
 
 def _join(sets: Sequence[ExternalScores], *, verdicts: bool = False) -> str:
-    """Names with the difference of the jaccard and its interval; what each says instead."""
+    """Names with the jaccard's difference and interval and, if wanted, the verdict on each set."""
     parts = []
     for one in sets:
         result = _jaccard(one)

@@ -1,4 +1,4 @@
-"""What the page says of the trainings: data, start, parameters, provenance, how to repeat them."""
+"""The page's facts about the trainings: data, start, parameters, provenance, how to repeat them."""
 
 import shlex
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.results.training import TrainingRecord
 
 _OF_ENCODER = {"imagenet": "with ImageNet weights", "none": "with random weights"}
-# Parameters that are named otherwise in params.yaml, or follow from others.
+# Parameters that have another name in params.yaml, or follow from others.
 _NOT_SET = ("encoder", "encoder_lr", "fold")
 
 
@@ -32,7 +32,7 @@ def say_facts(inputs: Inputs) -> str:
 
 
 def has_archive_ids(record: TrainingRecord) -> bool:
-    """Whether images have ids of ISIC's archive, by which copies are found."""
+    """Whether images have ids from ISIC's archive, by which copies are found."""
     sources = str(record.param("download.source")).split(", ")
     return any(source in SOURCES_WITH_UNIQUE_IDS for source in sources)
 
@@ -51,7 +51,7 @@ def list_settings(inputs: Inputs) -> list[tuple[str, str]]:
 
 
 def _quote(value: object) -> str:
-    """A value for the shell and for DVC, which takes a word with other signs in quotes."""
+    """A value quoted for the shell and, if it has special characters, for DVC."""
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)

@@ -28,7 +28,7 @@ from lesionseg.results.evaluation import Compared, Comparison
 from lesionseg.results.layout import FINETUNED, FROZEN
 from lesionseg.results.vocabulary import METRICS, RUN_LABELS, SCOPES, STRATA
 
-# What the style sheet of pages calls these colours, light and dark.
+# The names of these colours, light or dark, in the pages' style sheet.
 _PAGE_COLORS = {
     INK: "currentColor",
     PAPER: "var(--card)",
@@ -47,7 +47,7 @@ def draw_curves(
 
     Args:
         histories: For each run its epochs: columns `epoch`, `train_loss` and `val_<quantity>`.
-        quantities: The panels. Beside the validation loss, the training loss is dotted.
+        quantities: The panels. The panel of the validation loss has the training loss dotted.
     """
     figure = Figure(figsize=(3.7 * len(quantities), 3), layout="constrained")
     panels = figure.subplots(1, len(quantities), squeeze=False)[0]
@@ -87,8 +87,7 @@ def draw_differences(
     """Fine-tuned minus frozen with its interval for each metric; right of 0, fine-tuned is better.
 
     Args:
-        comparison: By scope and metric. hd95 is left out: its scale is another, and its better
-            side the left.
+        comparison: By scope and metric. hd95 is left out: its scale differs, and lower is better.
         labels: The scopes to draw and their names in the legend.
     """
     figure = Figure(figsize=(4.9, 4), layout="constrained")
@@ -211,7 +210,7 @@ def draw_reliability(calibration: pd.DataFrame) -> Figure:
         filled = calibration[num_pixels > 0]
         upper.plot(filled[f"{run}_probability"], filled[f"{run}_lesion_fraction"], **_look(run))
         color, style = RUN_COLORS[run], RUN_STYLES[run]
-        counts = num_pixels.where(num_pixels > 0)  # a logarithm of 0 has no place
+        counts = num_pixels.where(num_pixels > 0)  # 0 has no logarithm
         lower.stairs(counts, edges, baseline=None, color=color, linestyle=style, linewidth=1.5)
     upper.plot([0, 1], [0, 1], color=INK, linewidth=1, alpha=0.5, zorder=1, label="calibrated")
     lower.set_yscale("log")
@@ -291,7 +290,7 @@ def _strata_rows(strata: pd.DataFrame) -> tuple[list[int], dict[int, str]]:
 
 
 def _draw_dumbbells(axes: Axes, table: pd.DataFrame, *, places: Sequence[int], name: str) -> None:
-    """For each row two marks and the line between them; where they meet, one lies in the other."""
+    """For each row two marks and the line between them; when they meet, one is inside the other."""
     frozen, finetuned = (table[f"{run}_{name}"] for run in RUN_LABELS)
     axes.hlines(places, frozen, finetuned, color=INK, linewidth=2, alpha=0.3)
     for run, values, size in zip(RUN_LABELS, (frozen, finetuned), (8, 4.5), strict=True):
@@ -302,8 +301,8 @@ def _draw_dumbbells(axes: Axes, table: pd.DataFrame, *, places: Sequence[int], n
 def draw_seeds(seeds: pd.DataFrame, *, metric: str = "jaccard") -> Figure:
     """The mean over test images of each training seed, both models of a seed joined by a line.
 
-    Beside them, with more than one seed, stand their mean and standard deviation (over seeds,
-    N - 1), also as text.
+    With more than one seed, their mean and standard deviation (over seeds, N - 1) are drawn beside
+    them, and given as text.
 
     Args:
         seeds: Columns `run`, `seed`, `scope` and `metric`.
@@ -357,7 +356,7 @@ def inline_svg(name: str, svg: str) -> Markup:
     """The SVG element for a page, with ids of its own and in the page's colours, light or dark.
 
     Args:
-        name: Of the figure; no other on the page has it.
+        name: Name of the figure, unique on the page.
         svg: As from `render_svg`.
     """
     element = svg[svg.index("<svg") :]
@@ -368,7 +367,7 @@ def inline_svg(name: str, svg: str) -> Markup:
 
 
 def _png_to_jpeg(png: re.Match[str]) -> str:
-    """A tenth of the bytes of an image's data URI."""
+    """An image's data URI as JPEG, with a tenth of the bytes."""
     image = Image.open(io.BytesIO(base64.b64decode(png[1])))
     stream = io.BytesIO()
     image.convert("RGB").save(stream, format="JPEG", quality=85)

@@ -24,22 +24,22 @@ from lesionseg.results.vocabulary import STRATA
 
 SIDE = 256  # pixels of a photograph's longer side on the page
 _QUALITY = 80  # of its JPEG
-_TOLERANCE = 0.5  # pixels that an outline on the page may be from the mask's
+_TOLERANCE = 0.5  # pixels by which an outline on the page may differ from the mask's
 SHOWN_METRICS = ("jaccard", "dice", "hd95")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A test image and what is known of it.
+    """A test image and what is known about it.
 
     Attributes:
         id: Its id.
-        width: Of the photograph on the page, in pixels.
+        width: Width of the photograph on the page, in pixels.
         height: Likewise.
         photograph: A data URI.
         contours: Paths in pixels of the photograph by `truth` and run, empty for an empty mask.
-        scores: By metric and run, at the size the network sees.
-        groups: By stratum.
+        scores: Scores by metric and run, at the size the network sees.
+        groups: The image's group by stratum.
     """
 
     id: str
@@ -68,8 +68,8 @@ def read_cases(inputs: Inputs) -> list[Case]:
     """All test images in the order of the test split.
 
     Raises:
-        MissingFileError: An image or a mask is not there.
-        DataError: It is damaged, or a prediction is of another size than its image.
+        MissingFileError: An image or a mask is missing.
+        DataError: It is damaged, or a prediction differs in size from its image.
     """
     ids = inputs.attributes["id"].tolist()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -97,9 +97,9 @@ def read_cases(inputs: Inputs) -> list[Case]:
 
 
 def choose_rows(cases: Sequence[Case], *, num_examples: int) -> dict[str, list[Case]]:
-    """The best, those in the middle and the worst by the fine-tuned jaccard; equal ones by id.
+    """The best, the middle and the worst cases by the fine-tuned jaccard; ties by id.
 
-    Where these would be all images or more, they are one row, `best`. page.js chooses likewise.
+    If these would be all images or more, there is just one row, `best`. page.js chooses likewise.
     """
     ranked = sorted(cases, key=lambda case: (-case.scores["jaccard"]["train_finetuned"], case.id))
     if len(ranked) <= 3 * num_examples:
@@ -116,8 +116,8 @@ def read_prediction(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A predicted mask, (H, W) uint8 in {0, 1}, of its image's size.
 
     Raises:
-        MissingFileError: It is not there.
-        DataError: It is damaged or of another size.
+        MissingFileError: It is missing.
+        DataError: It is damaged or has another size.
     """
     files.require(path, stage="evaluate")
     with files.made_by("evaluate"):
@@ -163,7 +163,7 @@ def _shrink(mask: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float6
 
 
 def svg_path(outlines: Sequence[Points]) -> str:
-    """The outlines as the `d` of an SVG path, in tenths of a pixel; empty without outlines."""
+    """The outlines as the `d` of an SVG path, to a tenth of a pixel; empty without outlines."""
     return "".join(
         "M" + "L".join(f"{column:.1f} {row:.1f}" for row, column in outline[:-1]) + "Z"
         for outline in outlines

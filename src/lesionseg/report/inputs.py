@@ -1,4 +1,4 @@
-"""The files that the report is made of, read and checked against each other."""
+"""The files that the report is made from, read and checked against each other."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ _INDEX = Table(stage="preprocess", text=("id",), numbers=("height", "width"))
 
 @dataclass(frozen=True, kw_only=True)
 class IndexedSplit:
-    """One split of the data, with the sizes that its images have themselves.
+    """One split of the data, with its images' own sizes.
 
     Attributes:
         index: Columns `id`, `height`, `width`, a row for each image.
@@ -47,7 +47,7 @@ class IndexedSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """All that the page tells. Dictionaries by run have the keys `RUNS`.
+    """Everything that the page shows. Dictionaries by run have the keys `RUNS`.
 
     Attributes:
         histories: Epochs of each training.
@@ -60,12 +60,12 @@ class Inputs:
         strata: Scores in each group.
         calibration: Probabilities against shares of lesion, in bins.
         thresholds: Scores on the validation split at each threshold.
-        seeds: Mean scores of each training seed; the first one's model is the page's.
+        seeds: Mean scores of each training seed; the page is about the first one's model.
         variants: Mean scores of other ways to predict, beside those of the page (`single`).
-        test_rows: Where image and mask of each test image lie, by id.
+        test_rows: Where image and mask of each test image are, by id.
         raw_dir: What those paths are relative to.
-        evaluation: Where the predicted masks lie.
-        splits: By name.
+        evaluation: Where the predicted masks are.
+        splits: The splits by name.
         leaks: Images in two splits.
         external: Both models on test sets from elsewhere.
     """
@@ -91,15 +91,15 @@ class Inputs:
 
 
 def read_inputs(results: Results, data_dir: Path) -> Inputs:
-    """All inputs of the report, which agree with each other.
+    """All inputs of the report, checked for agreement with each other.
 
     Args:
         results: Holds both trainings and their evaluation.
         data_dir: Holds `raw/`, `processed/` and `external/`.
 
     Raises:
-        MissingFileError: An input is not there; the message names the stage to run.
-        DataError: An input is broken, or was made from other files than the rest.
+        MissingFileError: An input is missing; the message names the stage to run.
+        DataError: An input is damaged, or was made from other files than the rest.
     """
     evaluation, raw_dir, processed_dir = (
         results.evaluation,
@@ -155,7 +155,7 @@ def _check_training(inputs: Inputs, results: Results) -> None:
 
 
 def _check_models(inputs: Inputs) -> None:
-    """Refuse scores of models that have been trained again since."""
+    """Refuse scores of models that have been retrained since."""
     for run in RUNS:
         evaluated, trained = inputs.comparison.models[run], inputs.records[run].model_sha256
         if evaluated != trained:
@@ -196,7 +196,7 @@ def _check_images(inputs: Inputs) -> None:
 
 
 def _check_means(inputs: Inputs) -> None:
-    """Refuse files of different ages: all scores on the page must come from the same evaluation."""
+    """Refuse mixed files: all scores on the page must come from the same evaluation."""
     for run, scope in itertools.product(RUNS, SCOPES):
         means, path = inputs.scores[run].at(scope), inputs.evaluation.scores(run)
         for metric in METRICS:

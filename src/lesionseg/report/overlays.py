@@ -34,7 +34,7 @@ def draw_overlay(
 
     Args:
         image: (H, W, 3) uint8.
-        truth: (h, w) in [0, 1], of any size; it is stretched over the image.
+        truth: (h, w) in [0, 1], of any size; stretched over the image.
         predictions: For each run its mask, like `truth`.
         legend: Whether to explain the colours under the image.
     """
@@ -45,7 +45,7 @@ def draw_overlay(
     axes.set_axis_off()
     size = image.shape[:2]
     _draw_contours(axes, truth, size=size, color=TRUTH, linestyle="-", linewidth=2.2)
-    for run, mask in reversed(predictions.items()):  # the frozen one's dashes come on top
+    for run, mask in reversed(predictions.items()):  # the dashes of frozen go on top
         color = RUN_BRIGHT_COLORS[run]
         _draw_contours(axes, mask, size=size, color=color, linestyle=RUN_STYLES[run])
     if legend:

@@ -107,7 +107,7 @@ function isInGroup(element) {
   return !stratum || cardOf.get(element.dataset.id).dataset[stratum] === name;
 }
 
-/** Best, middle and worst; where that would be all images, one row. As `choose_rows` in Python. */
+/** Best, middle and worst; one row if that would be all images. As `choose_rows` in Python. */
 function chooseRows(ranked) {
   const num = Number(gallery.dataset.numExamples);
   if (ranked.length <= 3 * num) return { best: ranked, median: [], worst: [] };

@@ -41,14 +41,14 @@ def write_report(
 
     Args:
         results: Holds both trainings and their evaluation.
-        data_dir: Holds `raw/`, `processed/` and `external/`, as the stages left them.
+        data_dir: Holds `raw/`, `processed/` and `external/`, as written by the stages.
         report_dir: Replaced as a whole, or left as it was.
         title: The page's first line.
         num_examples: Images in each row of examples.
 
     Raises:
-        MissingFileError: An input is not there; the message names the stage to run.
-        DataError: An input is broken, or was made from other files than the rest.
+        MissingFileError: An input is missing; the message names the stage to run.
+        DataError: An input is damaged, or was made from other files than the rest.
     """
     inputs = read_inputs(results, data_dir)
     cases = read_cases(inputs)
@@ -81,7 +81,7 @@ def answer(comparison: Comparison) -> str:
 
 
 def answer_of_seeds(comparison: Comparison) -> str:
-    """One sentence: what other trainings say, as far as there were any."""
+    """One sentence: what other trainings say, if there were any."""
     seeds = comparison.seeds
     if seeds is None:
         return "Each model was trained once, so how much another training would differ is unknown."
@@ -94,11 +94,11 @@ def answer_of_seeds(comparison: Comparison) -> str:
 
 
 def draw_figures(inputs: Inputs, cases: Sequence[Case], *, num_examples: int) -> dict[str, Figure]:
-    """Every figure under the name of its file; the examples' predictions are read from theirs.
+    """Every figure by the name of its file; predictions of the examples are read from their files.
 
     Raises:
-        MissingFileError: A prediction is not there.
-        DataError: It is damaged, or of another size than its image.
+        MissingFileError: A prediction is missing.
+        DataError: It is damaged, or differs in size from its image.
     """
     train = inputs.splits["train"]
     spread = np.linspace(0, len(train.index) - 1, min(num_examples, len(train.index))).astype(int)
@@ -149,12 +149,12 @@ def render_page(
     title: str,
     num_examples: int,
 ) -> str:
-    """The page as HTML text, from what was read and drawn; no file but the template is opened.
+    """The page as HTML text, from what was read and drawn; only the template's files are opened.
 
     Args:
-        inputs: What `read_inputs` gave.
-        cases: What `read_cases` gave for them.
-        svgs: SVG text by figure, as `draw_figures` names them.
+        inputs: As from `read_inputs`.
+        cases: As from `read_cases`, for the same inputs.
+        svgs: SVG text by figure, named as in `draw_figures`.
         title: The page's first line.
         num_examples: Images in each row of examples.
     """
@@ -199,7 +199,7 @@ def render_page(
 
 
 def _of_data(inputs: Inputs) -> dict[str, object]:
-    """What the page tells of data and provenance, by the template's names."""
+    """What the page shows of data and provenance, by the template's names."""
     record = inputs.records[FINETUNED]
     return {
         "splits": _split_rows(inputs.splits),
@@ -213,7 +213,7 @@ def _of_data(inputs: Inputs) -> dict[str, object]:
         "parameters": facts.parameter_rows(inputs.records),
         "provenance": facts.provenance_rows(inputs.records),
         "experiment": record.dvc_experiment,
-        # From the report's folder; whether it is there is not known: the report would depend on it.
+        # Relative to the report's folder; not checked, as the report would then depend on it.
         "segment_page": f"../{Results().segment_page.name}",
         "commit": record.commit,
     }
@@ -251,7 +251,7 @@ def _strata_rows(strata: pd.DataFrame) -> dict[str, list[dict[Hashable, Any]]]:
 
 
 def _variant_rows(variants: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
-    """By run, for each variant, its rows of variants.csv by scope; nothing if there is only one."""
+    """By run, for each variant, its rows of variants.csv by scope; empty if there is only one."""
     names = variants["variant"].unique()
     if len(names) == 1:
         return {}
@@ -304,7 +304,7 @@ def _range(values: "pd.Series[Any]") -> str:
 
 
 def _signed(value: float, num_decimals: int = 3) -> str:
-    """A number with its sign, and with one digit where its decimals would read as 0."""
+    """A number with its sign, and with one significant digit if its decimals would all be 0."""
     if value == 0 or abs(value) >= 0.5 * 10**-num_decimals:
         return f"{value:+.{num_decimals}f}"
     return f"{value:+.1g}"

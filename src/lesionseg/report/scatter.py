@@ -1,4 +1,4 @@
-"""Image by image, one model against the other: where the page's plot has its points."""
+"""Image by image, one model against the other: the points of the page's plot."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from lesionseg.report.gallery import Case
 
 SIDE = 400  # of the plot's square, in its own units
-_VALUES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)  # that a tick may have
+_VALUES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0)  # possible ticks
 _STEP = 0.05  # the axes start at a multiple of it
-_GAP = 30  # between two ticks, in the plot's units
+_GAP = 30  # smallest gap between two ticks, in the plot's units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,13 @@ class Point:
 class Scatter:
     """A square plot of the jaccard from `low` to 1, frozen to the right, fine-tuned upwards.
 
-    Both axes go with the square root of what is missing to 1, so that the many good images are
-    told apart and the few bad ones are there too.
+    Both axes are scaled by the square root of the distance from 1, so that the many good images can
+    be told apart and the few bad ones fit in too.
 
     Attributes:
-        low: Of both axes.
+        low: Lower end of both axes.
         ticks: Values and their distance from the plot's left or lower edge.
-        points: From the largest gain to the largest loss: the order of the arrow keys.
+        points: From the largest gain to the largest loss: the order for the arrow keys.
     """
 
     low: float
@@ -45,7 +45,7 @@ class Scatter:
 
 
 def place_points(cases: Sequence[Case]) -> Scatter:
-    """The plot of all cases, its axes no longer than the scores need."""
+    """The plot of all cases, its axes no longer than the scores require."""
     lowest = min(min(case.scores["jaccard"].values()) for case in cases)
     low = min(0.9, max(0.0, round(_STEP * math.floor(round(lowest / _STEP, 6)), 2)))
 

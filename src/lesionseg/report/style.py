@@ -1,7 +1,7 @@
 """What all figures share: a look for each run, and the colours of text and background.
 
-Each run has one hue, from the palette of Okabe and Ito (2008) that colour-blind people tell apart,
-and one line style and marker, so that a print without colour can be read as well.
+Each run has one hue, from the palette of Okabe and Ito (2008) that colour-blind people can tell
+apart, and one line style and marker, so that it can also be read in print without colour.
 """
 
 from collections.abc import Mapping
@@ -43,4 +43,4 @@ _STYLE: Any = {  # Any: rc_context wants its own literal types
     "xtick.color": INK,
     "ytick.color": INK,
 }
-styled = matplotlib.rc_context(_STYLE)  # decorates what makes figures
+styled = matplotlib.rc_context(_STYLE)  # decorates functions that make figures

@@ -1,4 +1,4 @@
-"""What `evaluate` leaves: each model's scores, the comparison of both, and tables."""
+"""What `evaluate` writes: each model's scores, the comparison of both, and tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _STAGE = "evaluate"
 class ModelScores:
     """The file `<run>.json`: means over a test set's images.
 
-    Of an external test set the keys are the same: `test` is the size, not the split.
+    The keys are the same for an external test set: `test` means the size, not the split.
 
     Attributes:
         test: At the network's size: each of `METRICS`, `failure_rate`, `pooled_<metric>` and
@@ -46,7 +46,7 @@ class ModelScores:
         """The scores of one model.
 
         Raises:
-            MissingFileError: The file is not there.
+            MissingFileError: The file is missing.
             DataError: It cannot be read, or lacks a score.
         """
         path = files.scores(run)
@@ -62,12 +62,12 @@ class ModelScores:
 class Headline:
     """The file metrics.json: the five numbers that `dvc metrics show` and `dvc exp show` print.
 
-    DVC makes one row of the file and a column of each number: five with short names fit a
-    terminal. All others are in `ModelScores` and `Comparison`.
+    DVC makes the file a row and each number a column: five with short names fit a terminal. All
+    other numbers are in `ModelScores` and `Comparison`.
 
     Attributes:
-        frozen: Of model 1, `jaccard` and `dice` on the test split at the network's size.
-        tuned: The same of model 2, and `val`: its jaccard on the validation split, by which
+        frozen: For model 1, `jaccard` and `dice` on the test split at the network's size.
+        tuned: The same for model 2, and `val`: its jaccard on the validation split, by which
             experiments are chosen.
     """
 
@@ -98,13 +98,13 @@ class Compared:
 
     Attributes:
         train_frozen: Mean of model 1.
-        train_frozen_interval: Of that mean, over images.
+        train_frozen_interval: Interval of that mean, over images.
         train_finetuned: Mean of model 2.
         train_finetuned_interval: Likewise.
-        difference: Of the means.
-        interval: Of the difference, from images drawn in pairs.
+        difference: Difference of the means.
+        interval: Interval of the difference, from paired images.
         wilcoxon_p: Two-sided signed-rank test.
-        rank_biserial: Its effect size in [-1, 1], above 0 where the fine-tuned model is better.
+        rank_biserial: Its effect size in [-1, 1], above 0 if the fine-tuned model is better.
         wins: Images on which the fine-tuned model is better.
         ties: Images on which both are equal.
         losses: Images on which it is worse.
@@ -144,7 +144,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceSpread(Spread):
-    """Of the differences seed by seed; in `num_better` seeds the fine-tuned model is better."""
+    """Spread of each seed's difference; in `num_better` seeds the fine-tuned model is better."""
 
     num_better: int
 
@@ -173,13 +173,13 @@ class SeedComparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Mean jaccards of masks that know the truth.
+    """Mean jaccards of masks made from the truth.
 
     Attributes:
-        perfect_own_size: The truth at the network's size, brought to the image's own size as
-            predictions are: no model of this size can be expected to score more there.
-        pixel_larger: The truth with one pixel more all around, at the network's size.
-        pixel_smaller: The same with one pixel less.
+        perfect_own_size: The truth at the network's size, resized to the image's own size like
+            predictions: no model of this size can be expected to score higher there.
+        pixel_larger: The truth enlarged by one pixel all around, at the network's size.
+        pixel_smaller: The same, reduced by one pixel.
     """
 
     perfect_own_size: FiniteFloat
@@ -197,12 +197,12 @@ class Comparison:
         confidence: Coverage of the intervals, in (0, 1).
         num_resamples: Bootstrap resamples behind them.
         threshold: A pixel is lesion above this probability.
-        surface_tolerance: Of nsd, in percent of the diagonal.
-        limits: What masks that know the truth would score.
+        surface_tolerance: Tolerance of nsd, in percent of the diagonal.
+        limits: What masks made from the truth would score.
         models: SHA-256 of both model.pt, by run.
         test: By metric, at the network's size.
         test_own_size: By metric, at each image's own size.
-        seeds: Over training seeds; None where there is one.
+        seeds: Over training seeds; None if there is only one.
     """
 
     format: int = FORMAT
@@ -248,7 +248,7 @@ class Comparison:
         """The comparison of both models.
 
         Raises:
-            MissingFileError: The file is not there.
+            MissingFileError: The file is missing.
             DataError: It cannot be read, or lacks a model or a metric.
         """
         path = files.comparison
@@ -268,7 +268,7 @@ def _require(
     *,
     within: str,
 ) -> None:
-    """Raise DataError for the first name that is not there."""
+    """Raise DataError for the first name that is missing."""
     for name in names:
         if name not in found:
             raise unreadable(f"{path} has no {within}.{name}", stage=_STAGE)
@@ -278,18 +278,18 @@ def _by_run(*names: str) -> tuple[str, ...]:
     return tuple(f"{run}_{name}" for name in names for run in RUNS)
 
 
-# By the names of their files. All but `thresholds` are there for external test sets too.
+# By the names of their files. All except `thresholds` exist for external test sets too.
 TABLES = {
     # A row for each image, run and scope.
     "per_image": Table(stage=_STAGE, text=("id", "run", "scope"), numbers=(*METRICS,)),
-    # What each test image is like, its groups, and both models' jaccard at the network's size.
+    # Measures and groups of each test image, and both models' jaccard at the network's size.
     "attributes": Table(
         stage=_STAGE,
         text=("id", *STRATA),
         numbers=_by_run("jaccard"),
         blank=tuple(stratum.measure for stratum in STRATA.values()),
     ),
-    # Scores in each group of images; no interval of fewer than `FEW_IMAGES`.
+    # Scores in each group of images; no interval for fewer than `FEW_IMAGES`.
     "strata": Table(
         stage=_STAGE,
         text=("stratum", "group"),

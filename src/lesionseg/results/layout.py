@@ -1,23 +1,23 @@
-"""Where every file under `results/` lies, and the names of both models: the one place of them."""
+"""Where every file under `results/` is, and the names of both models: defined only here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# The two models, called after the stages that train them.
+# The two models, named after the stages that train them.
 RUNS = ("train_frozen", "train_finetuned")
 FROZEN, FINETUNED = RUNS
 
 
 @dataclass(frozen=True)
 class TrainingFiles:
-    """The files of one training, of one seed."""
+    """The files of one training with one seed."""
 
     folder: Path
 
     @property
     def model(self) -> Path:
-        """The weights of the best epoch, and what it takes to build the network again."""
+        """The weights of the best epoch, and what is needed to rebuild the network."""
         return self.folder / "model.pt"
 
     @property
@@ -27,7 +27,7 @@ class TrainingFiles:
 
     @property
     def metrics(self) -> Path:
-        """`training.BestEpoch`; equal trainings have equal ones."""
+        """`training.BestEpoch`; equal trainings have equal files."""
         return self.folder / "metrics.json"
 
     @property
@@ -80,7 +80,7 @@ class EvaluationFiles:
 
 
 def mask_name(image_id: str) -> str:
-    """The file name of an image's mask, as the challenge has it."""
+    """The file name of an image's mask, as in the challenge."""
     return f"{image_id}_segmentation.png"
 
 
@@ -99,7 +99,7 @@ class Results:
         return self.root / run / "seeds"
 
     def seed_scores(self, run: str) -> Path:
-        """The best epochs of all seeds, the first one's too, as a table."""
+        """The best epochs of all seeds, including the first, as a table."""
         return self.seeds(run) / "scores.csv"
 
     def trainings(self, run: str, seeds: range) -> dict[int, TrainingFiles]:
@@ -108,7 +108,7 @@ class Results:
         return {seeds[0]: self.training(run), **further}
 
     def found(self) -> Iterator[tuple[str, TrainingFiles]]:
-        """Run and files of each training that has left a record, the first seed's before others."""
+        """Run and files of each training with a record, the first seed before the others."""
         for run in RUNS:
             further = sorted(self.seeds(run).glob("[0-9]*"))
             for files in (self.training(run), *map(TrainingFiles, further)):

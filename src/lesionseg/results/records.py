@@ -1,4 +1,4 @@
-"""Results as JSON files: written and read as typed records, refused in one line otherwise."""
+"""Results as JSON files: written and read as typed records, refused in one line if invalid."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record", bound="DataclassInstance")
 
-# Of the records below `results/`. It grows when a reader of the last version could not read a file.
+# Of the records below `results/`. Raised when the previous version could not read a new file.
 FORMAT = 2
 
 _EXPECTED = {
@@ -39,11 +39,11 @@ def write_record(path: Path, record: "DataclassInstance") -> None:
 
 
 def read_record(path: Path, kind: type[Record], *, stage: str) -> Record:
-    """The record of type `kind` in a JSON file that `stage` has written.
+    """The record of type `kind` in a JSON file written by `stage`.
 
     Raises:
-        MissingFileError: The file is not there.
-        DataError: It is damaged, of another version of this program, or something else.
+        MissingFileError: The file is missing.
+        DataError: It is damaged, from another version of this program, or something else.
     """
     content = require(path, stage=stage).read_bytes()
     try:
@@ -61,7 +61,7 @@ def unreadable(problem: str, *, stage: str) -> DataError:
 
 
 def _explain(path: Path, kind: type[Record], content: bytes, error: ValidationError) -> str:
-    """The first thing that is wrong, and where; but a file of another format is called one."""
+    """The first thing that is wrong, and where; or that the file has another format."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return f"{path} is not JSON ({first['ctx']['error']})"

@@ -19,11 +19,11 @@ class Table:
     """What a CSV file must hold; it may hold more.
 
     Attributes:
-        stage: What writes it.
+        stage: The stage that writes it.
         text: Columns with text in each row; ids stay text, whatever they look like.
         numbers: Columns with a number in each row.
-        blank: Columns of numbers where a row may hold none.
-        may_be_empty: Whether a table without rows is one.
+        blank: Columns of numbers that may be empty in a row.
+        may_be_empty: Whether a table without rows is valid.
     """
 
     stage: str
@@ -34,7 +34,7 @@ class Table:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns that there must be."""
+        """All required columns."""
         return (*self.text, *self.numbers, *self.blank)
 
     def write(self, path: Path, rows: Iterable[Row]) -> None:
@@ -52,8 +52,8 @@ class Table:
         """The rows of a file.
 
         Raises:
-            MissingFileError: It is not there.
-            DataError: It is no such table, or has no rows.
+            MissingFileError: It is missing.
+            DataError: It is not such a table, or has no rows.
         """
         require(path, stage=self.stage)
         try:
@@ -75,7 +75,7 @@ class Table:
         return table
 
     def _check(self, path: Path, table: pd.DataFrame, column: str) -> None:
-        """Make a column what it must be, or raise DataError with its first wrong line."""
+        """Convert a column to its type, or raise DataError with its first wrong line."""
         given = table[column]
         if column not in self.text:
             table[column] = pd.to_numeric(given, errors="coerce")

@@ -1,4 +1,4 @@
-"""What a training leaves beside its model: where it comes from, its epochs and the best of them."""
+"""What a training writes beside its model: its origin, its epochs and the best of them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -22,20 +22,20 @@ class TrainingRecord:
     Attributes:
         format: Version of the file.
         run: One of `RUNS`.
-        model_sha256: Of its model.pt.
-        commit: Of the code, with `-dirty` where files differed.
+        model_sha256: SHA-256 of its model.pt.
+        commit: Commit of the code, with `-dirty` if files differed.
         dvc_stage: The stage that trained it.
-        dvc_experiment: The experiment's name, or nothing.
-        data_sha256: Of the training images' index.csv.
+        dvc_experiment: The experiment's name, or "".
+        data_sha256: SHA-256 of the training images' index.csv.
         device: `cpu`, or the name of a CUDA device.
         precision: `float32` or `bfloat16`.
-        training_key: Names the training, and its MLflow run.
-        seconds: Of all epochs.
-        images_per_second: While they lasted.
+        training_key: Identifies the training, and its MLflow run.
+        seconds: Duration of all epochs.
+        images_per_second: Training images per second over all epochs.
         num_images: Training images.
-        num_parameters: Of the network.
-        num_trained_parameters: Those that learn.
-        versions: Of Python and of the packages.
+        num_parameters: Parameters of the network.
+        num_trained_parameters: Those that are trained.
+        versions: Versions of Python and of the packages.
         params: All parameters of the training, flat: `train.lr`.
     """
 
@@ -63,10 +63,10 @@ class TrainingRecord:
 
     @classmethod
     def read(cls, files: TrainingFiles, *, run: str) -> Self:
-        """The record of a training of `run`, which is about the model beside it, if one is there.
+        """The record of a training of `run`, checked against the model beside it, if any.
 
         Raises:
-            MissingFileError: The file is not there.
+            MissingFileError: The file is missing.
             DataError: It cannot be read, or is about another model.
         """
         record = read_record(files.record, cls, stage=run)
@@ -93,10 +93,10 @@ class TrainingRecord:
         return {k.removeprefix(prefix): v for k, v in self.params.items() if k.startswith(prefix)}
 
     def check_params(self, files: TrainingFiles, expected: dict[str, Value]) -> None:
-        """Return when the training had these parameters.
+        """Return if the training had these parameters.
 
         Raises:
-            DataError: One of them was another.
+            DataError: One of them differed.
         """
         for key, value in expected.items():
             if (known := self.params.get(key)) != value:
@@ -112,7 +112,7 @@ class BestEpoch:
     """The file metrics.json: the epoch that was kept, its loss and scores.
 
     Attributes:
-        best_epoch: From 1 on.
+        best_epoch: Its number, counted from 1.
         train: `loss`, the mean over the epoch's views.
         val: `loss`, and each of `VAL_SCORES`.
     """
@@ -130,7 +130,7 @@ class BestEpoch:
         """The best epoch of a training of `run`.
 
         Raises:
-            MissingFileError: The file is not there.
+            MissingFileError: The file is missing.
             DataError: It cannot be read, or lacks a score.
         """
         best = read_record(files.metrics, cls, stage=run)

@@ -1,6 +1,6 @@
-"""The words of the results, said once: scopes, metrics, ways to predict, groups of images.
+"""The vocabulary of the results: scopes, metrics, ways to predict, groups of images.
 
-Their order is that of files, tables and pages. Nothing here needs torch, and no training depends
+Files, tables and pages have them in this order. Nothing here needs torch, and no training depends
 on it.
 """
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from lesionseg.metrics import JACCARD_THRESHOLD
 from lesionseg.results.layout import FINETUNED, FROZEN
 
-RUN_LABELS = {FROZEN: "frozen", FINETUNED: "fine-tuned"}  # how a reader calls them
+RUN_LABELS = {FROZEN: "frozen", FINETUNED: "fine-tuned"}  # names for readers
 
 FAILURE_BELOW = JACCARD_THRESHOLD  # a mask with a lower jaccard has failed
-FEW_IMAGES = 10  # the numbers of a group with fewer hang on single images
+FEW_IMAGES = 10  # the numbers of a smaller group depend on single images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Metric:
         label: For a table's heading.
         meaning: One or two sentences for the reader of the report.
         lower_is_better: Whether 0 is perfect; otherwise 1 is.
-        decimals: Digits behind the point that mean something.
+        decimals: Meaningful digits after the decimal point.
     """
 
     label: str
@@ -89,7 +89,7 @@ VARIANTS = {
     "ensemble+tta": "The mean over these models, each from all these views.",
 }
 
-UNKNOWN = "unknown"  # the group of an image on which a measure says nothing
+UNKNOWN = "unknown"  # the group of an image for which a measure is undefined
 WHY_UNKNOWN = (
     "The measure says nothing about these images: the mask is empty, no skin is left around the "
     "lesion, or the skin's colour is bluish, as no skin is."
@@ -104,8 +104,8 @@ class Stratum:
         name: Column of the table of images.
         label: For a heading.
         measure: Key of `evaluation.strata.measure_image`.
-        limits: Between the groups, in their order: rising or falling.
-        groups: One more than limits, and `UNKNOWN` last where the measure can be NaN.
+        limits: Limits between the groups, in the groups' order: rising or falling.
+        groups: One more than limits, and `UNKNOWN` last if the measure can be NaN.
         meaning: One line for the reader of the report.
     """
 
@@ -158,7 +158,7 @@ _STRATA = (
         name="hair",
         label="hair",
         measure="hair_fraction",
-        # Chosen by eye on training images: stray finds below, a hairy skin above.
+        # Chosen by eye on training images: stray detections below, hairy skin above.
         limits=(0.002, 0.01),
         groups=("little", "some", "much", UNKNOWN),
         meaning="Share of the skin around the lesion under dark hair: little up to 0.2 %, "

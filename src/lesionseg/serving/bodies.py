@@ -1,4 +1,4 @@
-"""The image in the body of a request, in each of the ways that it may be sent."""
+"""The image in the body of a request, in each form in which it may be sent."""
 
 import json
 
@@ -15,7 +15,7 @@ FILES = ("image/jpeg", "image/png")
 _MOST_PARTS = 10
 _WAYS = f"multipart/form-data, application/json, {' or '.join(FILES)}"
 _BINARY = {"type": "string", "format": "binary"}
-# What OpenAPI says about the body, which FastAPI does not read itself.
+# The body's description for OpenAPI, as FastAPI does not read the body itself.
 SCHEMA = {
     "requestBody": {
         "required": True,
@@ -50,8 +50,8 @@ def find_image(body: bytes, content_type: str) -> bytes:
     """The file that a request sends.
 
     Args:
-        body: Of the request.
-        content_type: Its header of that name.
+        body: The request's body.
+        content_type: The request's Content-Type header.
 
     Raises:
         HTTPException: 415 for another content type.

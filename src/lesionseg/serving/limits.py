@@ -1,7 +1,7 @@
-"""How much the server takes at once: what is above is refused before it is read.
+"""How much the server accepts at once: anything above is refused before it is read.
 
-Memory is bounded by it: a request's bytes are counted before the first is received, and those of
-an answer until its client has fetched it.
+This bounds memory: a request's bytes are counted before the first one is received, and those of an
+answer until its client has fetched it.
 """
 
 import asyncio
@@ -13,21 +13,21 @@ from fastapi import HTTPException, Request
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PIECE = 65_536  # bytes of an answer that are handed over at a time
+PIECE = 65_536  # bytes of an answer that are sent at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server takes.
+    """What a server accepts.
 
     Attributes:
-        max_requests: At a time, being received, waiting, computed or answered.
+        max_requests: Requests at a time, being received, waiting, computed or answered.
         max_body: Bytes of a request.
-        max_bytes: Of all requests at a time, and of all answers.
-        max_pixels: Of an image, height times width.
+        max_bytes: Bytes of all requests and answers held at a time.
+        max_pixels: Pixels of an image, height times width.
         num_workers: Images that are decoded or encoded at a time; the network computes one.
-        body_seconds: For a client to send its request.
-        seconds: From then on for the answer, and for the client to fetch it.
+        body_seconds: Time for a client to send its request.
+        seconds: Time to make the answer, and again for the client to fetch it.
     """
 
     max_requests: int = 100
@@ -40,7 +40,7 @@ class Limits:
 
 
 class Admission:
-    """ASGI middleware: a POST gets a place, or 429 at once. All see how many have one."""
+    """ASGI middleware: a POST gets a place, or 429 at once. All requests see how many have one."""
 
     def __init__(self, app: ASGIApp, *, limits: Limits) -> None:
         self._app = app
@@ -49,7 +49,7 @@ class Admission:
         self._num_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on while there is room for it."""
+        """Pass a request on if there is room for it."""
         scope["num_requests"] = self._num_requests
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
@@ -82,7 +82,7 @@ class Admission:
             self._num_bytes -= num_bytes
 
     async def _ask(self, scope: Scope, receive: Receive) -> "_Answer | None":
-        """What the application answers, None if that takes too long."""
+        """The application's answer, None if it takes too long."""
         answer = _Answer()
         try:
             async with asyncio.timeout(self._limits.seconds):
@@ -94,7 +94,7 @@ class Admission:
     async def _hand_over(
         self, answer: "_Answer | None", scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Send an answer as fast as the client reads, for so long."""
+        """Send an answer as fast as the client reads, within the time limit."""
         if answer is None or not self._has_room(len(answer.body)):
             late = "it took too long. Try again later"
             reason = late if answer is None else "other answers are not fetched. Try again later"
@@ -113,14 +113,14 @@ class _Answer:
         self.body = b""
 
     async def keep(self, message: Message) -> None:
-        """Take what the application sends."""
+        """Store what the application sends."""
         if message["type"] == "http.response.start":
             self._start = message
         else:
             self.body += message.get("body", b"")
 
     async def send(self, send: Send) -> None:
-        """Send it in pieces: between them the server waits for a client that does not read."""
+        """Send it in pieces: between them the server waits until the client has read."""
         await send(self._start)
         for start in range(0, max(1, len(self.body)), PIECE):
             end = start + PIECE
@@ -130,10 +130,10 @@ class _Answer:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """All of a request's body.
+    """The whole body of a request.
 
     Raises:
-        HTTPException: 413 for one that is too long, 408 for one that comes too slowly.
+        HTTPException: 413 for one that is too long, 408 for one that arrives too slowly.
     """
     body = bytearray()
     try:
@@ -150,7 +150,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 def _declared_bytes(scope: Scope, *, unknown: int) -> int:
-    """The length of the body that a request declares."""
+    """The length of the body as declared by a request."""
     found = [value for name, value in scope["headers"] if name == b"content-length"]
     return int(found[0]) if found else unknown  # the server has checked that it is a number
 

@@ -1,4 +1,4 @@
-"""The page at `/`: how to ask the server, from its OpenAPI description, and a form to try it."""
+"""The page at `/`: how to use the server, from its OpenAPI description, and a form to try it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ def write_page(
     """The page, which loads nothing from elsewhere, and the policy that keeps it from doing so.
 
     Args:
-        schema: OpenAPI's.
+        schema: The OpenAPI schema.
         served: The model.
-        limits: What the server takes.
+        limits: What the server accepts.
         origin: The server's address as the browser knows it, with a slash at its end.
     """
     style, script = (

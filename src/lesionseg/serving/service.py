@@ -1,4 +1,4 @@
-"""The model behind the server: one image at a time through the network, a few around it."""
+"""The model behind the server: one image at a time in the network, a few being read or written."""
 
 import threading
 from contextlib import nullcontext
@@ -17,7 +17,7 @@ from lesionseg.inference.prediction import resize_probabilities
 from lesionseg.inference.predictor import Predictor
 from lesionseg.serving.limits import Limits
 
-LARGE = 4_000_000  # pixels of a photograph
+LARGE = 4_000_000  # pixels; above this, an image counts as a photograph
 
 
 class Answer(BaseModel):
@@ -39,8 +39,8 @@ class Served:
     """Which model is served.
 
     Attributes:
-        name: As it was given.
-        sha256: Of its file.
+        name: The model's name as given by the user.
+        sha256: SHA-256 of its file.
         threshold: A pixel is lesion above this probability, in (0, 1).
     """
 
@@ -50,7 +50,7 @@ class Served:
 
 
 class Service:
-    """Answers, one for each call; any number of threads may call."""
+    """Answers one image per call; any number of threads may call."""
 
     def __init__(self, predictor: Predictor, served: Served, limits: Limits) -> None:
         self._predictor = predictor
@@ -59,18 +59,18 @@ class Service:
         self._large = threading.Lock()
         self.served = served
         self.image_size = size = predictor.image_size
-        predictor.forward(np.zeros((1, size, size, 3), np.uint8))  # the first one takes longest
+        predictor.forward(np.zeros((1, size, size, 3), np.uint8))  # the first pass takes longest
 
     def answer(self, content: bytes, *, probability: bool) -> bytes:
         """JSON of an `Answer`.
 
         Args:
             content: A JPEG or PNG file.
-            probability: Whether the probabilities are wanted.
+            probability: Whether to include the probabilities.
 
         Raises:
             DataError: It cannot be read as an image.
-            HTTPException: 413 for one that has too many pixels.
+            HTTPException: 413 if it has too many pixels.
         """
         with self._room_for(content):
             values = self._predict(content)
@@ -86,12 +86,12 @@ class Service:
             return to_json(answer, exclude_none=True)
 
     def mask(self, content: bytes) -> bytes:
-        """The mask as a PNG file; arguments and errors as those of `answer`."""
+        """The mask as a PNG file; argument and errors as for `answer`."""
         with self._room_for(content):
             return mask_png(self._predict(content) > self.served.threshold)
 
     def _room_for(self, content: bytes) -> "threading.Lock | nullcontext[None]":
-        """What to hold meanwhile: of photographs one is in memory at its own size."""
+        """What to hold meanwhile: only one photograph may be in memory at its own size."""
         num_pixels, most = count_pixels(content), self._limits.max_pixels
         if num_pixels > most:
             raise HTTPException(

@@ -1,4 +1,4 @@
-"""An ablation: every configuration of a file as a trial, compared with what it changes."""
+"""An ablation: every configuration of a file as a trial, compared with its base."""
 
 import argparse
 import sys
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Plan the configurations, run those that are not finished, print the tables.
 
     Args:
-        arguments: As `arguments.add_ablation` declares them.
+        arguments: As declared by `arguments.add_ablation`.
 
     Raises:
         LesionsegError: A configuration has failed.
@@ -88,12 +88,12 @@ def plan(
 
     Args:
         configurations: Those of the file.
-        fixed: What is the same in all.
-        content: Of params.yaml.
-        chosen: Names of those to run. Of the others, invalid ones are left out.
+        fixed: Settings that are the same in all.
+        content: The content of params.yaml.
+        chosen: Names of those to run. Invalid ones among the others are left out.
 
     Raises:
-        ConfigError: A value of a chosen one is invalid, or given twice.
+        ConfigError: A value of a chosen configuration is invalid, or given twice.
     """
     trials = {}
     for one in configurations:
@@ -120,7 +120,7 @@ def collect(
     *,
     path: Path,
 ) -> str:
-    """The tables of all that is finished; every seed's values are then in `path`."""
+    """The tables of everything finished; every seed's values are then in `path`."""
     rows = [
         {"name": name, **row}
         for name, trial in trials.items()
@@ -138,8 +138,8 @@ def score_rows(experiment: Experiment) -> list[Row]:
     """Rows of ablation.csv for an experiment, a row for each model and seed.
 
     Raises:
-        FileNotFoundError: The experiment does not have a file.
-        DataError: One is damaged.
+        FileNotFoundError: The experiment lacks a file.
+        DataError: A file is damaged.
     """
     return [row for run in RUNS for row in _score_rows(experiment, run)]
 

@@ -1,4 +1,4 @@
-"""The options of `lesionseg sweep`, `ablation` and `curve`; importing them takes no time."""
+"""The options of `lesionseg sweep`, `ablation` and `curve`; importing this module takes no time."""
 
 import argparse
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lesionseg.arguments import whole_number
 
-MOST_TRIALS = 10_000  # a month of minutes
+MOST_TRIALS = 10_000  # a week, at a minute each
 MOST_GPUS = 64  # of a machine
 _COUNT = whole_number(1, MOST_TRIALS)  # of trials, trainings or jobs
 SAMPLERS = ("tpe", "random")
@@ -17,16 +17,17 @@ SWEEP = """Try parameters: a grid, or a search. Each trial is a DVC experiment o
   lesionseg sweep --search 'train.lr=1e-4..1e-2 log' --trials 20
   lesionseg sweep --search 'train.lr=1e-4..1e-2 log' --trials 40 --pruner median
 
-Ends with a table, best first. The best is chosen by jaccard on val; test has no say in it. A trial
-that failed is named with its error and its log. Interrupted, the same command goes on."""
+Ends with a table, best first. The best is chosen by jaccard on val; test plays no part in it. A
+trial that failed is listed with its error and its log. After an interruption, the same command
+goes on."""
 ABLATION = """Train and score each configuration of a file: what does each part contribute?
 
   lesionseg ablation --jobs 2
   lesionseg ablation --only plain --only lovasz --seeds 5
 
-Each is a DVC experiment of the pipeline. Ends with a table for each model, and each seed's values
-in results/ablation.csv, which is named as the file, of all configurations that are finished. Test
-scores are reported; to choose a configuration look at val. Interrupted, the same command goes
+Each is a DVC experiment of the pipeline. Ends with a table for each model, and each seed's values,
+for all finished configurations, in results/ablation.csv, named after the file. Test scores are
+reported; to choose a configuration, look at val. After an interruption, the same command goes
 on."""
 CURVE = """How good are both models with fewer labelled images, and what would more bring?
 
@@ -34,15 +35,15 @@ CURVE = """How good are both models with fewer labelled images, and what would m
   lesionseg curve --sizes 40,80,160,320,all --seeds 5
 
 Each number of training images is a DVC experiment of the pipeline, with the same steps for both
-models and all numbers. Each seed draws its own images, the fewer ones among the more. Ends with a
+models and all numbers. Each seed draws its own images, fewer ones as a subset of more. Ends with a
 table for each test set; results/curve/ has a page of it, curve.html, its parts as curve.svg and
-curve.md, every seed's scores in curve.csv, and all numbers in curve.json. Interrupted, the same
-command goes on."""
+curve.md, every seed's scores in curve.csv, and all numbers in curve.json. After an interruption,
+the same command goes on."""
 STATUS = "Exit status: 0; 1 if anything failed; 2 for wrong arguments; 130 after Ctrl-C."
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the options of a sweep."""
+    """Add the options of a sweep to the parser."""
     parser.description, parser.epilog = SWEEP, STATUS
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     group = parser.add_argument_group("what to vary, one of the two (repeatable)")
@@ -63,14 +64,14 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="the same in all trials")
-    add("--trials", type=_COUNT, default=20, metavar="N", help="of a search (default: %(default)s)")
+    add("--trials", type=_COUNT, default=20, metavar="N", help="in a search (default: %(default)s)")
     add("--sampler", choices=SAMPLERS, default="tpe", help="of a search (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of a search (default: %(default)s)")
     add(
         "--pruner",
         choices=PRUNERS,
         default="none",
-        help="stop trials early that are behind the others on val: below the median of five or "
+        help="stop trials early if they are behind the others on val: below the median of five or "
         "more, or not in the best third (default: %(default)s)",
     )
     add("--name", default="sweep", help="first part of the trials' names (default: %(default)s)")
@@ -78,7 +79,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def add_ablation(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the options of an ablation."""
+    """Add the options of an ablation to the parser."""
     parser.description, parser.epilog = ABLATION, STATUS
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -101,7 +102,7 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
 
 
 def add_curve(parser: argparse.ArgumentParser) -> None:
-    """Give the parser the options of a learning curve."""
+    """Add the options of a learning curve to the parser."""
     parser.description, parser.epilog = CURVE, STATUS
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -125,7 +126,7 @@ def add_curve(parser: argparse.ArgumentParser) -> None:
         type=Path,
         dest="file",
         metavar="FILE",
-        help="only write page, figure and text again, beside this curve.json",
+        help="only rewrite page, figure and text, beside this curve.json",
     )
     _add_common(parser)
 
@@ -135,7 +136,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=_COUNT,
         metavar="N",
-        help="trials side by side (default: 1; on a Ray cluster as many as there is room for)",
+        help="trials to run in parallel (default: 1; on a Ray cluster, as many as fit)",
     )
     group = parser.add_argument_group("on several machines (docs/team.md)")
     add = group.add_argument
@@ -144,14 +145,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         type=_address,
         metavar="ADDRESS",
         help="a Ray cluster to run trials on: ray://HOST:PORT, auto for the one that this machine "
-        "is a node of, local for one of this machine alone; or slurm, for a job each (with --jobs)",
+        "is a node of, local for one on this machine only; or slurm, for a job each (with --jobs)",
     )
     add(
         "--num-cpus",
         type=_COUNT,
         default=1,
         metavar="N",
-        help="cores of a trial there, and its threads (default: %(default)s)",
+        help="cores, and threads, of a trial there (default: %(default)s)",
     )
     add(
         "--num-gpus",
@@ -164,14 +165,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--checkpoints",
         type=Path,
         metavar="DIR",
-        help="a folder that all nodes share: a trial whose node is lost goes on from its epoch "
+        help="a folder that all nodes share: a trial whose node is lost resumes at its last epoch "
         "(default on SLURM: the repository's own)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only print what would run")
 
 
 def _address(text: str) -> str:
-    """Where a cluster is."""
+    """The address of a cluster."""
     if text not in ("auto", "local", "slurm") and not re.fullmatch(r"ray://\S+:\d+", text):
         raise argparse.ArgumentTypeError(
             f"must be ray://HOST:PORT, auto, local or slurm, got '{text}'"

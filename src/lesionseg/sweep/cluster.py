@@ -1,4 +1,4 @@
-"""Trials on the nodes of a Ray cluster, which `driver` follows and Ray only places."""
+"""Trials on the nodes of a Ray cluster; Ray only places them, and `driver` follows them."""
 
 import logging
 import os
@@ -25,13 +25,13 @@ def open_cluster(repository: Repository, where: Placement, *, archives: str) -> 
     """The executor of a cluster, alone in its repository.
 
     Args:
-        repository: Whose trials they are.
+        repository: The repository whose trials they are.
         where: With the cluster's address: `ray://HOST:PORT`; `auto` for the cluster that this
-            machine is a node of; `local` for one of this machine alone, which ends with the block.
+            machine is a node of; `local` for one on this machine only, which ends with the block.
         archives: `download.archives`.
 
     Raises:
-        LesionsegError: The cluster, a node or a remote is not as it must be.
+        LesionsegError: The cluster, a node or a remote is not set up as needed.
     """
     assert where.cluster
     is_guarded = os.environ.get("RAY_AUTH_MODE", "token") == "token"
@@ -46,10 +46,10 @@ def open_cluster(repository: Repository, where: Placement, *, archives: str) -> 
 
 
 def _git_remote(repository: Repository) -> str:
-    """The address of the remote `origin`; DVC's default remote must be there as well.
+    """The address of the remote `origin`; DVC's default remote must exist as well.
 
     Raises:
-        LesionsegError: There is none.
+        LesionsegError: One of them does not exist.
     """
     if ORIGIN not in repository.git("remote").split():
         raise LesionsegError(
@@ -73,7 +73,7 @@ def _connected(address: str) -> Iterator[Any]:
     """Ray, connected to a cluster, asking for a token unless `RAY_AUTH_MODE` says otherwise.
 
     Raises:
-        LesionsegError: It is not installed, or no cluster answers that knows our token.
+        LesionsegError: It is not installed, or no cluster that knows our token answers.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before it is loaded
     if address == "local":
@@ -96,7 +96,7 @@ def _connected(address: str) -> Iterator[Any]:
         ) from None
     try:
         yield ray
-    except BrokenPipeError:  # of our own output
+    except BrokenPipeError:  # from our own output
         raise
     except ConnectionError as error:
         raise LesionsegError(
@@ -108,7 +108,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str) -> None:
-    """Connect, once more where a busy head has not been ready in time for its client."""
+    """Connect; try again if a busy head was not ready for its client in time."""
     options = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         ray.init(address, **options)
@@ -124,14 +124,14 @@ class Cluster:
         self._ray, self._num_cpus, self._num_gpus = ray, where.num_cpus, where.num_gpus
         options = {"num_cpus": where.num_cpus, "num_gpus": where.num_gpus, "max_retries": 0}
         self._work = ray.remote(**options)(_work)
-        head = {"node:__internal_head__": 0.001}  # without it there is no cluster either
+        head = {"node:__internal_head__": 0.001}  # which lasts as long as the cluster
         self._board = ray.remote(num_cpus=0, resources=head)(_Board).remote()
 
     def check_nodes(self, project: node.Project) -> int:
-        """Ask each node whether it may work, and find out how many trials there is room for.
+        """Ask each node whether it may work; the number of trials that there is room for.
 
         Raises:
-            LesionsegError: One must not, or there is no room for a single trial.
+            LesionsegError: A node must not work, or there is no room for a single trial.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -159,7 +159,7 @@ class Cluster:
         return sum(self._room(one["Resources"]) for one in nodes.values())
 
     def _room(self, resources: dict[str, float]) -> int:
-        """How many trials there is room for at once on a node."""
+        """How many trials fit on a node at once."""
         room = int(resources.get("CPU", 0)) // self._num_cpus
         return min(room, int(resources.get("GPU", 0)) // self._num_gpus) if self._num_gpus else room
 
@@ -170,15 +170,15 @@ class Cluster:
         return self._work.remote(project, trial, attempt, known, self._board, is_judged)
 
     def ended(self, tasks: Sequence[Any]) -> Sequence[Any]:
-        """Those that have ended, after a second at most."""
+        """The tasks that have ended, waiting a second at most."""
         done: Sequence[Any] = self._ray.wait(tasks, timeout=1)[0]
         return done
 
     def report(self, task: Any) -> node.Report:
-        """What came of one that has ended.
+        """The outcome of a task that has ended.
 
         Raises:
-            Lost: Its node was.
+            Lost: Its node was lost.
         """
         try:
             report: node.Report | None = self._ray.get(task)
@@ -191,17 +191,17 @@ class Cluster:
         return report
 
     def progress(self) -> Mapping[str, Said]:
-        """What each trial that runs has said last, by its name."""
+        """What each running trial has said last, by its name."""
         said: Mapping[str, Said] = self._ray.get(self._board.read.remote())
         return said
 
     def stop(self, trial: Trial) -> None:
-        """Have a trial that runs told to stop."""
+        """Have a running trial told to stop."""
         self._board.stop.remote(trial.name)
 
 
 class _Board:
-    """An actor on which nodes write how far they are, and read what is to be stopped."""
+    """An actor to which nodes report how far they are, and from which they read what to stop."""
 
     def __init__(self) -> None:
         self._said: dict[str, Said] = {}
@@ -221,9 +221,9 @@ class _Board:
 def _work(
     project: node.Project, trial: Trial, attempt: str, known: str, board: Any, is_judged: bool
 ) -> Any:
-    """The report of a trial, as a node calls it; None where the node has ended.
+    """The report of a trial, called on a node; None if the node has ended.
 
-    Ray lets a task go on then, and may even bring its report: this one stops.
+    Ray lets a task go on then, and may even deliver its report; this task stops instead.
     """
     import ray
 
@@ -235,7 +235,7 @@ def _work(
         if os.getppid() != parent:
             raise KeyboardInterrupt
         if answer and not answer.done():
-            return False  # asked is the head already; to wait would give our cores to others
+            return False  # the head has been asked; waiting would give our cores to others
         is_stopped = bool(answer and not answer.exception() and answer.result())
         answer = board.tell.remote(trial.name, Said(f"{address}  {text}", curve)).future()
         return is_stopped
@@ -249,6 +249,6 @@ def _work(
 
 
 def _last_line(error: BaseException) -> str:
-    """What a task's error says at the end of its traceback."""
+    """The last line of a task's error, at the end of its traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__

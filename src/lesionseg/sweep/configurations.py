@@ -16,10 +16,10 @@ class Configuration:
     """One row of the tables.
 
     Attributes:
-        name: Of letters, digits, - and _.
+        name: Letters, digits, - and _.
         base: Name of the configuration that it changes.
-        what: What it changes in that, in a few words.
-        settings: What it and its base set; all else is as in params.yaml.
+        what: What it changes there, in a few words.
+        settings: What it and its base set; everything else is as in params.yaml.
     """
 
     name: str
@@ -32,8 +32,8 @@ def read_configurations(path: Path) -> list[Configuration]:
     """The configurations in a YAML file, in its order.
 
     Raises:
-        MissingFileError: The file is not there.
-        ConfigError: A name, or what stands under it, is not of the form.
+        MissingFileError: The file is missing.
+        ConfigError: A name, or its entry, is malformed.
     """
     if not path.is_file():
         raise MissingFileError(f"{path} is missing. Name a file of configurations with --file")

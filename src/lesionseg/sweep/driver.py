@@ -1,9 +1,9 @@
-"""Trials on other machines: placed by a scheduler, followed, and run again where they are lost.
+"""Trials on other machines: placed by a scheduler, followed, and run again if they are lost.
 
-The driver, where the command is given, makes the data that all trials share and, unless machines
-share DVC's cache, pushes it to DVC's remote; all else goes through `node.run_trial`. A scheduler
-only places the work: an attempt that is lost is started anew here, so that its runs in MLflow can
-be ended.
+The driver runs where the command is given. It makes the data that all trials share and, unless the
+machines share DVC's cache, pushes it to DVC's remote; everything else goes through
+`node.run_trial`. A scheduler only places the work: a lost attempt is restarted here, so that its
+runs in MLflow can be ended.
 """
 
 import logging
@@ -24,7 +24,7 @@ from lesionseg.sweep.trials import Curve, Outcome, Stop, Trial
 from lesionseg.sweep.workspaces import DVC, HOME, Pool, Repository, output
 from lesionseg.tracking import attempts
 
-MOST_ATTEMPTS = 3  # at a trial that is lost
+MOST_ATTEMPTS = 3  # at a trial that gets lost
 _log = logging.getLogger(__name__)
 
 
@@ -32,7 +32,7 @@ class Lost(Exception):  # noqa: N818  (an event, which is handled)
     """An attempt has ended without a report.
 
     Attributes:
-        log: What is known of it beside the reason.
+        log: What else is known about it besides the reason.
     """
 
     def __init__(self, reason: str, log: str = "") -> None:
@@ -49,7 +49,7 @@ class Said:
 
 
 class Scheduler(Protocol):
-    """What places attempts at trials on machines; a task is what it knows one by."""
+    """Places attempts at trials on machines; it identifies an attempt by a task."""
 
     def start(
         self, project: node.Project, trial: Trial, attempt: str, known: str, is_judged: bool
@@ -58,11 +58,11 @@ class Scheduler(Protocol):
         ...
 
     def ended(self, tasks: Sequence[Any]) -> Sequence[Any]:
-        """Those that have ended, asked for about a second."""
+        """The tasks that have ended; the call takes about a second."""
         ...
 
     def report(self, task: Any) -> node.Report:
-        """What came of one that has ended.
+        """The outcome of a task that has ended.
 
         Raises:
             Lost: It has left no report.
@@ -70,11 +70,11 @@ class Scheduler(Protocol):
         ...
 
     def progress(self) -> Mapping[str, Said]:
-        """What each trial that runs has said last, by its name."""
+        """What each running trial has said last, by its name."""
         ...
 
     def stop(self, trial: Trial) -> None:
-        """Have a trial that runs told to stop."""
+        """Have a running trial told to stop."""
         ...
 
 
@@ -84,19 +84,19 @@ def make_project(
     """What nodes must know.
 
     Args:
-        repository: Whose trials they are.
-        where: What each of them is given.
-        url: Of the git remote; nothing where nodes share the repository's own folder, its
+        repository: The repository whose trials they are.
+        where: The resources of each trial.
+        url: Address of the git remote; "" if nodes share the repository's own folder, its
             checkpoints and DVC's cache.
         is_guarded: Whether nodes must ask for a token.
 
     Raises:
-        LesionsegError: MLflow's store cannot be reached by all of them.
+        LesionsegError: Not all nodes can reach MLflow's store.
     """
     names = ("GIT_AUTHOR_", "GIT_COMMITTER_", "MLFLOW_TRACKING_URI")
     environment = {k: v for k, v in repository.environment.items() if k.startswith(names)}
     environment["OMP_NUM_THREADS"] = str(where.num_cpus)
-    if not where.num_gpus:  # what places trials may hide those of others, but not all
+    if not where.num_gpus:  # a scheduler may hide the GPUs of other trials, but not all
         environment["CUDA_VISIBLE_DEVICES"] = ""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     is_file = address.startswith("sqlite")
@@ -159,7 +159,7 @@ class Driver:
                 yield outcome
 
     def _prepare(self) -> None:
-        """Make the data that all trials share, and bring it to where nodes fetch it from."""
+        """Make the data that all trials share, and put it where nodes fetch it from."""
         workspace = self._pool.prepare()
         if not self._project.cache:
             _log.info("pushing the data that all trials share")
@@ -204,7 +204,7 @@ class Driver:
     def _stop_early(
         self, trials: Iterable[Trial], said: Mapping[str, Said], pruner: Pruner
     ) -> None:
-        """Have the nodes told which of the trials that run are to be stopped."""
+        """Have the nodes told which of the running trials to stop."""
         for trial in trials:
             if trial.name in self._stops or trial.name not in said:
                 continue
@@ -213,7 +213,7 @@ class Driver:
                 self._scheduler.stop(trial)
 
     def _collect(self, trial: Trial, task: Any) -> Outcome | None:
-        """What came of an attempt; None where it is lost and the trial is to be tried again."""
+        """The outcome of an attempt; None if it is lost and the trial is to be tried again."""
         log = self._repository.root / HOME / f"logs/{trial.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         names = self._attempts(trial)
@@ -250,7 +250,7 @@ class Driver:
         return {line.rpartition("/")[2]: line.split()[0] for line in lines}
 
     def _fetch(self, trial: Trial) -> dict[str, list[float]]:
-        """Bring a trial's experiment here; its scores, none where they cannot be read."""
+        """Fetch a trial's experiment; its scores, empty if they cannot be read."""
         reference = self._repository.ref(trial.name)
         if not self._project.cache:
             fetch = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", self._project.url]
@@ -258,7 +258,7 @@ class Driver:
         return read_finished(self._repository, trial, val_scores) or {}
 
     def _note_attempt(self, trial: Trial) -> str:
-        """The name of a new attempt, kept in a file for whoever comes after a killed driver."""
+        """The name of a new attempt, kept in a file for the driver that follows a killed one."""
         self._home.mkdir(parents=True, exist_ok=True)
         name = secrets.token_hex(8)
         with (self._home / trial.name).open("a") as stream:
@@ -272,6 +272,6 @@ class Driver:
         (self._home / trial.name).unlink()
 
     def _end_left_over(self) -> None:
-        """End the runs in MLflow of attempts that a killed driver has left behind."""
+        """End the MLflow runs of attempts that a killed driver left behind."""
         left = sorted(self._home.glob("*")) if self._home.is_dir() else []
         attempts.end_lost([name for path in left for name in path.read_text().split()])

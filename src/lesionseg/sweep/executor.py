@@ -1,4 +1,4 @@
-"""What runs trials, the same for whoever has some: a sweep, a search, an ablation, a curve."""
+"""Running trials, in the same way for sweeps, searches, ablations and curves."""
 
 import argparse
 import dataclasses
@@ -28,7 +28,7 @@ class Executor(Protocol):
 
         Args:
             trials: What to run.
-            pruner: Says which of them are to be stopped; None to let all go to their end.
+            pruner: Decides which of them to stop early; None to let all finish.
         """
         ...
 
@@ -38,7 +38,7 @@ class Placement:
     """Where trials run, and how many at once.
 
     Attributes:
-        jobs: None for one here, and for as many as there is room for on a cluster of Ray.
+        jobs: None means one here, and as many as fit on a Ray cluster.
         cluster: Its address, or `slurm`; None for this machine.
         num_cpus: Cores of a trial on a cluster.
         num_gpus: GPUs of a trial on a cluster.
@@ -53,26 +53,26 @@ class Placement:
 
 
 def placement(arguments: argparse.Namespace) -> Placement:
-    """What a command line says, as `arguments` declares it."""
+    """The placement in a command line, as declared by `arguments`."""
     names = [field.name for field in dataclasses.fields(Placement)]
     return Placement(**{name: getattr(arguments, name) for name in names})
 
 
 @contextmanager
 def open_executor(repository: Repository, where: Placement, *, archives: str) -> Iterator[Executor]:
-    """What runs the trials of a repository, alone in it.
+    """The executor of a repository's trials, the only one in it.
 
     Raises:
-        LesionsegError: It cannot: the one line says why, and what to do.
+        LesionsegError: It cannot run; the one line says why, and what to do.
     """
     if not where.cluster:
         with open_pool(repository, jobs=where.jobs or 1, archives=archives) as pool:
             yield pool
         return
     if where.cluster == "slurm":
-        from lesionseg.sweep.slurm import open_slurm as open_driver  # which needs submitit
+        from lesionseg.sweep.slurm import open_slurm as open_driver  # needs submitit
     else:
-        from lesionseg.sweep.cluster import open_cluster as open_driver  # which needs Ray
+        from lesionseg.sweep.cluster import open_cluster as open_driver  # needs Ray
 
     with open_driver(repository, where, archives=archives) as driver:
         yield driver
@@ -86,7 +86,7 @@ def run_missing(
     archives: str,
     read: Callable[[Experiment], object],
 ) -> list[Outcome]:
-    """Run the trials in which `read` finds nothing; those that failed are returned."""
+    """Run the trials in which `read` finds nothing; returns those that failed."""
     failed = []
     with open_executor(repository, where, archives=archives) as executor:
         missing = [trial for trial in trials if read_finished(repository, trial, read) is None]

@@ -1,4 +1,4 @@
-"""What finished trials have left, read from git and from DVC's cache or remote."""
+"""The results of finished trials, read from git and from DVC's cache or remote."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,10 +20,10 @@ Found = TypeVar("Found")
 
 
 class Experiment:
-    """The files of a finished trial, each brought into a folder of their own when asked for.
+    """The files of a finished trial, copied on demand into a folder of their own.
 
     Attributes:
-        results: Where those of `results/` are, once they are fetched.
+        results: Where the files of `results/` are, once they are fetched.
     """
 
     def __init__(self, files: "DVCFileSystem", root: Path) -> None:
@@ -31,9 +31,9 @@ class Experiment:
         self.results = Results(root / "results")
 
     def fetch(self, path: Path) -> Path:
-        """Bring a file to `path`, one of `results` or below `at`.
+        """Copy a file to `path`, one of `results` or below `at`.
 
-        A copy: DVC's own way may make a link, and to fetch that a second time empties the cache.
+        DVC's own method may make a link, and fetching that a second time empties the cached file.
 
         Raises:
             FileNotFoundError: The trial does not have it, or the cache has lost it.
@@ -48,10 +48,10 @@ class Experiment:
         return self._root / name
 
     def folders(self, path: Path) -> list[str]:
-        """The names of the folders in one, sorted; none where it is not there.
+        """The names of the folders in a folder, sorted; empty if it does not exist.
 
         Raises:
-            FileNotFoundError: The cache has lost what is in it.
+            FileNotFoundError: The cache has lost its content.
         """
         name = self._name(path)
         with _lost_folders_are_missing():
@@ -64,7 +64,7 @@ class Experiment:
 
 @contextmanager
 def _lost_folders_are_missing() -> Iterator[None]:
-    """A block in which a folder that DVC's cache has lost is a file that is not there."""
+    """A block in which a folder that DVC's cache has lost raises FileNotFoundError."""
     from dvc_data.index import DataIndexDirError  # it takes a while to load
 
     try:
@@ -76,9 +76,9 @@ def _lost_folders_are_missing() -> Iterator[None]:
 def read_finished(
     repository: Repository, trial: Trial, read: Callable[[Experiment], Found]
 ) -> Found | None:
-    """What `read` finds in a finished trial; None where it is not there, or not whole.
+    """What `read` finds in a finished trial; None if it is missing or incomplete.
 
-    `dvc exp remove` and `dvc gc` may have taken it away, and files of the cache may be damaged.
+    `dvc exp remove` and `dvc gc` may have removed it, and files in the cache may be damaged.
     """
     try:
         return _read(repository, trial, read)
@@ -87,7 +87,7 @@ def read_finished(
 
 
 def _read(repository: Repository, trial: Trial, read: Callable[[Experiment], Found]) -> Found:
-    """As `read_finished`, with the reason where it is not there."""
+    """Like `read_finished`, but raises an error with the reason if it is missing."""
     from dvc.api import DVCFileSystem  # it takes a while to load
 
     revision = repository.git("for-each-ref", "--format=%(objectname)", repository.ref(trial.name))
@@ -102,7 +102,7 @@ def val_scores(experiment: Experiment) -> dict[str, list[float]]:
     """Best val jaccards of a finished trial by model, one for each of its training seeds.
 
     Raises:
-        FileNotFoundError: The trial does not have them.
+        FileNotFoundError: The trial lacks them.
         DataError: They cannot be read.
     """
     for run in RUNS:
@@ -113,7 +113,7 @@ def val_scores(experiment: Experiment) -> dict[str, list[float]]:
 def val_curve(experiment: Experiment) -> dict[int, float]:
     """The fine-tuned model's val jaccards of a finished trial, by epoch as a `trials.Curve`.
 
-    They are rounded as the log has them, with which they are compared.
+    They are rounded as in the logs, with which they are compared.
 
     Raises:
         FileNotFoundError: The trial does not have them.
@@ -130,7 +130,7 @@ def val_curve(experiment: Experiment) -> dict[int, float]:
 
 
 def why_unread(repository: Repository, trial: Trial, read: Callable[[Experiment], object]) -> str:
-    """Why `read` cannot read a trial that has just finished; nothing where it can."""
+    """Why `read` cannot read a trial that has just finished; "" if it can."""
     try:
         _read(repository, trial, read)
     except DataError as error:

@@ -1,7 +1,7 @@
 """A trial on a node of a cluster, whose only channels are a git remote, a DVC remote and MLflow.
 
-Files that a node needs again lie in `~/.cache/lesionseg` (or `XDG_CACHE_HOME`): a clone of the
-repository, DVC's cache, workspaces. All of it can be deleted while no trial runs.
+Files that a node needs again are in `~/.cache/lesionseg` (or `XDG_CACHE_HOME`): a clone of the
+repository, DVC's cache, workspaces. All of it can be deleted while no trial is running.
 """
 
 import fcntl
@@ -27,17 +27,17 @@ from lesionseg.tracking.attempts import VARIABLE, end_lost
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What a node must know of the project whose trials it runs.
+    """What a node must know about the project whose trials it runs.
 
     Attributes:
-        url: Of the git remote.
-        commit: That the trials run.
+        url: Address of the git remote.
+        commit: The commit that the trials run.
         params: The content of params.yaml.
         lock: The content of dvc.lock, with the data that all trials share.
-        versions: As of `versions`, where the command was given.
+        versions: As from `versions`, where the command was given.
         environment: Variables that DVC and the stages have on all nodes.
-        cache: DVC's cache; nothing for one of the node's own, which is filled from DVC's remote.
-        checkpoints: The folder of all checkpoints; nothing for one of the node's own.
+        cache: DVC's cache; "" for the node's own, which is filled from DVC's remote.
+        checkpoints: The folder of all checkpoints; "" for the node's own.
         is_guarded: Whether nodes must ask for a token.
     """
 
@@ -54,12 +54,12 @@ class Project:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What came of an attempt at a trial, as the node tells it.
+    """The outcome of an attempt at a trial, as reported by the node.
 
     Attributes:
         error: The last error line if it failed.
-        log: All that it has said.
-        seconds: What it took.
+        log: Its whole output.
+        seconds: How long it took.
         is_stopped: Whether it was stopped early, as it was told to.
     """
 
@@ -70,7 +70,7 @@ class Report:
 
 
 class _StoppedEarlyError(Exception):
-    """A trial is not to go on."""
+    """A trial was told to stop."""
 
 
 def versions() -> dict[str, str]:
@@ -88,7 +88,7 @@ def versions() -> dict[str, str]:
 
 
 def refusal(project: Project) -> str:
-    """Why this node must not work, with the next step; nothing if it may."""
+    """Why this node must not work, with the next step; "" if it may."""
     own = versions()
     for name, wanted in project.versions.items():
         if own.get(name) != wanted:
@@ -122,12 +122,12 @@ def run_trial(
     """Run a trial and publish its experiment: data to DVC's remote, then the reference to git's.
 
     Args:
-        project: Whose trial it is.
-        trial: What is to be run.
-        attempt: What its runs in MLflow are tagged with.
-        known: The experiment that the git remote has already and that is to be replaced, or "".
-        tell: Called with a line about how far it is, and its epochs; whether to stop it.
-        is_judged: Whether that may come.
+        project: The project whose trial it is.
+        trial: The trial to run.
+        attempt: The tag of its runs in MLflow.
+        known: The experiment that the git remote already has and that is to be replaced, or "".
+        tell: Called with a line about how far it is, and its epochs; returns whether to stop it.
+        is_judged: Whether it may be stopped early.
     """
     started, log = time.monotonic(), _home(project) / f"logs/{attempt}.log"
     error, is_stopped = "", False
@@ -143,7 +143,7 @@ def run_trial(
         )
     except _StoppedEarlyError:
         is_stopped = True
-    except (LesionsegError, OSError) as trouble:  # one trial's trouble is not the others'
+    except (LesionsegError, OSError) as trouble:  # must not affect other trials
         error = explain(trouble)
     text = log.read_text(errors="replace") if log.exists() else ""
     log.unlink(missing_ok=True)
@@ -161,16 +161,16 @@ def _run(
     tell: Callable[[str, Curve], bool],
     is_judged: bool,
 ) -> str:
-    """The error of a trial, or nothing.
+    """The error of a trial, or "".
 
     Raises:
-        _StoppedEarlyError: It was to be stopped, and is.
+        _StoppedEarlyError: It was stopped early.
     """
     if reason := refusal(project):
         return reason
     repository = _repository(project, attempt=attempt)
     if _published(repository, project, trial) != known:
-        return ""  # an attempt that was believed to be lost has come through
+        return ""  # an attempt believed to be lost has finished after all
     with _free_workspace(repository, project) as (workspace, keep_open):
         try:
             lock = workspace.path.with_suffix(".lock.yaml")
@@ -193,14 +193,14 @@ def _run(
 
 def _home(project: Project) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    # Machines that share a home have a folder each: not all file systems lock across machines.
+    # Machines that share a home get a folder each: not all file systems lock across machines.
     words = (project.url, project.cache, project.checkpoints, socket.gethostname())
     name = hashlib.sha256(" ".join(words).encode()).hexdigest()[:12]
     return base / "lesionseg" / name
 
 
 def _repository(project: Project, *, attempt: str) -> Repository:
-    """The node's own clone, which has the commit and params.yaml.
+    """The node's own clone, at the commit.
 
     Raises:
         LesionsegError: The remote cannot be reached, or does not have the commit.
@@ -216,7 +216,7 @@ def _repository(project: Project, *, attempt: str) -> Repository:
         if not (root / ".git").is_dir():
             root.mkdir(parents=True, exist_ok=True)
             repository.git("init", "--quiet")
-        (root / ".git/index.lock").unlink(missing_ok=True)  # of one that was killed
+        (root / ".git/index.lock").unlink(missing_ok=True)  # left by a killed process
         head = root / ".git/HEAD"
         if head.read_text().strip() != project.commit:
             repository.git("fetch", "--quiet", "--no-tags", project.url, project.commit)
@@ -239,9 +239,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _free_workspace(repository: Repository, project: Project) -> Iterator[tuple[Workspace, int]]:
-    """A workspace that nobody works in, and the descriptor of its lock, which a trial inherits.
+    """A workspace that nobody uses, and the descriptor of its lock, which a trial inherits.
 
-    One whose trial was killed is made anew: DVC and git leave locks of their own behind.
+    A workspace whose trial was killed is remade: DVC and git leave locks of their own behind.
     """
     folder = repository.root.with_name("workspaces")
     folder.mkdir(exist_ok=True)
@@ -269,14 +269,14 @@ def _free_workspace(repository: Repository, project: Project) -> Iterator[tuple[
 
 
 def _published(repository: Repository, project: Project, trial: Trial) -> str:
-    """The experiment of a trial as the git remote has it, or nothing."""
+    """The experiment of a trial in the git remote, or ""."""
     return repository.git("ls-remote", project.url, repository.ref(trial.name)).partition("\t")[0]
 
 
 def _publish(
     repository: Repository, project: Project, trial: Trial, *, attempt: str, known: str
 ) -> None:
-    """Push the reference, unless another attempt has been faster: its result is as good."""
+    """Push the reference, unless another attempt was faster: its result is just as good."""
     reference = repository.ref(trial.name)
     lease = f"--force-with-lease={reference}:{known}"
     try:

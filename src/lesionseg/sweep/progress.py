@@ -1,4 +1,4 @@
-"""How far trials are: from a trial's log to lines at the terminal, none where there is none."""
+"""How far trials are: from a trial's log to lines on the terminal, if there is one."""
 
 import math
 import re
@@ -29,7 +29,7 @@ def read_curve(log: Path) -> dict[int, float]:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return {}
-    curve, num_before = {}, 0  # seeds that are through
+    curve, num_before = {}, 0  # seeds that have finished
     for line in lines:
         if started := _SEED.match(line):
             num_before = started["seeds"].split(", ").index(started["seed"])
@@ -40,7 +40,7 @@ def read_curve(log: Path) -> dict[int, float]:
 
 
 def last_progress(log: Path) -> str:
-    """What a trial does now, by its log: the stage, with epoch, val jaccard and time left."""
+    """What a trial is doing, by its log: the stage, with epoch, val jaccard and time left."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
@@ -59,7 +59,7 @@ def last_progress(log: Path) -> str:
 
 
 class View:
-    """A line for all trials and one for each that runs, rewritten in place."""
+    """A line for all trials and one for each running trial, rewritten in place."""
 
     def __init__(self, num_trials: int) -> None:
         self._total = tqdm(total=num_trials, unit="trial", disable=None, leave=False)
@@ -74,7 +74,7 @@ class View:
         """Bring the view up to date.
 
         Args:
-            rows: Of each trial that runs by its name: where, and how far it is.
+            rows: For each running trial, by its name: where it is, and how far.
             num_done: Trials that have ended.
         """
         self._shown = time.monotonic()
@@ -88,7 +88,7 @@ class View:
             row.set_description_str(texts[index] if index < len(texts) else "")
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove it from the terminal."""
         for row in reversed(self._rows):
             row.close()
         self._total.close()

@@ -1,7 +1,7 @@
-"""Trials that are stopped early: their fine-tuned model is behind that of others at the same epoch.
+"""Stopping trials early if their fine-tuned model is behind that of others at the same epoch.
 
-One of Optuna's pruners judges every epoch once, in order, by jaccard on val, whenever it is seen:
-the same scores give the same stops. What a stopped trial has come to is kept in a small file.
+One of Optuna's pruners judges every epoch once, in order, by jaccard on val, as soon as it is seen:
+the same scores give the same stops. A small file keeps how far a stopped trial has come.
 """
 
 import logging
@@ -19,13 +19,13 @@ from lesionseg.sweep.space import Axis, load_optuna
 from lesionseg.sweep.trials import SEED, Curve, Outcome, Stop, Trial
 
 MIN_FINISHED = 5  # trials before any is stopped by the median
-REDUCTION = 3  # of ASHA: at each rung a third goes on
+REDUCTION = 3  # of ASHA: at each rung, one third goes on
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What is remembered of a trial that has not finished.
+    """What is remembered about a trial that has not finished.
 
     Attributes:
         curve: Its epochs and val jaccards so far.
@@ -37,11 +37,11 @@ class Kept:
 
 
 def check_comparable(axes: Sequence[Axis]) -> None:
-    """Return when all trials of a sweep have the same epochs, and no row of its table several.
+    """Return if all trials of a sweep have the same epochs, and each is a row of its own.
 
     Raises:
-        ConfigError: One has others: learning rates follow the number of epochs. Of trials that
-            differ in their seed, the worse ones would be missing in their mean.
+        ConfigError: They have not. Learning rates depend on the number of epochs. Of trials that
+            differ only in their seed, the worse ones would be missing from their mean.
     """
     for axis in axes:
         if axis.name in ("train.epochs", "train.num_seeds", SEED):
@@ -52,21 +52,21 @@ def check_comparable(axes: Sequence[Axis]) -> None:
 
 
 class Pruner:
-    """Hears of all trials of a sweep, and says which of them are to be stopped.
+    """Is told of all trials of a sweep, and decides which of them to stop.
 
     What counts is the best epoch so far. `median` stops a trial that is below the median of the
     finished ones at the same epoch, once five have finished and a third of the epochs is over.
-    `asha` has two rungs, after a ninth and after a third of the epochs: only those go on that are
-    in the best third of all that came as far by then (Li et al. 2018, arXiv:1810.05934).
+    `asha` has two rungs, after a ninth and after a third of the epochs: a trial goes on only if it
+    is in the best third of all that have come this far by then (Li et al. 2018, arXiv:1810.05934).
     """
 
     def __init__(self, kind: str, *, num_epochs: int, folder: Path) -> None:
-        """Nothing is known yet.
+        """A pruner that knows no trials yet.
 
         Args:
             kind: `median` or `asha`.
-            num_epochs: Of the fine-tuned model's trainings, over all seeds.
-            folder: Of the small files of trials that have not finished.
+            num_epochs: Epochs of the fine-tuned model's trainings, over all seeds.
+            folder: Where the small files of trials that have not finished are kept.
 
         Raises:
             ConfigError: Optuna is missing.
@@ -91,14 +91,14 @@ class Pruner:
         self._curves: dict[str, dict[int, float]] = {}
 
     def recall(self, trial: Trial) -> Stop | None:
-        """Why an earlier command has stopped a trial, or would have, by the file that it left."""
+        """Why an earlier command stopped a trial, or would have, by the file that it left."""
         path = self._path(trial)
         if not path.exists():
             return None
         try:
             kept = read_record(path, Kept, stage=FINETUNED)
         except DataError as error:
-            _log.warning("%s; the trial is judged anew", error.problem)
+            _log.warning("%s; the trial is judged again", error.problem)
             return None
         if kept.stop and kept.stop.pruner == self._kind:
             self._replay(trial, kept.curve)
@@ -109,8 +109,8 @@ class Pruner:
         """Why a trial is to be stopped, or None.
 
         Args:
-            trial: One that runs.
-            curve: What is known of it; epochs that were judged before are not judged again.
+            trial: A running trial.
+            curve: Its epochs so far; epochs that were judged before are not judged again.
         """
         known = self._curves.setdefault(trial.name, {})
         new = {epoch: curve[epoch] for epoch in sorted(curve.keys() - known.keys())}
@@ -127,8 +127,8 @@ class Pruner:
         """Take in a trial that has finished or was stopped.
 
         Args:
-            outcome: What came of it.
-            curve: Of one that has finished, all its epochs, as far as they are known.
+            outcome: The trial's outcome.
+            curve: All epochs of a finished trial, as far as they are known.
         """
         trial = outcome.trial
         self._replay(trial, curve)
@@ -139,7 +139,7 @@ class Pruner:
             self._path(trial).unlink(missing_ok=True)
 
     def _replay(self, trial: Trial, curve: Curve) -> None:
-        """Take in epochs whose trial is not to be stopped by them."""
+        """Take in epochs without stopping their trial."""
         known = self._curves.setdefault(trial.name, {})
         for epoch in sorted(curve.keys() - known.keys()):
             self._report(trial, epoch, curve[epoch])
@@ -147,7 +147,7 @@ class Pruner:
     def _report(self, trial: Trial, epoch: int, score: float) -> bool:
         """Whether the pruner would stop a trial after this epoch, by the best one so far.
 
-        A trial is ranked by its best epoch; one alone is noisy while the learning rate is high.
+        A trial is ranked by its best epoch; a single one is noisy while the learning rate is high.
         """
         own, curve = self._own(trial), self._curves[trial.name]
         curve[epoch] = score
@@ -160,7 +160,7 @@ class Pruner:
         return self._asked[trial.name]
 
     def _explain(self, trial: Trial, epoch: int) -> Stop:
-        """What a trial was compared with, as its pruner has done."""
+        """What a trial was compared with, by the same rule as its pruner's."""
         own = self._own(trial)
         others = [
             one.intermediate_values[epoch]

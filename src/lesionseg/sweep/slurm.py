@@ -1,7 +1,7 @@
-"""Trials as jobs of SLURM, one each: `driver` follows them, submitit submits.
+"""Trials as jobs of SLURM, one each: submitit submits them, `driver` follows them.
 
-All machines share the folder of the repository and DVC's cache. `sbatch` takes what a site wants to
-know else from its own variables, such as SBATCH_PARTITION; they win over what is asked for here.
+All machines share the folder of the repository and DVC's cache. `sbatch` takes whatever else a site
+requires from its own variables, such as SBATCH_PARTITION; they override what is asked for here.
 """
 
 import json
@@ -30,7 +30,7 @@ def open_slurm(repository: Repository, where: Placement, *, archives: str) -> It
     """The executor of a SLURM cluster, alone in its repository; no job outlives the block.
 
     Raises:
-        LesionsegError: SLURM or submitit is not as it must be, or `where` has no number of jobs.
+        LesionsegError: SLURM or submitit is not usable, or `where` has no number of jobs.
     """
     if not where.jobs:
         raise LesionsegError("SLURM queues any number of jobs. Say how many at once: --jobs N")
@@ -46,7 +46,7 @@ def open_slurm(repository: Repository, where: Placement, *, archives: str) -> It
 
 
 class _Slurm:
-    """The scheduler, whose jobs have the repository in their name."""
+    """The scheduler; its jobs' names contain the repository."""
 
     def __init__(self, root: Path, where: Placement) -> None:
         try:
@@ -57,8 +57,8 @@ class _Slurm:
         if not shutil.which("srun"):
             raise LesionsegError("there is no srun here. Give the command on a login node of SLURM")
         self._root, self._name, self._errors = root, f"lesionseg:{root}", submitit.core.utils
-        os.environ.pop("SBATCH_JOB_NAME", None)  # which would win
-        self._call("sacct", "--noheader")  # without it a job that is lost would not be noticed
+        os.environ.pop("SBATCH_JOB_NAME", None)  # it would override ours
+        self._call("sacct", "--noheader")  # must work, or a lost job would go unnoticed
         self.cancel()  # the jobs of a driver that was killed
         shutil.rmtree(root / HOME / "slurm", ignore_errors=True)
         self._executor = submitit.SlurmExecutor(root / HOME / "slurm")
@@ -66,10 +66,10 @@ class _Slurm:
             job_name=self._name,
             cpus_per_task=where.num_cpus,
             gpus_per_node=where.num_gpus or None,
-            srun_args=[f"--cpus-per-task={where.num_cpus}"],  # which SLURM forgets since 22.05
+            srun_args=[f"--cpus-per-task={where.num_cpus}"],  # not inherited since SLURM 22.05
             time=None,
             wckey=None,
-            # SIGTERM a minute before the limit; and no second start unknown to the driver.
+            # SIGTERM a minute before the limit; and no restart without the driver's knowledge.
             additional_parameters={"signal": "TERM@60", "no_requeue": True},
         )
 
@@ -108,7 +108,7 @@ class _Slurm:
         (self._executor.folder / f"{trial.name}.stop").touch()
 
     def cancel(self) -> None:
-        """Let no job of this repository be left in the queue."""
+        """Remove all jobs of this repository from the queue."""
         self._call("scancel", f"--name={self._name}")
         while self._call("squeue", "--noheader", f"--name={self._name}"):
             time.sleep(1)
@@ -117,7 +117,7 @@ class _Slurm:
 def _work(
     project: node.Project, trial: Trial, attempt: str, known: str, is_judged: bool, folder: Path
 ) -> Any:
-    """The report of a trial, as a job calls it; None where SLURM ends it."""
+    """The report of a trial, called in a job; None if SLURM ends it."""
     last = None
 
     def tell(text: str, curve: Curve) -> bool:

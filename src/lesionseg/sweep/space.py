@@ -13,7 +13,7 @@ from lesionseg.sweep.arguments import MOST_TRIALS
 
 Value = int | float | str
 Settings = dict[str, Value]
-_DIGITS = 3  # significant ones of a value from a range: readable, and finer than any effect
+_DIGITS = 3  # significant digits of a value from a range: readable, and finer than any effect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,15 @@ class Axis:
 
     @property
     def is_range(self) -> bool:
-        """Whether any number between two is meant."""
+        """Whether it is a range rather than a list."""
         return not self.values
 
     def ends(self) -> tuple[Value, ...]:
-        """The values that have to be allowed for all others to be."""
+        """The values to check: if these are valid, so are all others."""
         return self.values or tuple(tidy(value) for value in (self.low, self.high))
 
     def at(self, share: float, *, is_whole: bool) -> Value:
-        """The value at a share in [0, 1] of the range, or of the list."""
+        """The value at a given share, in [0, 1], of the range or the list."""
         if self.values:
             return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
         if self.is_log:
@@ -46,7 +46,7 @@ class Axis:
         return self.rounded(value, is_whole=is_whole)
 
     def rounded(self, value: float, *, is_whole: bool) -> Value:
-        """A number of the range as it is written: whole, or with three significant digits."""
+        """A number of the range as it will be written: whole, or to three significant digits."""
         if is_whole:
             return round(value)
         return tidy(min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high))
@@ -74,7 +74,7 @@ def parse_axis(text: str) -> tuple[Axis, int]:
         return _parse_range(name, spec)
     values = tuple(parse_value(part.strip()) for part in spec.split(","))
     if len(set(values)) < len(values):
-        raise ConfigError(f"{name}: a value stands twice in {spec!r}; keep one")
+        raise ConfigError(f"{name}: a value occurs twice in {spec!r}; keep one")
     return Axis(name=name, values=values), 0
 
 
@@ -94,7 +94,7 @@ def _parse_range(name: str, spec: str) -> tuple[Axis, int]:
 
 
 def parse_value(text: str) -> Value:
-    """A number, true or false where the text is one, as params.yaml is read."""
+    """The text as a number, true or false if it is one, as in params.yaml."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
@@ -109,7 +109,7 @@ def parse_settings(texts: Sequence[str]) -> Settings:
     """The settings in several `NAME=VALUE`.
 
     Raises:
-        ConfigError: One is not of this form, has several values, or stands twice.
+        ConfigError: One is not of this form, has several values, or occurs twice.
     """
     settings: Settings = {}
     for axis, _ in map(parse_axis, texts):
@@ -125,8 +125,8 @@ def grid_axis(text: str, *, whole: Mapping[str, bool]) -> Axis:
     """An axis of a grid: a list, or the points of a range with a count.
 
     Args:
-        text: As `parse_axis` reads it.
-        whole: Of each parameter, whether it is a whole number.
+        text: As for `parse_axis`.
+        whole: For each parameter, whether it is a whole number.
     """
     axis, count = parse_axis(text)
     if not axis.is_range:
@@ -147,7 +147,7 @@ def grid(axes: Sequence[Axis]) -> Iterator[Settings]:
     """Every combination, the last axis fastest.
 
     Raises:
-        ConfigError: There are more than anybody could wait for.
+        ConfigError: There are more than `MOST_TRIALS`.
     """
     number = math.prod(len(axis.values) for axis in axes)
     if number > MOST_TRIALS:
@@ -157,17 +157,17 @@ def grid(axes: Sequence[Axis]) -> Iterator[Settings]:
 
 
 class Sampler(Protocol):
-    """Proposes settings and hears how they did, always in the same order."""
+    """Proposes settings and is told their scores, always in the same order."""
 
     def ask(self) -> Settings:
         """The next settings to try."""
 
     def tell(self, score: float | None, *, epoch: int = 0) -> None:
-        """Score of the oldest proposal not yet told of; None where it has none.
+        """Take in the score of the oldest proposal that has not been reported yet.
 
         Args:
-            score: Its val jaccard.
-            epoch: After which it was stopped early with that; 0 for one that went to its end.
+            score: Its val jaccard; None if it has none.
+            epoch: The epoch after which it was stopped early with that score; 0 if it finished.
         """
 
 
@@ -185,14 +185,14 @@ class RandomSampler:
         }
 
     def tell(self, score: float | None, *, epoch: int = 0) -> None:
-        """Nothing is learnt."""
+        """Ignore the score."""
 
 
 class TpeSampler:
     """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), after random trials.
 
-    It keeps nothing on disk: the same axes, seed and scores give the same proposals, so a search
-    that is started again goes through its finished trials and on from there.
+    It keeps nothing on disk: the same axes, seed and scores give the same proposals, so a restarted
+    search goes through its finished trials and continues from there.
     """
 
     def __init__(self, axes: Sequence[Axis], *, whole: Mapping[str, bool], seed: int) -> None:
@@ -216,13 +216,13 @@ class TpeSampler:
         }
 
     def tell(self, score: float | None, *, epoch: int = 0) -> None:
-        """Score of the oldest proposal not yet told of; None where it has none."""
+        """Take in the score of the oldest proposal that has not been reported yet."""
         from optuna.trial import TrialState
 
         trial = self._asked.pop(0)
         if score is None:
             self._study.tell(trial, state=TrialState.FAIL)
-        elif epoch:  # it then counts as worse than all that finished, and than those stopped later
+        elif epoch:  # counts as worse than all that finished or were stopped later
             trial.report(score, epoch)
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
@@ -230,11 +230,11 @@ class TpeSampler:
 
 
 def load_optuna(need: str, *, otherwise: str) -> Any:
-    """Optuna, which says no more than warnings.
+    """Optuna, set to log only warnings and errors.
 
     Args:
-        need: What needs it.
-        otherwise: What to do without it.
+        need: What needs it, for the message.
+        otherwise: What to do without it, for the message.
 
     Raises:
         ConfigError: It is not installed.
@@ -266,7 +266,7 @@ def _distribution(axis: Axis, is_whole: bool) -> Any:
 def make_sampler(
     name: str, axes: Sequence[Axis], *, whole: Mapping[str, bool], seed: int
 ) -> Sampler:
-    """The sampler of a name: `tpe` or `random`."""
+    """The sampler by its name, `tpe` or `random`."""
     kinds: dict[str, type[RandomSampler] | type[TpeSampler]]
     kinds = {"random": RandomSampler, "tpe": TpeSampler}
     return kinds[name](axes, whole=whole, seed=seed)

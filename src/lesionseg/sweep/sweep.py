@@ -1,4 +1,4 @@
-"""A sweep: a grid of trials or a search, run as far as they are not finished, then compared."""
+"""A sweep: a grid of trials or a search; unfinished trials are run, then all are compared."""
 
 import argparse
 import itertools
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Plan the trials, run those that are not finished, print the table.
 
     Args:
-        arguments: As `arguments.add_sweep` declares them.
+        arguments: As declared by `arguments.add_sweep`.
 
     Raises:
         LesionsegError: A trial has failed.
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class Sweep:
-    """The trials of a command line, checked, and what came of them."""
+    """The trials of a command line, checked, and their outcomes."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
@@ -77,11 +77,11 @@ class Sweep:
             check_comparable(self._axes)
 
     def outcomes(self) -> list[Outcome]:
-        """One for each trial, in the order in which they were planned."""
+        """The outcome of each trial, in the order in which they were planned."""
         return list(self._outcomes.values())
 
     def plan(self) -> str:
-        """The trials as they would run; a search that learns knows only its first."""
+        """The trials as they would run; for a search that learns, these are only a preview."""
         lines = []
         for trial in self._grid() if self._arguments.grid else self._proposals(self._sampler()):
             if trial:
@@ -92,7 +92,7 @@ class Sweep:
         return "\n".join([*lines, ""])
 
     def run(self) -> None:
-        """Run what is not finished; `outcomes` then has all."""
+        """Run what is not finished; `outcomes` is then complete."""
         repository = open_repository(Path.cwd())
         self._pruner = self._make_pruner(repository)
         where, archives = placement(self._arguments), self._archives
@@ -122,7 +122,7 @@ class Sweep:
             self._note(repository, outcome)
 
     def _note(self, repository: Repository, outcome: Outcome) -> None:
-        """Keep an outcome, of which the trials that come later are judged."""
+        """Keep an outcome, by which later trials are judged."""
         self._outcomes[outcome.trial.name] = outcome
         if self._pruner:
             curve = read_finished(repository, outcome.trial, val_curve) if outcome.scores else None
@@ -131,8 +131,8 @@ class Sweep:
     def _batches(self, jobs: int) -> Iterator[list[Trial]]:
         """Trials to run side by side.
 
-        A search proposes as many as there are jobs and hears of them in its own order, so that the
-        same command proposes the same again, whichever trial ends first.
+        A search proposes as many trials as there are jobs and is told their scores in that order,
+        so that the same command makes the same proposals, whichever trial ends first.
         """
         if self._arguments.grid:
             yield [trial for trial in self._grid() if trial]
@@ -156,7 +156,7 @@ class Sweep:
         return make_sampler(self._arguments.sampler, self._axes, whole=self._whole, seed=seed)
 
     def _make_pruner(self, repository: Repository) -> Pruner | None:
-        """What judges the trials of this commit; None where all go to their end."""
+        """The pruner of this commit's trials; None if all are to finish."""
         if self._arguments.pruner == "none":
             return None
         values = {**self._config.flat("train"), **self._fixed}
@@ -170,7 +170,7 @@ class Sweep:
         return (self._trial(sampler.ask()) for _ in range(self._arguments.trials))
 
     def _trial(self, settings: Settings) -> Trial | None:
-        """A trial, or None for values that cannot be together, which `left_out` then names."""
+        """A trial, or None for an invalid combination of values, added to `left_out`."""
         try:
             return make_trial(
                 self._content, {**self._fixed, **settings}, prefix=self._arguments.name

@@ -1,4 +1,4 @@
-"""What came of a sweep or an ablation, as text."""
+"""The outcome of a sweep or an ablation, as text."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ def summary(
 
     Args:
         outcomes: One for each trial.
-        left_out: Why others are none.
-        is_remote: Whether the files of experiments are in DVC's remote alone.
+        left_out: Combinations that did not become trials, and why.
+        is_remote: Whether the experiments' files are only in DVC's remote.
     """
     failed = [outcome for outcome in outcomes if outcome.has_failed]
     finished = [outcome for outcome in outcomes if outcome.scores]
@@ -49,7 +49,7 @@ def summary(
 
 
 def outcome_line(outcome: Outcome) -> str:
-    """What came of one trial, in a line of the log."""
+    """The outcome of one trial, as a line of the log."""
     trial = outcome.trial
     if outcome.stop:
         return f"{trial.name} stopped early {outcome.stop.reason} ({words(trial.settings)})"
@@ -63,7 +63,7 @@ def outcome_line(outcome: Outcome) -> str:
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[str]:
-    """Of each failed trial its settings, its error and where its log is."""
+    """For each failed trial its settings, its error and where its log is."""
     return [
         line
         for outcome in outcomes
@@ -99,23 +99,23 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 
 def score_text(scores: Sequence[float], *, sign: str = "") -> str:
-    """Mean of one or more scores, of several with their standard deviation.
+    """Mean of one or more scores; if several, with their standard deviation.
 
     Args:
         scores: At least one.
-        sign: `+` to write it before positive means too, as differences have it.
+        sign: `+` to write it before positive means too, for differences.
     """
     spread = f" ±{statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
     return f"{statistics.fmean(scores):{sign}.3f}{spread}"
 
 
 def words(settings: Settings) -> str:
-    """Settings as they are given to DVC."""
+    """Settings in DVC's notation."""
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _next_steps(best: Row, *, is_remote: bool) -> list[str]:
-    """What to do with the best one."""
+    """What to do with the best row."""
     pull = f"dvc exp pull origin {best.name} && " if is_remote else ""
     keep = "|".join(["Experiment", "tuned.val", *best.settings])
     return [
@@ -128,12 +128,12 @@ def _next_steps(best: Row, *, is_remote: bool) -> list[str]:
 def ablation_tables(results: pd.DataFrame, configurations: Sequence[Configuration]) -> str:
     """Markdown for each model: a row for each configuration that has results, in their order.
 
-    Mean and standard deviation (of the sample, N - 1) are over seeds. The difference to the base
-    is of test jaccards, and taken seed by seed first: the same seed is the same order of images.
+    Mean and standard deviation (of the sample, N - 1) are over seeds. The difference from the base
+    is of test jaccards, taken within each seed first: the same seed is the same order of images.
 
     Args:
         results: `name`, `run`, `seed`, `val_jaccard`, `test_jaccard`, `test_dice` and `seconds`.
-        configurations: All that there may be in it.
+        configurations: All that may occur in it.
     """
     texts = []
     for title, run in (("Fine-tuned", FINETUNED), ("Frozen", FROZEN)):

@@ -1,4 +1,4 @@
-"""One trial of a sweep: its settings, checked, its name, and what came of it."""
+"""One trial of a sweep: its settings, checked, its name, and its outcome."""
 
 import copy
 import dataclasses
@@ -16,7 +16,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.results.layout import RUNS
 from lesionseg.sweep.space import Axis, Settings
 
-# What a trial's score can depend on. The others are about the test split and the page.
+# What a trial's score can depend on. The other sections are about the test split and the page.
 SECTIONS = (
     "download",
     "preprocess",
@@ -37,7 +37,7 @@ class Trial:
     """One setting of the swept parameters: one DVC experiment.
 
     Attributes:
-        name: The experiment's; it holds a hash of every parameter a score depends on.
+        name: The experiment's name; it contains a hash of every parameter a score depends on.
         settings: What is set with `-S`.
     """
 
@@ -51,8 +51,8 @@ class Stop:
 
     Attributes:
         pruner: `median` or `asha`.
-        epoch: The last one that was judged, counting from 1 over all its training seeds.
-        score: The fine-tuned model's best val jaccard by then, which was compared.
+        epoch: The last epoch that was judged, counting from 1 over all its training seeds.
+        score: The fine-tuned model's best val jaccard by then, the one compared.
         reason: Epoch, score and what it was compared with, in words.
     """
 
@@ -64,15 +64,15 @@ class Stop:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of a trial.
+    """The outcome of a trial.
 
     Attributes:
         scores: Best val jaccards of each model, one for each training seed; empty if it failed or
             was stopped.
         stop: Why it was stopped early, if it was.
         error: The last error line if it failed.
-        log: Where its whole output lies.
-        seconds: Time it took; 0 where it had been finished before.
+        log: Where its whole output is.
+        seconds: Time it took; 0 if it had already finished before.
     """
 
     trial: Trial
@@ -96,7 +96,7 @@ def check(content: dict[str, Any], settings: Mapping[str, Any]) -> Config:
     """The validated records of parameters with some values replaced.
 
     Raises:
-        ConfigError: A name is unknown, or a value cannot be.
+        ConfigError: A name is unknown, or a value is invalid.
     """
     changed = copy.deepcopy(content)
     for name in settings:
@@ -107,16 +107,16 @@ def check(content: dict[str, Any], settings: Mapping[str, Any]) -> Config:
             )
         changed.setdefault(section, {})
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "params.yaml"  # the name that messages begin with
+        path = Path(folder) / "params.yaml"  # messages begin with this name
         path.write_text(override(changed, settings), encoding="utf-8")
         return load_config(path)
 
 
 def check_axes(content: dict[str, Any], axes: Sequence[Axis], fixed: Settings) -> None:
-    """Refuse what cannot be before anything runs.
+    """Refuse invalid names and values before anything runs.
 
     Raises:
-        ConfigError: A name stands twice or is unknown, or a value cannot be on its own.
+        ConfigError: A name occurs twice or is unknown, or a value by itself is invalid.
     """
     names = [*(axis.name for axis in axes), *fixed]
     for name in names:
@@ -128,7 +128,7 @@ def check_axes(content: dict[str, Any], axes: Sequence[Axis], fixed: Settings) -
 
 
 def whole_numbers(config: Config) -> dict[str, bool]:
-    """Of each parameter that a sweep varies, whether it is a whole number."""
+    """For each parameter that a sweep can vary, whether it is a whole number."""
     return {name: isinstance(value, int) for name, value in config.flat(*SECTIONS).items()}
 
 
@@ -139,16 +139,16 @@ def make_trial(
     prefix: str,
     sections: Sequence[str] = SECTIONS,
 ) -> Trial:
-    """A trial by its settings.
+    """The trial with some settings.
 
     Args:
-        content: Of params.yaml.
+        content: The content of params.yaml.
         settings: What is set in it.
         prefix: First part of the trial's name.
-        sections: Those of params.yaml that make it another trial.
+        sections: The sections of params.yaml by which trials are distinguished.
 
     Raises:
-        ConfigError: The values cannot be together.
+        ConfigError: The values are an invalid combination.
     """
     config = check(content, settings)
     values = dataclasses.asdict(config)
@@ -158,11 +158,11 @@ def make_trial(
 
 
 def confirm(outcome: Outcome, kept: Mapping[str, Sequence[float]] | None) -> Outcome:
-    """The outcome, or a failed one where DVC does not have its experiment with its score.
+    """The outcome, or a failed one if DVC does not have its experiment with its score.
 
     Args:
-        outcome: Of a trial.
-        kept: Val jaccards of its experiment by model; None where there is none.
+        outcome: The outcome of a trial.
+        kept: Val jaccards of its experiment by model; None if there is no experiment.
     """
     if outcome.scores and kept != outcome.scores:
         reason = "DVC does not have its experiment with its score"
@@ -174,7 +174,7 @@ def confirm(outcome: Outcome, kept: Mapping[str, Sequence[float]] | None) -> Out
 class Row:
     """Trials that differ in nothing but their seed."""
 
-    name: str  # of the first seed's: choosing the luckiest seed would flatter it
+    name: str  # of the first seed's trial: choosing the luckiest seed would flatter it
     settings: Settings
     scores: Mapping[str, Sequence[float]]
 

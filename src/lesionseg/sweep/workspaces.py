@@ -1,9 +1,9 @@
 """Where trials run: clones of the repository, one for each job, driven through `dvc` and `git`.
 
 `dvc queue start -j N` can lose an experiment without a log (DVC issue 10673), and parallel
-`dvc exp run --temp` take each other's locks and stashes. A clone has locks and stashes of its own,
-and shares the cache, so that nothing is computed twice. Each trial is a `dvc exp run` there, whose
-experiment is then fetched into the repository.
+`dvc exp run --temp` processes take each other's locks and stashes. A clone has its own locks and
+stashes, and shares the cache, so that nothing is computed twice. Each trial is a `dvc exp run`
+there, whose experiment is then fetched into the repository.
 """
 
 import logging
@@ -75,7 +75,8 @@ def open_repository(root: Path) -> Repository:
     """The repository at `root`, ready for experiments.
 
     Raises:
-        LesionsegError: It is none, or has no commit, no DVC, no identity or uncommitted code.
+        LesionsegError: It is not a Git repository, or has no commit, DVC or identity, or has
+            uncommitted code.
     """
     if not (root / ".git").exists():
         raise LesionsegError(
@@ -103,7 +104,7 @@ def open_repository(root: Path) -> Repository:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """What git, DVC and the stages inherit: an identity, and one tracking store for all."""
+    """The environment of git, DVC and the stages: an identity, and one tracking store for all."""
     environment = child_environment(without=["DVC_EXP", "DVC_ROOT"])
     environment.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlruns/mlflow.db'}")
     return {**environment, **git_identity(root)}
@@ -123,7 +124,7 @@ def output(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) ->
 
 
 def last_error(output: str) -> str:
-    """The line that says what went wrong: a stage's, else DVC's, else the last."""
+    """The line that says what went wrong: a stage's error, else DVC's, else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for mark in ("error:", "ERROR:"):
         found = [line for line in lines if line.startswith(mark)]
@@ -158,10 +159,10 @@ class Workspace:
     """A clone in which one trial runs at a time.
 
     Attributes:
-        repository: That it is a clone of.
+        repository: The repository that it is a clone of.
         path: Where it is.
         archives: The folder of downloaded archives; a relative one is linked to the repository's.
-        options: Of `dvc exp run`.
+        options: Options of `dvc exp run`.
         params: The params.yaml of all trials; None for the repository's.
     """
 
@@ -175,7 +176,7 @@ class Workspace:
     started: float = 0.0
 
     def create(self) -> None:
-        """Clone the repository anew, with its cache and its own DVC settings."""
+        """Make a fresh clone of the repository, with its cache and its own DVC settings."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         root = self.repository.root
@@ -189,7 +190,7 @@ class Workspace:
             shutil.copyfile(local, self.path / ".dvc/config.local")
         command = [*DVC, "config", "--local", "cache.dir", self.repository.cache_dir]
         output(command, self.path, self.repository.environment)
-        # A trial that was killed goes on in any workspace, and no archive is fetched twice.
+        # So that a trial that was killed can go on in any workspace.
         self._link(".checkpoints")
 
     def _git(self, *arguments: str, cwd: Path | None = None) -> None:
@@ -203,7 +204,7 @@ class Workspace:
             link.symlink_to(target)
 
     def reset(self, lock: Path) -> None:
-        """Back to the commit and to params.yaml of all trials; ignored files such as data stay."""
+        """Go back to the commit and the trials' params.yaml; ignored files such as data stay."""
         self._git("reset", "--quiet", "--hard", self.repository.commit, cwd=self.path)
         self._git("clean", "--quiet", "--force", "-d", cwd=self.path)
         params = self.params or self.repository.root / "params.yaml"
@@ -220,11 +221,11 @@ class Workspace:
         """Run a trial in the background.
 
         Args:
-            trial: What is set in it.
+            trial: The trial to run.
             lock: The dvc.lock to start from.
             log: Where its output goes.
-            keep_open: A descriptor that it inherits.
-            is_judged: Whether it may be stopped early: then the model that is judged comes first.
+            keep_open: A file descriptor that it inherits.
+            is_judged: Whether it may be stopped early; the model that is judged is trained first.
         """
         self.reset(lock)
         reference = self.repository.ref(trial.name)
@@ -245,22 +246,22 @@ class Workspace:
             )
 
     def has_ended(self) -> bool:
-        """Whether its trial is over."""
+        """Whether its trial has ended."""
         return self.process is not None and self.process.poll() is not None
 
     def collect(self, log: Path, *, stop: Stop | None = None) -> Outcome:
-        """What came of the trial that has ended; its experiment is then in the repository.
+        """The outcome of the trial that has ended; its experiment is then in the repository.
 
         Args:
             log: Its output.
-            stop: Why it was stopped, if it was; it may have come to its end all the same.
+            stop: Why it was stopped, if it was; it may have finished all the same.
         """
         assert self.trial
         assert self.process
         release(self.process)
         try:
             outcome = self._collect(self.trial, log)
-        except (LesionsegError, OSError) as error:  # one trial's trouble is not the others'
+        except (LesionsegError, OSError) as error:  # must not affect other trials
             outcome = Outcome(trial=self.trial, error=str(error), log=log)
         if stop and outcome.has_failed:
             return Outcome(trial=self.trial, stop=stop, log=log)
@@ -283,9 +284,9 @@ class Workspace:
 
 
 def judged_first(root: Path) -> list[str]:
-    """The stages in the order of dvc.yaml, in which none needs a later one; model 2 before model 1.
+    """The stages in the order of dvc.yaml, where none needs a later one; model 2 before model 1.
 
-    DVC's own order would train the frozen model before the one by which trials are stopped.
+    DVC's own order would train the frozen model before the one by which trials are judged.
     """
     stages = [name for name in read_yaml(root / "dvc.yaml")["stages"] if name != FINETUNED]
     stages.insert(stages.index(FROZEN), FINETUNED)
@@ -296,7 +297,7 @@ def read_scores(results: Results, run: str) -> list[float]:
     """Best val jaccards of one model, one for each of its training seeds.
 
     Raises:
-        MissingFileError: They are not there.
+        MissingFileError: They are missing.
         DataError: They cannot be read.
     """
     scores = seed_scores_table(run).read(results.seed_scores(run))
@@ -304,7 +305,7 @@ def read_scores(results: Results, run: str) -> list[float]:
 
 
 def dvc_value(value: Value) -> str:
-    """A value as `dvc exp run -S` reads it; text is quoted, so that it stays text."""
+    """A value in the syntax of `dvc exp run -S`; text is quoted, so that it stays text."""
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"
@@ -328,7 +329,7 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Interrupted, a trial keeps its finished epochs.
+        # An interrupted trial keeps its finished epochs.
         stop([workspace.process for workspace in self._all if workspace.process])
         shutil.rmtree(self._home / "workspaces", ignore_errors=True)
 
@@ -347,7 +348,7 @@ class Pool:
         # Paths in params.yaml start at the repository, not at its clone.
         environment = {**self._repository.environment, "DVC_ROOT": str(self._repository.root)}
         with log.open("wb") as stream:
-            command = [*DVC, "repro", "external"]  # which needs the splits
+            command = [*DVC, "repro", "external"]  # this stage needs the splits
             status = run_to_end(command, cwd=first.path, environment=environment, log=stream)
         if status:
             raise LesionsegError(
@@ -385,15 +386,15 @@ class Pool:
                     view.show(rows, num_done=len(trials) - len(waiting) - len(running))
 
     def _stop_early(self, workspace: Workspace, pruner: Pruner) -> Stop | None:
-        """Why a trial was stopped just now, or None; its workspace is then to be made anew."""
+        """Why a trial was stopped just now, or None; its workspace must then be remade."""
         assert workspace.trial
         assert workspace.process
         if workspace.has_ended():
             return None
         reason = pruner.hear(workspace.trial, read_curve(self._log_path(workspace.trial)))
         if reason:
-            stop([workspace.process], patience=30, go_on=True)  # until its run in MLflow has ended
-            self._ready.remove(workspace)  # DVC and git may have left locks of their own there
+            stop([workspace.process], patience=30, go_on=True)  # time to end its run in MLflow
+            self._ready.remove(workspace)  # DVC and git may have left their locks there
         return reason
 
     def _free(self, running: Sequence[Workspace]) -> Workspace:
@@ -417,11 +418,11 @@ class Pool:
 
 @contextmanager
 def open_pool(repository: Repository, *, jobs: int, archives: str) -> Iterator[Pool]:
-    """A pool of workspaces, alone in its repository; each trial has its share of the cores."""
+    """A pool of workspaces, alone in its repository; each trial gets a share of the cores."""
     threads = max(1, (os.cpu_count() or 1) // jobs)
     repository.environment.setdefault("OMP_NUM_THREADS", str(threads))
     with only_one(repository.root) as keep_open:
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            store.prepare()  # its database and experiment, before trials meet there
+            store.prepare()  # make database and experiment before several trials need them
         with Pool(repository, jobs=jobs, archives=archives, keep_open=keep_open) as pool:
             yield pool

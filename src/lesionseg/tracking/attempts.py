@@ -1,4 +1,4 @@
-"""Attempts at a trial on a cluster: what they leave in MLflow when they are lost."""
+"""Attempts at a trial on a cluster: cleaning up what lost ones leave in MLflow."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,17 +17,17 @@ VARIABLE = "LESIONSEG_ATTEMPT"
 
 
 def attempt_tag() -> dict[str, str]:
-    """The tag of the attempt that this process belongs to; nothing outside of a cluster."""
+    """The tag of the attempt that this process belongs to; empty outside a cluster."""
     attempt = os.environ.get(VARIABLE)
     return {ATTEMPT: attempt} if attempt else {}
 
 
 def end_lost(attempts: Sequence[str], *, finished: bool = False) -> None:
-    """Let the trainings of lost attempts that are RUNNING be KILLED, and their pipeline runs.
+    """Mark RUNNING trainings of lost attempts, and their pipeline runs, as KILLED.
 
     Args:
         attempts: Values of the tag.
-        finished: Whether those that are through are KILLED as well: another attempt's are kept.
+        finished: Whether to mark finished trainings as well, as another attempt's are kept.
     """
 
     def end(client: "MlflowClient", runs: "Sequence[MlflowRun]") -> None:
@@ -42,7 +42,7 @@ def end_lost(attempts: Sequence[str], *, finished: bool = False) -> None:
 
 
 def keep_last(attempts: Sequence[str]) -> None:
-    """Where several attempts have finished one training, let all but the last run be KILLED."""
+    """If several attempts have finished one training, mark all but the last run as KILLED."""
 
     def end(client: "MlflowClient", runs: "Sequence[MlflowRun]") -> None:
         last: dict[tuple[str, str], MlflowRun] = {}
@@ -60,7 +60,7 @@ def keep_last(attempts: Sequence[str]) -> None:
 def _with_runs(
     attempts: Sequence[str], work: "Callable[[MlflowClient, Sequence[MlflowRun]], None]"
 ) -> None:
-    """Do something with all runs of attempts; a store that fails costs the usual warning."""
+    """Do something with all runs of attempts; if the store fails, log the usual warning."""
 
     def find_and_work() -> None:
         queries = [f"tags.{ATTEMPT} = '{attempt}'" for attempt in attempts]

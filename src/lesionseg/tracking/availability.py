@@ -1,7 +1,7 @@
-"""A store of runs that may be away, slow or broken: it costs seconds and one line.
+"""A store of runs that may be unreachable, slow or broken: this costs seconds and one log line.
 
-Each call has a deadline. What misses it is left behind in a daemon thread, which keeps neither the
-caller nor the end of the process waiting.
+Each call has a deadline. A call that misses it is left behind in a daemon thread, for which neither
+the caller nor the end of the process waits.
 """
 
 import logging
@@ -15,12 +15,12 @@ from typing import TypeVar
 
 from lesionseg.errors import TrackingError
 
-CALL_SECONDS = 20.0  # of one call
-_ALL_SECONDS, _SHARE = 60.0, 0.1  # of all calls, and this much of the process's time
-_RETRY_SECONDS = 600.0  # a store that has failed is not asked again before
-# MLflow's codes for what is wrong with one run; all others mean the store.
+CALL_SECONDS = 20.0  # limit of one call
+_ALL_SECONDS, _SHARE = 60.0, 0.1  # limit of all calls, plus this share of the process's time
+_RETRY_SECONDS = 600.0  # until a store that has failed is asked again
+# MLflow's codes for problems with one run; all others concern the store.
 _OF_ONE_RUN = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
-# What MLflow's many errors say, what they mean, and what helps before the command that comes last.
+# Patterns in MLflow's many errors, what they mean, and what to do before the final command.
 _CAUSES = (
     (
         r"error code 401\b|UNAUTHENTICATED",
@@ -63,7 +63,7 @@ _CAUSES = (
         "When it is there again",
     ),
 )
-# The part that a user can read of an error of urllib3's.
+# The part of a urllib3 error that a user can understand.
 _READABLE = (
     r"Connection refused|Name or service not known|nodename nor servname|No route to host|"
     r"Network is unreachable|Temporary failure in name resolution|timed out|"
@@ -75,11 +75,11 @@ _Result = TypeVar("_Result")
 
 
 class Store:
-    """What a process knows of one store of runs.
+    """What a process knows about one store of runs.
 
     Attributes:
         name: What messages call it.
-        is_patient: Whether all calls together may take any time, and failures are not warned of.
+        is_patient: Whether all calls together may take any time, and failures cause no warning.
     """
 
     def __init__(self, name: str) -> None:
@@ -96,10 +96,10 @@ class Store:
 
         Args:
             function: Called in another thread.
-            extra_seconds: What it may take beside the time that every call has.
+            extra_seconds: Time it may take on top of what every call has.
 
         Raises:
-            TrackingError: It failed, or was too slow; or another call did so not long ago.
+            TrackingError: It failed or was too slow, or a recent call did.
         """
         start = time.monotonic()
         if start - self._failed_at < _RETRY_SECONDS:
@@ -116,14 +116,14 @@ class Store:
             self._spent += max(0.0, time.monotonic() - start - extra_seconds)
 
     def warn(self, error: TrackingError) -> None:
-        """Log a failure once in a process."""
+        """Log a failure, once per process."""
         if self.is_patient or str(error) in self._said:
             return
         self._said.add(str(error))
         _log.warning("MLflow is not available, this run goes on without it: %s", error)
 
     def _left(self) -> float:
-        """Seconds that calls may still take; one that is quick always ends in time."""
+        """Seconds that calls may still take; always enough for a quick one."""
         return max(1.0, _ALL_SECONDS + _SHARE * (time.monotonic() - self._began) - self._spent)
 
     def _explain(self, error: Exception) -> TrackingError:
@@ -146,14 +146,14 @@ def within(seconds: float, function: Callable[[], _Result]) -> _Result:
     """What `function` returns or raises, in a thread of its own.
 
     Raises:
-        TimeoutError: It has not ended after so many seconds; it goes on, and nobody waits for it.
+        TimeoutError: It has not ended by then; it goes on, and nobody waits for it.
     """
     future: Future[_Result] = Future()
 
     def work() -> None:
         try:
             future.set_result(function())
-        except BaseException as error:  # noqa: BLE001  (raised again where it is waited for)
+        except BaseException as error:  # noqa: BLE001  (raised again in the waiting thread)
             future.set_exception(error)
 
     thread = threading.Thread(target=work, name="mlflow", daemon=True)

@@ -21,7 +21,7 @@ from lesionseg.templates import load_template
 MAX_CHARACTERS = 5000  # of a version's description in MLflow's database
 SHOWN = ("jaccard", "dice", "sensitivity", "specificity")
 _SCOPES = {"test": "test, at {size} px", "test_own_size": "test, at each image's own size"}
-# What is known of each `download.source`, and the terms of its images.
+# What is known about each `download.source`, and the terms of its images.
 _SOURCES = {
     "isic2016": (
         "ISIC 2016 challenge, Part 1 (Gutman et al. 2016, arXiv:1605.01397): dermoscopic images "
@@ -59,7 +59,7 @@ _SOURCES = {
     ),
 }
 
-# What the encoder brought along; `none` is random, and anything else the path of a file.
+# The terms of the encoder's initial weights; `none` is random, anything else the path of a file.
 _TERMS = {
     "imagenet": " The encoder started with torchvision's weights, learnt on ImageNet, which have "
     "terms of their own.",
@@ -70,14 +70,14 @@ _TERMS_OF_A_FILE = " The encoder started with weights that may have terms of the
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the card tells.
+    """The facts on the card.
 
     Attributes:
         record: Where the model comes from.
         best: Its epoch, and scores on val.
         comparison: None if this model has not been evaluated.
         strata: Scores in groups of test images, likewise.
-        external: Of each external test set, by its name.
+        external: The comparison on each external test set, by its name.
     """
 
     record: TrainingRecord
@@ -101,8 +101,8 @@ def read_facts(results: Results) -> Facts:
     """What is known about the trained model with the larger val jaccard.
 
     Raises:
-        MissingFileError: No model has been trained, or one of its files is not there.
-        DataError: The files are broken, or of different trainings.
+        MissingFileError: No model has been trained, or one of its files is missing.
+        DataError: The files are damaged, or from different trainings.
     """
     trained = [run for run in RUNS if results.training(run).metrics.exists()] or [FINETUNED]
     best = {run: _read_best(results.training(run), run) for run in trained}
@@ -128,14 +128,15 @@ def read_facts(results: Results) -> Facts:
 
 
 def _sources(record: TrainingRecord) -> list[str]:
-    """Where the training's images come from; the first one gave test."""
+    """The sources of the training's images; the first one provided test."""
     return str(record.param("download.source")).split(", ")
 
 
 def _read_best(files: TrainingFiles, run: str) -> BestEpoch:
     """The best epoch of a training.
 
-    It is git's, and history.csv is DVC's, as the model is: that tells whether they belong together.
+    It is kept by git, while history.csv and the model are kept by DVC: comparing the two tells
+    whether they belong together.
     """
     best = BestEpoch.read(files, run=run)
     if not files.history.exists():
@@ -150,7 +151,7 @@ def _read_best(files: TrainingFiles, run: str) -> BestEpoch:
 
 
 def _read_comparison(files: EvaluationFiles, record: TrainingRecord) -> Comparison | None:
-    """The comparison, None where it is not there or of another model."""
+    """The comparison, None if it is missing or of another model."""
     if not files.comparison.exists():
         return None
     comparison = Comparison.read(files)
@@ -158,7 +159,7 @@ def _read_comparison(files: EvaluationFiles, record: TrainingRecord) -> Comparis
 
 
 def _read_strata(files: EvaluationFiles, run: str, comparison: Comparison) -> pd.DataFrame | None:
-    """The rows of strata.csv, None where it is not there; like history.csv it is DVC's."""
+    """The rows of strata.csv, None if it is missing; like history.csv it is kept by DVC."""
     path = files.table("strata")
     if not path.exists():
         return None
@@ -217,13 +218,13 @@ def _list_views(settings: Mapping[str, Value]) -> str:
 
 
 def _list_values(values: Mapping[str, Value]) -> str:
-    """What is not 0, such as `bce 1, dice 1`."""
+    """The values that are not 0, such as `bce 1, dice 1`."""
     used = [f"{name} {_say_value(value)}" for name, value in values.items() if value]
     return ", ".join(used) or "none"
 
 
 def _say_value(value: Value) -> str:
-    """A number as briefly as can be, anything else as it is."""
+    """A number as short as possible, anything else unchanged."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{value:g}" if is_number else str(value)
 
@@ -267,7 +268,7 @@ def _say_scores(scores: Mapping[str, Compared], run: str) -> list[str]:
 
 
 def _list_failures(facts: Facts) -> str:
-    """The weakest group of each stratum that is large enough to tell."""
+    """The weakest group of each stratum, among those with enough images to tell."""
     if facts.strata is None:
         return "Not measured; results/evaluate/strata.csv was not there."
     strata = facts.strata.assign(name=facts.strata.apply(_say_group, axis=1))

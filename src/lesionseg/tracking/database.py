@@ -1,7 +1,7 @@
-"""MLflow's SQLite database: whole or not there, and found out to be unusable before MLflow is.
+"""MLflow's SQLite database: complete or absent, and checked before MLflow tries to open it.
 
-MLflow makes its tables in some sixty steps, and a process that is killed there leaves a file that
-never opens again. What it cannot open it tries for minutes, with a traceback each time.
+MLflow makes its tables in some sixty steps, and a process killed meanwhile leaves a file that never
+opens again. MLflow retries a database that it cannot open for minutes, with a traceback each time.
 """
 
 import logging
@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 from lesionseg.errors import TrackingError
 from lesionseg.files import replacing
 
-LOCKS = (".lock", ".parents.lock")  # of the whole store, and of looking for a parent
+LOCKS = (".lock", ".parents.lock")  # for the whole store, and for finding a parent
 _LOCK_SECONDS = 16
-# All columns of MLflow 3.17 that hold where artefacts lie.
+# All columns of MLflow 3.17 that hold the location of artefacts.
 _LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -35,14 +35,14 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(folder: Path, name: str = LOCKS[0]) -> Iterator[None]:
-    """The folder, made if need be, for one process at a time.
+    """The folder, created if necessary, locked for one process at a time.
 
     Args:
-        folder: Of a store.
-        name: The lock's; each stands for itself.
+        folder: The folder of a store.
+        name: The lock's name; locks are independent of each other.
 
     Raises:
-        TrackingError: It cannot be written, or another process keeps it.
+        TrackingError: It cannot be written, or another process holds the lock too long.
     """
     folder.mkdir(parents=True, exist_ok=True)
     require_access(folder)
@@ -61,10 +61,10 @@ def locked(folder: Path, name: str = LOCKS[0]) -> Iterator[None]:
 
 
 def require_access(folder: Path) -> None:
-    """Check that this user may write what is there of a store.
+    """Check that this user may read and write the existing files of a store.
 
     Raises:
-        TrackingError: Another user made it.
+        TrackingError: One of them belongs to another user.
     """
     for path in (folder, *(folder / name for name in (*LOCKS, "mlflow.db", "artifacts"))):
         mode = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
@@ -78,14 +78,14 @@ def require_access(folder: Path) -> None:
 def _owner(path: Path) -> str:
     try:
         return path.owner()
-    except KeyError:  # of another machine, or of a container
+    except KeyError:  # a user of another machine or a container
         return f"user {path.stat().st_uid}"
 
 
 def make_whole(path: Path, build: Callable[[Path], None]) -> None:
-    """Make the database where there is none, under another name that goes when it is ready.
+    """Make the database if there is none, under a temporary name until it is ready.
 
-    Only under its folder's lock: what other builds have left is of the dead.
+    Call it only under the folder's lock: files of other builds are then left by dead processes.
     """
     for left in path.parent.glob(f".{path.name}.*.part*"):
         left.unlink()
@@ -98,16 +98,16 @@ def make_whole(path: Path, build: Callable[[Path], None]) -> None:
 
 
 def check(path: Path, *, address: str, newest: str, known: Callable[[], set[str]]) -> None:
-    """Check that a database is one of MLflow's, and that nobody keeps it from being written.
+    """Check that a database is one of MLflow's, and that no process blocks writing to it.
 
     Args:
-        path: Of the database, which is there.
-        address: What MLflow calls it.
-        newest: The version of the tables that the installed MLflow takes.
-        known: Gives this version and all that came before.
+        path: The existing database.
+        address: Its address for MLflow.
+        newest: The version of the tables that the installed MLflow requires.
+        known: Returns this version and all earlier ones.
 
     Raises:
-        TrackingError: It is not.
+        TrackingError: One of these does not hold.
     """
     name = shlex.quote(str(path))
     move = f"Move it away (mv {name} {name}.broken), then"
@@ -139,7 +139,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _read_version(connection: sqlite3.Connection) -> tuple[str | None, int]:
     """The version of MLflow's tables, or None, and the number of runs."""
-    connection.execute("BEGIN IMMEDIATE")  # fails where another process writes
+    connection.execute("BEGIN IMMEDIATE")  # fails if another process is writing
     connection.execute("ROLLBACK")
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
     if not {"alembic_version", "experiments", "runs"} <= tables:
@@ -150,7 +150,7 @@ def _read_version(connection: sqlite3.Connection) -> tuple[str | None, int]:
 
 
 def _explain(path: Path, error: sqlite3.Error, *, move: str) -> TrackingError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what narrows it down
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return TrackingError(
             f"{path} is being written by another process for more than {_LOCK_SECONDS} s",
@@ -162,15 +162,15 @@ def _explain(path: Path, error: sqlite3.Error, *, move: str) -> TrackingError:
 
 
 def follow_project(path: Path, *, experiment: str) -> None:
-    """Let artefacts lie beside the database again, after the project was moved or copied.
+    """Point to artefacts beside the database again, after the project was moved or copied.
 
-    MLflow keeps absolute addresses. Those of artefacts that lie at the old place only stay: after
-    a move an earlier version of this program went on writing there. A copy never refers to the
-    original.
+    MLflow keeps absolute addresses. Addresses of artefacts that exist only at the old place are
+    kept: after a move, an earlier version of this program went on writing there. A copy never
+    refers to the original.
 
     Args:
-        path: Of the project's own database, one of the installed MLflow.
-        experiment: The name of the one whose address tells where the project was.
+        path: The project's own database, of the installed MLflow's version.
+        experiment: The name of the experiment whose address tells where the project was.
     """
     new = path.parent.as_uri()
     with closing(_connect(path)) as connection:
@@ -193,7 +193,7 @@ def follow_project(path: Path, *, experiment: str) -> None:
 
 
 def _mover(old: str, new: str) -> Callable[[str | None, int], str | None]:
-    """A function that gives a thing's new address; its second argument says that it must go."""
+    """A function that returns an artefact's new address; its second argument forces the change."""
     is_copy = (_to_path(old) / "mlflow.db").exists()
     places = ((f"{old}/", f"{new}/"), (f"{_to_path(old)}/", f"{_to_path(new)}/"))
 
@@ -209,7 +209,7 @@ def _mover(old: str, new: str) -> Callable[[str | None, int], str | None]:
 
 
 def _to_path(address: str) -> Path:
-    """The path of an address, which may be one already."""
+    """The path of an address, which may already be a path."""
     return (
         Path(url2pathname(address.removeprefix("file://"))) if "://" in address else Path(address)
     )

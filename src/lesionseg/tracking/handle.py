@@ -1,4 +1,4 @@
-"""The handle of one MLflow run: what is added to it, and nothing where its store fails."""
+"""A handle for one MLflow run, which does nothing if the store fails."""
 
 import json
 import threading
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 MAX_TAG = 5000  # characters of a value
 _MAX_PARAM = 6000
 _SAMPLING_SECONDS = 5  # between two samples of CPU, memory, disk and GPU
-_UPLOAD_BYTES = 1_000_000  # a second, of the slowest connection that counts as one
+_UPLOAD_BYTES = 1_000_000  # per second, over the slowest connection we wait for
 _Result = TypeVar("_Result")
 
 
 class Run:
-    """One MLflow run, or nothing where its store fails.
+    """One MLflow run; every call does nothing once the store has failed.
 
     Attributes:
-        run_id: MLflow's, or nothing.
-        error: Why the run may not have all: what has failed, in one line; or nothing.
+        run_id: MLflow's id of the run, or "".
+        error: Why the run may be incomplete: what has failed, in one line; or "".
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class Run:
 
     @property
     def is_lost(self) -> bool:
-        """Whether a call has failed, so that the run may not have all, or there is no run."""
+        """Whether there is no run, or a call has failed, so that the run may be incomplete."""
         return self._client is None
 
     @property
     def experiment_id(self) -> str:
-        """MLflow's, of its experiment; nothing where the store fails."""
+        """MLflow's id of its experiment; "" if the store fails."""
         return self._call(
             lambda client: str(client.get_run(self.run_id).info.experiment_id), default=""
         )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Add the parameters that the run does not have; each can be set once."""
+        """Add the parameters that the run does not have yet; each can be set only once."""
         from mlflow.entities import Param
 
         known = self._facts("params")
@@ -92,7 +92,7 @@ class Run:
             self._call(lambda client: client.log_batch(self.run_id, params=new), default=None)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
-        """Add one value of each metric, but for a step that the run had when it was taken up."""
+        """Add one value of each metric, unless the run had this step when it was resumed."""
         from mlflow.entities import Metric
 
         if self.is_lost or not metrics or step in self._logged_steps:
@@ -102,7 +102,7 @@ class Run:
         self._call(lambda client: client.log_batch(self.run_id, metrics=entities), default=None)
 
     def log_summary(self, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of which the run has not this very value already, at step 0."""
+        """Add, at step 0, the metrics whose latest value in the run differs."""
         known = self._facts("metrics")
         self.log_metrics({k: v for k, v in metrics.items() if known.get(k) != v})
 
@@ -122,7 +122,7 @@ class Run:
         return self._facts("tags").get(name)
 
     def rename(self, name: str, *, to: str) -> None:
-        """Give it another name, if it has that of earlier versions of this program."""
+        """Rename it if it has a given name, that of earlier versions of this program."""
 
         def rename(client: "MlflowClient") -> None:
             if client.get_run(self.run_id).info.run_name == name:
@@ -131,7 +131,7 @@ class Run:
         self._call(rename, default=None)
 
     def artifacts(self, folder: str | None = None) -> dict[str, int | None]:
-        """The run's artifacts, or a folder's: sizes in bytes under their names, None of folders."""
+        """The artifacts of the run or a folder: size in bytes by name, None for folders."""
         return self._call(
             lambda client: {
                 file.path: file.file_size for file in client.list_artifacts(self.run_id, folder)
@@ -140,7 +140,7 @@ class Run:
         )
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Add a file as an artifact, in a folder or in none, in the place of one of its name."""
+        """Add a file as an artifact, optionally in a folder, replacing one with the same name."""
         self._call(
             lambda client: client.log_artifact(self.run_id, str(path), folder),
             default=None,
@@ -148,7 +148,7 @@ class Run:
         )
 
     def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
-        """Say which data the run has used; any number of times."""
+        """Record which data the run has used; may be called any number of times."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
@@ -165,7 +165,7 @@ class Run:
         self._call(lambda client: client.log_figure(self.run_id, figure, name), default=None)
 
     def finish(self, status: str = "FINISHED") -> None:
-        """End the run, which keeps its time of ending if it has ended so before."""
+        """End the run; one that has already ended with this status keeps its end time."""
 
         def end(client: "MlflowClient") -> None:
             if client.get_run(self.run_id).info.status != status:
@@ -180,20 +180,20 @@ class Run:
         try:
             yield
         finally:
-            if monitor is not None and self.is_lost:  # it stops, and nobody waits for it
+            if monitor is not None and self.is_lost:  # let it stop without waiting
                 threading.Thread(target=monitor.finish, daemon=True).start()
             elif monitor is not None:
                 self._call(lambda _: monitor.finish(), default=None)
 
 
 def lost_run(error: TrackingError) -> Run:
-    """A run of nothing, after a warning."""
+    """A `Run` that does nothing, after a warning."""
     store.current().warn(error)
     return Run(None, "", error=str(error))
 
 
 def shorten(value: str, limit: int) -> str:
-    """A value that MLflow takes; run.json, an artifact of the run, has it whole."""
+    """A value short enough for MLflow; run.json, an artifact of the run, has the whole value."""
     return value if len(value) <= limit else f"{value[: limit - 1]}…"
 
 
@@ -203,7 +203,7 @@ def steps_of(client: "MlflowClient", run_id: str, metric: str) -> set[int]:
 
 
 def _start_monitor(run_id: str) -> "SystemMetricsMonitor | None":
-    """MLflow's sampling of the machine, or None: for want of samples no run is given up."""
+    """MLflow's sampling of the machine, or None: a run goes on without samples."""
     with suppress(Exception):
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 

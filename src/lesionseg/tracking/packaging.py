@@ -15,7 +15,7 @@ from lesionseg.inference.threshold import DEFAULT_THRESHOLD
 if TYPE_CHECKING:
     from mlflow.models import Model, ModelSignature
 
-# What serving imports, and not all that training does. A test compares it with the imports.
+# What serving imports, less than training does. A test compares this with the imports.
 REQUIREMENTS = ("mlflow", "torch", "torchvision", "numpy", "pandas", "pillow", "tqdm")
 MODEL_FILE = "data/model.pt"  # where `mlflow.pyfunc.save_model` puts it
 
@@ -23,7 +23,7 @@ MODEL_FILE = "data/model.pt"  # where `mlflow.pyfunc.save_model` puts it
 def save(target: Path, model_path: Path, described: "Model", *, threshold: float) -> None:
     """Write the folder that MLflow serves.
 
-    The package goes along: the server needs `REQUIREMENTS`, and not this project, and a version
+    The package is included: the server needs `REQUIREMENTS` but not this project, and a version
     keeps the code it was registered with.
     """
     import mlflow.pyfunc
@@ -42,17 +42,17 @@ def save(target: Path, model_path: Path, described: "Model", *, threshold: float
 
 
 def read_threshold(described: "Model") -> float:
-    """The threshold that `save` was given, or the default in a model of somebody else's."""
+    """The threshold that `save` was given, or the default for a model from elsewhere."""
     served = described.flavors.get("python_function", {})
     return float(served.get("config", {}).get("threshold", DEFAULT_THRESHOLD))
 
 
 def _make_signature() -> "ModelSignature":
-    """What goes in and out.
+    """The inputs and outputs.
 
-    `array` is of any type for MLflow, whose check of nested lists takes a minute for a photograph;
-    `ServedModel` checks it in milliseconds. Both columns are optional for the same reason: MLflow
-    answers 500 where one is missing, as if the server were at fault.
+    `array` has any type for MLflow, whose check of nested lists takes a minute for a photograph;
+    `ServedModel` checks it in milliseconds. Both columns are optional so that `ServedModel` checks
+    them too: if one is missing, MLflow answers 500, as if the server were at fault.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -87,9 +87,9 @@ def _make_example() -> pd.DataFrame:
 
 
 def _pin_requirements() -> list[str]:
-    """`REQUIREMENTS` at the versions that are installed, without a build's name such as `+cpu`.
+    """`REQUIREMENTS` at the installed versions, without a build's name such as `+cpu`.
 
-    Given to MLflow, which would otherwise load the model in another process to find them out.
+    MLflow is given these because it would otherwise load the model in another process to find out.
     """
     versions = {name: metadata.version(name).partition("+")[0] for name in REQUIREMENTS}
     return [f"{name}=={version}" for name, version in versions.items()]

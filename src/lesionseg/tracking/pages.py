@@ -1,4 +1,4 @@
-"""MLflow's pages on the runs of this project and of its demos, and links into them."""
+"""MLflow's pages for the runs of this project and its demos, and links into them."""
 
 import os
 import socket
@@ -25,20 +25,20 @@ from lesionseg.tracking import parents, store, views
 
 FIRST_PORT = 5000  # MLflow's own
 DEMOS = {".demo": "The demo", ".sweep": "The small sweep"}  # folders of `make demo`, `make sweep`
-_START_SECONDS = 120.0  # of a server on a busy machine
+_START_SECONDS = 120.0  # for a server on a busy machine
 _MOST_PORTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A store of runs whose pages can be looked at.
+    """A store of runs whose pages can be viewed.
 
     Attributes:
-        name: Whose runs, for a heading.
-        address: Of the store, for `mlflow server`.
-        experiment_id: MLflow's.
+        name: Whose runs they are, for a heading.
+        address: The store's address, for `mlflow server`.
+        experiment_id: MLflow's id of the experiment.
         runs: The number of pipeline runs and of trainings.
-        newest: The page's path of the newest pipeline run with a report, or nothing.
+        newest: The path of the page of the newest pipeline run with a report, or "".
     """
 
     name: str
@@ -49,11 +49,11 @@ class Site:
 
     @property
     def is_served(self) -> bool:
-        """Whether it is on a server, which has pages without ours."""
+        """Whether it is on a server, which serves the pages itself."""
         return self.address.startswith(("http://", "https://"))
 
     def links(self) -> dict[str, str]:
-        """What there is to look at, and its path on the pages."""
+        """What can be viewed, and its path on the pages."""
         found = views.links(self.experiment_id)
         shown = {
             "frozen or fine-tuned": found["models"],
@@ -64,7 +64,7 @@ class Site:
         return {name: path for name, path in shown.items() if path}
 
     def lines(self, url: str) -> list[str]:
-        """A heading and a link for each thing to look at.
+        """A heading, and a link for everything to view.
 
         Args:
             url: Where the pages are served.
@@ -76,10 +76,10 @@ class Site:
 
 
 def find_sites(root: Path) -> list[Site]:
-    """The project's store and those of its demos, as far as there are any.
+    """The project's store and those of its demos, if there are any.
 
     Raises:
-        MissingFileError: There is none.
+        MissingFileError: There is no store.
         LesionsegError: One cannot be used.
     """
     sites = []
@@ -99,7 +99,7 @@ def find_sites(root: Path) -> list[Site]:
 
 
 def site_of(project: Path, name: str = "") -> Site:
-    """The store of another project, whatever MLFLOW_TRACKING_URI says.
+    """Another project's own store, whatever MLFLOW_TRACKING_URI is.
 
     Raises:
         TrackingError: It cannot be used.
@@ -110,7 +110,7 @@ def site_of(project: Path, name: str = "") -> Site:
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """A block in which a folder is the project, and its own store is asked."""
+    """A block in which a folder is the project, and its own store is used."""
     before = {name: os.environ.pop(name, None) for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI")}
     os.environ["DVC_ROOT"] = str(folder)
     try:
@@ -146,7 +146,7 @@ def show(root: Path, *, port: int = FIRST_PORT) -> None:
 
     Args:
         root: The project.
-        port: The first one that is tried.
+        port: The first port to try.
 
     Raises:
         LesionsegError: There are no runs, or their pages cannot be served.
@@ -168,8 +168,8 @@ def serve(sites: Sequence[Site], *, port: int = FIRST_PORT) -> Iterator[list[str
     """The address of each site's pages, for as long as the block takes.
 
     Args:
-        sites: From `find_sites`. One that is on a server needs none of ours.
-        port: The first one that is tried.
+        sites: As from `find_sites`. For a site on a server, none is started.
+        port: The first port to try.
 
     Raises:
         LesionsegError: A server does not start.
@@ -188,11 +188,11 @@ def serve(sites: Sequence[Site], *, port: int = FIRST_PORT) -> Iterator[list[str
 
 @contextmanager
 def _server(address: str, port: int) -> Iterator[str]:
-    """The URL of MLflow's server on a store, once it answers."""
+    """The URL of an MLflow server for a store, once it answers."""
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", address]
-    # Without the processes for jobs that judge language models.
+    # Without the processes for jobs that evaluate language models.
     environment = {**child_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     processes: list[Process] = []
     with tempfile.TemporaryFile() as log:
@@ -215,7 +215,7 @@ def _server(address: str, port: int) -> Iterator[str]:
 
 
 def _answers(url: str, process: Process) -> bool:
-    """Whether a server answers in time; not if it ends before."""
+    """Whether a server answers in time, and before its process ends."""
     end = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < end:
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
@@ -225,10 +225,10 @@ def _answers(url: str, process: Process) -> bool:
 
 
 def _free_port(first: int) -> int:
-    """The first port from `first` on that nobody listens on.
+    """The first free port from `first` on.
 
     Raises:
-        LesionsegError: All of the next ones are taken.
+        LesionsegError: The next `_MOST_PORTS` are all taken.
     """
     for port in range(first, first + _MOST_PORTS):
         with socket.socket() as taken:

@@ -1,9 +1,10 @@
 """Parents in MLflow: a pipeline run holds the trainings of both models, a sweep its pipeline runs.
 
-Stages know nothing of each other, so a parent is found by its tags, or made by who comes first. A
-training that begins joins the pipeline run of its user, data and parameters (`pipeline_key`). The
-same parameters give other models where the code or the machine is another: scored, a pipeline run
-belongs to its models (`models`), and a training to the pipeline run that scored it first.
+Stages know nothing of each other, so a parent is found by its tags, or made by the first to need
+it. A training that begins joins the pipeline run of its user, data and parameters (`pipeline_key`).
+The same parameters give different models if the code or the machine differs. So, once scored, a
+pipeline run belongs to its models (`models`), and a training to the pipeline run that scored it
+first.
 """
 
 import functools
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 
 PARENT, PIPELINE = "mlflow.parentRunId", "pipeline run"
 _OF_ONE_TRAINING = ("encoder", "encoder_lr", "train.num_seeds")
-# What is known of both trainings alike, and so of their pipeline run.
+# Facts that both trainings share, and so their pipeline run has too.
 SHARED = ("commit", "data_sha256", "dvc_experiment", "device", "precision")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """What makes a pipeline run, known before anything is trained.
+    """What defines a pipeline run, known before anything is trained.
 
     Attributes:
         trainings: The parameters of each model's training with the first seed, flat.
@@ -56,14 +57,14 @@ class Pipeline:
         return {**shared, **own, "train.num_seeds": self.num_seeds}
 
     def key(self, data_sha256: str) -> str:
-        """What tells it from others on any data."""
+        """What distinguishes it, on this data, from all other pipeline runs."""
         return _hash(json.dumps({**self.params, "data_sha256": data_sha256}, sort_keys=True))
 
     def name(self, experiment: str) -> str:
         """`puffy-daks · pyramid · frozen vs fine-tuned · seed 0`, without DVC's experiment if none.
 
         Args:
-            experiment: DVC's name of it, or nothing.
+            experiment: DVC's name of the experiment, or "".
         """
         first = self.params.get("train.seed")
         seeds = f"seed {first}"
@@ -83,7 +84,7 @@ def training_name(run: str, params: Mapping[str, Any]) -> str:
 
 
 def facts_of(params: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of what a training, or a pipeline run, starts from."""
+    """Tags for what a training, or a pipeline run, starts from."""
     named = {
         "data_source": "download.source",
         "encoder_start": "download.weights",
@@ -93,7 +94,7 @@ def facts_of(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def origin(*, source: str, commit: str) -> dict[str, str]:
-    """MLflow's own tags of where a run comes from: user, program and commit."""
+    """MLflow's own tags for where a run comes from: user, program and commit."""
     commit = commit.removesuffix("-dirty")
     is_known = re.fullmatch(r"[0-9a-f]{40}", commit)
     return {
@@ -105,7 +106,7 @@ def origin(*, source: str, commit: str) -> dict[str, str]:
 
 
 def user() -> str:
-    """Whoever the server knows, or the machine."""
+    """The user's name on the server, or else on this machine."""
     if account := os.environ.get("MLFLOW_TRACKING_USERNAME"):
         return account
     try:
@@ -115,9 +116,9 @@ def user() -> str:
 
 
 def sweep_of(experiment: str) -> str:
-    """The sweep that an experiment is a trial of, or nothing: `sweep` of `sweep-cbdcecb8`.
+    """The sweep that an experiment is a trial of, or "": `sweep` for `sweep-cbdcecb8`.
 
-    All of `ablation-NAME-HASH` are of `ablation`, and all of `curve-SIZE-HASH` of `curve`.
+    All `ablation-NAME-HASH` belong to `ablation`, and all `curve-SIZE-HASH` to `curve`.
     """
     found = re.fullmatch(r"((?:ablation|curve)(?=-.+-)|.+)(-.+)?-[0-9a-f]{8}", experiment)
     return found[1] if found else ""
@@ -125,13 +126,13 @@ def sweep_of(experiment: str) -> str:
 
 @contextmanager
 def joined(pipeline: Pipeline | None, *, tags: Mapping[str, str]) -> Iterator[str]:
-    """The id of the pipeline run that a training joins, or nothing where the store fails.
+    """The id of the pipeline run that a training joins, or "" if the store fails.
 
     As long as it has no scores, its status is that of the training.
 
     Args:
-        pipeline: None for a training that is of none.
-        tags: The training's.
+        pipeline: None for a training without a pipeline run.
+        tags: The training's tags.
     """
     run, is_scored = _join(pipeline, tags) if pipeline else (Run(None, ""), True)
     try:
@@ -145,7 +146,7 @@ def joined(pipeline: Pipeline | None, *, tags: Mapping[str, str]) -> Iterator[st
 
 
 def _join(pipeline: Pipeline, tags: Mapping[str, str]) -> tuple[Run, bool]:
-    """The pipeline run that a training joins, and whether it has scores already."""
+    """The pipeline run that a training joins, and whether it already has scores."""
 
     def find_or_create() -> tuple[str, bool]:
         runs = _Parents(client, experiment_id)
@@ -173,7 +174,7 @@ class Training:
 
     Attributes:
         record: Where its model comes from.
-        run: Its MLflow run, or nothing.
+        run: Its MLflow run, or a `Run` without id.
     """
 
     record: TrainingRecord
@@ -181,18 +182,18 @@ class Training:
 
 
 def models_key(records: Sequence[TrainingRecord]) -> str:
-    """What the pipeline run of these trainings is found by once it has scores."""
+    """The tag value by which the pipeline run of these trainings is found once it has scores."""
     return _hash(" ".join(record.model_sha256 for record in records))
 
 
 def scored_run(trainings: Sequence[Training]) -> Run:
-    """The pipeline run of trainings that are scored; from now on they are its children.
+    """The pipeline run of trainings that have been scored; from now on they are its children.
 
-    It is the one that they joined, or that has had these models, or a new one. A training stays in
-    the pipeline run that scored it first: DVC may have taken it from its cache.
+    It is the one that they joined, or one that already had these models, or a new one. A training
+    stays in the pipeline run that scored it first: DVC may have taken it from its cache.
 
     Args:
-        trainings: Of both models and all seeds, in the order of `Results.found`.
+        trainings: Those of both models and all seeds, in the order of `Results.found`.
     """
     records = [one.record for one in trainings]
     first = {run: next(one for one in trainings if one.record.run == run) for run in RUNS}
@@ -205,7 +206,7 @@ def scored_run(trainings: Sequence[Training]) -> Run:
 
     def find_or_create() -> str:
         runs = _Parents(client, experiment_id)
-        for run in (FINETUNED, FROZEN):  # the one that was trained last comes first
+        for run in (FINETUNED, FROZEN):  # the one trained last comes first
             parent = runs.parent_of(first[run].run.run_id)
             if parent and _can_score(parent, pipeline.key(tags["data_sha256"]), tags["models"]):
                 if "models" not in parent.data.tags:  # until its scores are there
@@ -238,10 +239,10 @@ def scored_run(trainings: Sequence[Training]) -> Run:
 
 
 def find_scored(records: Sequence[TrainingRecord]) -> Run:
-    """The pipeline run with the scores of these trainings' models; a `Run` of nothing if none has.
+    """The pipeline run with the scores of these trainings' models; a `Run` without id if none.
 
     Args:
-        records: As of `scored_run`.
+        records: In the order of `scored_run`'s trainings.
     """
     try:
         client, experiment_id = store.connect()
@@ -261,7 +262,7 @@ def _can_score(parent: "MlflowRun", key: str, models: str) -> bool:
 
 
 def _origin_of(record: TrainingRecord) -> dict[str, str]:
-    """Tags that a training and its pipeline run share; in an experiment of DVC, its name."""
+    """Tags shared by a training and its pipeline run; in a DVC experiment, its commit and name."""
     known = {name: str(getattr(record, name)) for name in SHARED}
     if os.environ.get("DVC_EXP_NAME"):
         now = provenance.tags(stage="")
@@ -270,7 +271,7 @@ def _origin_of(record: TrainingRecord) -> dict[str, str]:
 
 
 class _Parents:
-    """The experiment's runs, among which parents are looked for, in calls of the store."""
+    """The experiment's runs, among which parents are found; to be used in calls of the store."""
 
     def __init__(self, client: "MlflowClient", experiment_id: str) -> None:
         self._client, self._experiment_id = client, experiment_id
@@ -278,16 +279,16 @@ class _Parents:
     def one(
         self, tag: str, value: str, create: Callable[[], str], *, user: str = ""
     ) -> "MlflowRun":
-        """The latest run with a tag, created where there is none.
+        """The latest run with a tag, created if there is none.
 
-        A store in a file is asked by one process at a time. On a server another machine may create
-        one in the same moment: both look again, and the first of them stays.
+        A store in a file is used by one process at a time. On a server another machine may create
+        one at the same moment: both look again, and the first run stays.
 
         Args:
-            tag: Its name.
-            value: What it must be, without quotes.
-            create: Makes such a run; its id.
-            user: Whose run it must be; nothing for anybody's.
+            tag: The tag's name.
+            value: The tag's value, without quotes.
+            create: Creates such a run and returns its id.
+            user: Whose run it must be; "" for anybody's.
         """
         with store.alone():
             if found := self.find(tag, value, user):
@@ -299,7 +300,7 @@ class _Parents:
             return first
 
     def find(self, tag: str, value: str, user: str = "") -> "list[MlflowRun]":
-        """Runs with a tag, the first one first."""
+        """Runs with a tag, the oldest first."""
         found = self._client.search_runs([self._experiment_id], f"tags.`{tag}` = '{value}'")
         ours = [run for run in found if user in ("", run.data.tags.get("mlflow.user"))]
         return sorted(ours, key=lambda run: (run.info.start_time, run.info.run_id))
@@ -310,9 +311,9 @@ class _Parents:
         """The id of a new pipeline run.
 
         Args:
-            pipeline: What makes it.
-            tags: `SHARED`, and what else it is to be found by.
-            parent: The id of its sweep's run, or nothing.
+            pipeline: What defines it.
+            tags: `SHARED`, and other tags by which to find it.
+            parent: The id of its sweep's run, or "".
             seconds: How long ago it began.
         """
         own = {
@@ -333,12 +334,12 @@ class _Parents:
         return str(created.info.run_id)
 
     def sweep(self, tags: Mapping[str, str]) -> str:
-        """The id of the run that holds a sweep's pipeline runs; nothing outside of a sweep.
+        """The id of the run that holds a sweep's pipeline runs; "" outside a sweep.
 
         There is one for each user and commit.
 
         Args:
-            tags: Those of one of its pipeline runs.
+            tags: The tags of one of its pipeline runs.
         """
         name, commit = sweep_of(tags["dvc_experiment"]), tags["commit"]
         if not name:
@@ -360,7 +361,7 @@ class _Parents:
         return str(self.one("sweep_key", own["sweep_key"], create).info.run_id)
 
     def parent_of(self, run_id: str) -> "MlflowRun | None":
-        """A run's parent, if it has one that nobody has deleted."""
+        """A run's parent, if it has one that has not been deleted."""
         child = self._get(run_id)
         return self._get(child.data.tags.get(PARENT, "")) if child else None
 
@@ -381,14 +382,14 @@ class _Parents:
         """Make a training the child of a pipeline run, unless another one has scored its model.
 
         Args:
-            run_id: The training's.
-            parent_id: The pipeline run's.
+            run_id: The training's id.
+            parent_id: The pipeline run's id.
             model: One of `RUNS`.
-            model_sha256: Of the first seed's model.
+            model_sha256: SHA-256 of the first seed's model.
         """
         before = self.parent_of(run_id)
         tags = before.data.tags if before else {}
-        is_ours = tags.get("kind", PIPELINE) == PIPELINE  # and not somebody's own
+        is_ours = tags.get("kind", PIPELINE) == PIPELINE  # not a parent that a user has set
         if not is_ours or tags.get(model) == model_sha256:
             return
         self._client.set_tag(run_id, PARENT, parent_id)

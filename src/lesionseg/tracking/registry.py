@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 NAME, ALIAS = "lesionseg", "champion"
-_LOCK_SECONDS = 120  # some registrations by others
+_LOCK_SECONDS = 120  # enough for several registrations by others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Registration:
 
     Attributes:
         version: The model's number in the registry.
-        is_new: Whether it was not there before.
+        is_new: Whether the version is new.
         message: What happened to the version and to the champion, in one line.
     """
 
@@ -59,12 +59,12 @@ class Version:
         version: Its number.
         run: Its name in `RUNS`.
         decoder: The decoder's name.
-        val_jaccard: The score that decides who is champion.
-        test_jaccard: At the network's size; None if it was not evaluated before.
-        model_sha256: Of its model.pt.
-        data_sha256: Of the index of its training images.
-        commit: Of the code that trained it.
-        is_champion: Whether it is served.
+        val_jaccard: The score that decides which version is the champion.
+        test_jaccard: Jaccard at the network's size; None if not evaluated before registration.
+        model_sha256: SHA-256 of its model.pt.
+        data_sha256: SHA-256 of the index of its training images.
+        commit: Commit of the code that trained it.
+        is_champion: Whether it is the champion, the version to serve.
     """
 
     version: int
@@ -79,17 +79,17 @@ class Version:
 
 
 def register(results: Results) -> Registration:
-    """Make the better of the trained models a version, and the champion if it is one.
+    """Make the better of the trained models a version, and the champion if it is better.
 
-    A model that is registered already gives no second version, and does not move the champion: it
-    may have been moved by hand since.
+    A model that is already registered gives no second version, and does not move the champion,
+    which may have been moved by hand since.
 
     Args:
-        results: Holds at least one training, and an evaluation or not.
+        results: Holds at least one training, and perhaps an evaluation.
 
     Raises:
-        MissingFileError: No model has been trained, or one of its files is not there.
-        DataError: The files are broken, or of different trainings.
+        MissingFileError: No model has been trained, or one of its files is missing.
+        DataError: The files are damaged, or from different trainings.
         DownloadError: The registry cannot be reached.
     """
     facts = read_facts(results)
@@ -113,7 +113,7 @@ def register(results: Results) -> Registration:
 
 
 def list_versions() -> list[Version]:
-    """All registered models, the first one first.
+    """All registered models, the oldest first.
 
     Raises:
         DownloadError: The registry cannot be reached.
@@ -146,14 +146,14 @@ def promote(version: int) -> str:
 
 
 def download_model(uri: str) -> Path:
-    """The file of a registered model, which is checked against the hash in its tags.
+    """The file of a registered model, checked against the hash in its tags.
 
     Args:
         uri: `models:/lesionseg@champion`, or `models:/lesionseg/3`.
 
     Raises:
         MissingFileError: There is no such model.
-        DataError: The address cannot be, or the file is not what was registered.
+        DataError: The address is invalid, or the file is not what was registered.
         DownloadError: The registry cannot be reached.
     """
     with _open_registry() as (client, _):
@@ -169,13 +169,13 @@ def download_model(uri: str) -> Path:
 
 
 def read_threshold(uri: str) -> float:
-    """The threshold that a registered model's masks are made with, in (0, 1).
+    """The threshold with which a registered model's masks are made, in (0, 1).
 
     Args:
-        uri: As `download_model` takes it.
+        uri: As for `download_model`.
 
     Raises:
-        LesionsegError: As by `download_model`.
+        LesionsegError: As for `download_model`.
     """
     from mlflow.models import Model
 
@@ -186,9 +186,9 @@ def read_threshold(uri: str) -> float:
 
 @contextmanager
 def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
-    """A client of the registry and the experiment's id; one process at a time holds it.
+    """A client of the registry and the experiment's id, for one process at a time.
 
-    What goes wrong in MLflow ends as an error of one line.
+    Errors in MLflow become errors of one line.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -196,7 +196,7 @@ def _open_registry() -> "Iterator[tuple[MlflowClient, str]]":
     folder = project_root() / "mlruns"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Not the lock of `connect`, which is taken and given back inside.
+        # Not the lock of `connect`, which is acquired and released inside.
         with FileLock(folder / ".registry.lock", timeout=_LOCK_SECONDS):
             yield store.connect()
     except TrackingError as error:
@@ -230,7 +230,7 @@ def _list_versions(client: "MlflowClient") -> list[Version]:
 
 
 def _to_version(found: "ModelVersion", champion: str | None) -> Version:
-    """A version as its tags say; somebody else may have registered one without them."""
+    """A version, from its tags, which versions registered by other means may lack."""
     tags = found.tags
     return Version(
         version=int(found.version),
@@ -290,11 +290,11 @@ def _create(client: "MlflowClient", experiment_id: str, facts: Facts, model_path
 
 @contextmanager
 def _process_wide(uri: str) -> Iterator[None]:
-    """A database looks a version's model up in the process-wide store, whatever the client's is."""
+    """A block with this store process-wide, as a database looks up models there, not in its own."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)  # and the variable
+    mlflow.set_tracking_uri(uri)  # also sets the variable
     try:
         yield
     finally:
@@ -304,7 +304,7 @@ def _process_wide(uri: str) -> Iterator[None]:
 
 
 def _make_tags(facts: Facts) -> dict[str, str]:
-    """What a version is found and compared by. Scores are called as in the runs: `val/jaccard`."""
+    """Tags by which a version is found and compared. Scores are named as in runs: `val/jaccard`."""
     record = facts.record
     tags = {
         "run": record.run,
@@ -336,7 +336,7 @@ def _choose_champion(
     other = f"{champion.val_jaccard:.4f}"
     if champion.data_sha256 != facts.record.data_sha256:
         other += ", on other data"
-    # A champion that somebody registered without a score (NaN) gives way.
+    # A champion that was registered without a score (NaN) is replaced.
     if is_new and not score <= champion.val_jaccard:
         client.set_registered_model_alias(NAME, ALIAS, str(version))
         return (
@@ -373,7 +373,7 @@ def _find_version(client: "MlflowClient", uri: str) -> "ModelVersion":
 
 
 def _fetch(client: "MlflowClient", found: "ModelVersion", name: str) -> Path:
-    """The path of one of a version's files: where it lies, or for a server's a copy in mlruns/."""
+    """The path of one of a version's files, for a server's version that of a copy in mlruns/."""
     from mlflow.artifacts import download_artifacts
 
     location = client.get_model_version_download_uri(found.name, found.version)

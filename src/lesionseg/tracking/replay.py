@@ -1,7 +1,7 @@
 """Results on disk, brought into MLflow: all at once by `lesionseg replay`, or by the stages.
 
-After a server was away, or for results that came from DVC's cache or from a colleague. What a run
-has already is left alone, so that any number of replays gives the same runs.
+For use after a server was unreachable, or for results from DVC's cache or from a colleague. What a
+run already has is left alone, so that any number of replays gives the same runs.
 """
 
 import hashlib
@@ -81,7 +81,7 @@ def complete_evaluation(results: Results, processed_dir: Path) -> list[Run]:
         processed_dir: Holds the test split.
 
     Raises:
-        MissingFileError: One of the files is not there.
+        MissingFileError: One of the files is missing.
         DataError: One of them is damaged.
     """
     for name in RUNS:
@@ -95,7 +95,7 @@ def complete_evaluation(results: Results, processed_dir: Path) -> list[Run]:
             run.log_summary(training_scores(name, results))
         else:
             run.log_summary(seed_scores(name, int(files.folder.name), results))
-        if not run.tag(COLOR):  # somebody may have chosen another
+        if not run.tag(COLOR):  # a user may have chosen another
             run.set_tags({COLOR: RUN_COLORS[name]})
         trainings.append(Training(record=record, run=run))
     parent = scored_run(trainings)
@@ -106,10 +106,10 @@ def complete_evaluation(results: Results, processed_dir: Path) -> list[Run]:
 
 
 def _log_evaluation(parent: Run, results: Results, processed_dir: Path) -> None:
-    """Add the evaluation's files and figures, but where the run has those of this evaluation."""
+    """Add the evaluation's files and figures, unless the run already has them."""
     for files in test_sets(results).values():
         for name in RUNS:
-            ModelScores.read(files, name)  # which is refused here if it is damaged
+            ModelScores.read(files, name)  # refuses a damaged file
     found = list(evaluation_files(results))
     digest = hashlib.sha256("".join(sha256(path) for _, path in found).encode()).hexdigest()
     if not parent.is_lost and parent.tag("evaluation_sha256") != digest:
@@ -118,11 +118,11 @@ def _log_evaluation(parent: Run, results: Results, processed_dir: Path) -> None:
         _log_figures(parent, results, processed_dir)
         note = _note(parent, results, processed_dir.with_name("external"))
         parent.set_tags({NOTE: note})
-        parent.set_tags({"evaluation_sha256": digest})  # last: all is there
+        parent.set_tags({"evaluation_sha256": digest})  # last, when everything is there
 
 
 def _note(parent: Run, results: Results, external_dir: Path) -> str:
-    """What stands above the pipeline run in the UI: its answer, and where to look."""
+    """The note at the top of the pipeline run's page: its answer, and where to look."""
     comparison = Comparison.read(results.evaluation)
     external = []
     if results.evaluation.externals():
@@ -136,7 +136,7 @@ def _note(parent: Run, results: Results, external_dir: Path) -> str:
 
 
 def attach_report(results: Results) -> list[Run]:
-    """Add the report, where there is one, to its pipeline run, which is returned."""
+    """Add the report, if there is one, to its pipeline run, which is returned."""
     if not results.report.exists():
         return []
     records = [TrainingRecord.read(files, run=run) for run, files in results.found()]

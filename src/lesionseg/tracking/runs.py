@@ -1,7 +1,7 @@
 """MLflow, the history of runs.
 
-Tracking never kills, delays or changes a training. Where its store fails, one warning is logged and
-nothing more is tried for some minutes. What is missing then comes from the files in results/ later:
+Tracking never kills, delays or changes a training. If its store fails, one warning is logged and
+nothing more is tried for some minutes. What is missing is added later from the files in results/:
 at the training's end by `complete_training`, or at any time by `lesionseg replay`.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-# Of each epoch; history.csv, an artefact of the run, has all.
+# Of each epoch; history.csv, an artefact of the run, has all columns.
 EPOCH_METRICS = ("train_loss", "val_loss", "val_jaccard", "val_dice", "lr")
 _log = logging.getLogger(__name__)
 _started: dict[tuple[str, str], str] = {}  # runs of this process, by store and training_key
@@ -44,13 +44,13 @@ def training_run(
 ) -> Iterator[Run]:
     """A run that ends with the block: FINISHED, FAILED after an error, KILLED when interrupted.
 
-    A training that was killed is taken up again in its own run, whose id `id_path` keeps. Without
-    it that run is known by its tag `training_key`, its status RUNNING, and where it ran.
+    A training that was killed is resumed in its own run, whose id is kept in `id_path`. Without the
+    file, the run is recognised by its tag `training_key`, its status RUNNING, and where it ran.
 
     Args:
         name: One of `RUNS`.
         params: All parameters of the training, flat.
-        tags: What it is found by.
+        tags: Tags by which to find it.
         id_path: The file of the run's id.
         pipeline: The pipeline run that is its parent, if there is one.
     """
@@ -68,7 +68,7 @@ def training_run(
 
 
 def _facts(tags: Mapping[str, str], params: Mapping[str, Any]) -> dict[str, str]:
-    """What is added to a training's tags for whoever looks for it."""
+    """Further tags of a training, for finding it."""
     sweep = parents.sweep_of(tags.get("dvc_experiment", ""))
     return {"kind": "training", **parents.facts_of(params), **({"sweep": sweep} if sweep else {})}
 
@@ -78,12 +78,12 @@ def _origin(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _place() -> dict[str, str]:
-    """Where a training runs: only there is known whether a process still works on a run."""
+    """Where a training runs: only there can one tell whether a process still works on it."""
     return {"host": socket.gethostname(), "folder": str(project_root())}
 
 
 def _again(tags: Mapping[str, str]) -> dict[str, str]:
-    """Those of a training's tags that change when it is taken up."""
+    """Those of a training's tags that change when it is resumed."""
     return {name: tags[name] for name in (parents.PARENT, attempts.ATTEMPT) if name in tags}
 
 
@@ -121,9 +121,9 @@ def _start_run(
 def _take_up(
     client: "MlflowClient", experiment_id: str, *, tags: Mapping[str, str], id_path: Path
 ) -> str:
-    """The id of the run that a process which is dead has left of this training, or nothing.
+    """The id of the run of this training that a dead process left, or "".
 
-    Others that were left RUNNING are ended: whoever trains holds the lock on its checkpoints.
+    Other runs that were left RUNNING are ended: only one process holds the lock on the checkpoints.
     """
     left = []
     if "training_key" in tags:
@@ -140,7 +140,7 @@ def _take_up(
 
 
 def _read_id(client: "MlflowClient", experiment_id: str, id_path: Path) -> str:
-    """The id in a file, if it is that of a run in this store that nobody has deleted."""
+    """The id in a file, if it is that of an undeleted run in this store; else ""."""
     from mlflow.exceptions import MlflowException
 
     if not id_path.exists():
@@ -156,15 +156,15 @@ def _read_id(client: "MlflowClient", experiment_id: str, id_path: Path) -> str:
 
 
 def _is_of_this_place(run: "MlflowRun") -> bool:
-    """Whether a run belongs to this project on this machine, as all of its own database do."""
+    """Whether a run belongs to this project on this machine, as all in its own database do."""
     tags = run.data.tags
     return store.is_own() or all(tags.get(k) == v for k, v in _place().items())
 
 
 def complete_training(files: TrainingFiles, *, run: str) -> Run:
-    """The MLflow run of a training, with all that belongs to it.
+    """The MLflow run of a training, completed from its files.
 
-    It is the latest run with the training's key, or a new one. What it has already is left alone,
+    It is the latest run with the training's key, or a new one. What it already has is left alone,
     so that any number of calls gives the same run.
 
     Args:
@@ -172,7 +172,7 @@ def complete_training(files: TrainingFiles, *, run: str) -> Run:
         run: Its name in `RUNS`.
 
     Raises:
-        MissingFileError: One of the files is not there.
+        MissingFileError: One of the files is missing.
         DataError: One of them is damaged.
     """
     for path in files.all():
@@ -197,7 +197,7 @@ def complete_training(files: TrainingFiles, *, run: str) -> Run:
     )
     known = logged.artifacts()
     for path in files.all():
-        if known.get(path.name) != path.stat().st_size:  # not there, or cut short by a kill
+        if known.get(path.name) != path.stat().st_size:  # missing, or cut short by a kill
             logged.log_file(path)
     logged.log_dataset(
         "train", digest=record.data_sha256, source="data/processed/train", context="training"
@@ -212,7 +212,7 @@ def epoch_metrics(row: Mapping[Any, float]) -> dict[str, float]:
 
 
 def run_tags(record: TrainingRecord) -> dict[str, str]:
-    """What a run is found by."""
+    """Tags by which a run is found."""
     params = json.dumps(record.params, sort_keys=True)
     tags = {name: str(getattr(record, name)) for name in parents.SHARED}
     return {
@@ -229,7 +229,7 @@ def run_tags(record: TrainingRecord) -> dict[str, str]:
 def _open_run(record: TrainingRecord) -> Run:
     """The run of this process's training, the latest with its key, or a new one.
 
-    A new one began as long ago as the training took.
+    The start of a new one is set back by the duration of the training.
     """
 
     def find() -> str:
@@ -256,7 +256,7 @@ def _open_run(record: TrainingRecord) -> Run:
 
 
 def _latest(client: "MlflowClient", experiment_id: str, *, tag: str, value: str) -> str:
-    """The id of the latest run with a tag, or nothing; never one that is under way elsewhere."""
+    """The id of the latest run with a tag, or ""; never one that is still running elsewhere."""
     found = client.search_runs(
         [experiment_id],
         f"tags.{tag} = '{value}'",
@@ -268,9 +268,9 @@ def _latest(client: "MlflowClient", experiment_id: str, *, tag: str, value: str)
 
 
 def find_run(*, model_sha256: str, quiet: bool = False) -> Run:
-    """The latest run that trained the model of this hash; a `Run` of nothing where there is none.
+    """The latest run that trained the model with this hash; a `Run` without id if there is none.
 
-    A model that DVC restored from its cache may have been trained under another tracking store.
+    A model that DVC restored from its cache may have been trained with another tracking store.
     """
     try:
         client, experiment_id = store.connect()

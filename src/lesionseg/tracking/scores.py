@@ -1,7 +1,7 @@
-"""Which results are metrics of a run in MLflow; all others lie in its artefacts, as files.
+"""Which results are metrics of a run in MLflow; all others are in its artefacts, as files.
 
-A set of test images is one entry of `test_sets`: what is logged of it, for both models and their
-pipeline run, follows.
+A set of test images is one entry of `test_sets`, which determines what is logged for both models
+and their pipeline run.
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ from lesionseg.results.vocabulary import RUN_LABELS
 
 TEST = "test"
 MAIN = "jaccard"
-METRICS = (MAIN, "dice")  # of a model on each set
+METRICS = (MAIN, "dice")  # of a model, on each set
 
 
 def test_sets(results: Results) -> dict[str, EvaluationFiles]:
-    """What both models are scored on, by the first part of its metrics' names."""
+    """The sets that both models are scored on, by the first part of their metrics' names."""
     external = results.evaluation.externals()
     return {
         TEST: results.evaluation,
@@ -26,7 +26,7 @@ def test_sets(results: Results) -> dict[str, EvaluationFiles]:
 
 
 def training_scores(run: str, results: Results) -> dict[str, float]:
-    """A model's first-class numbers, those of its first seed.
+    """A model's main numbers, those of its first seed.
 
     `test/jaccard`, its interval `test/jaccard_low` and `_high`, and `test_own_size/jaccard`.
 
@@ -45,7 +45,7 @@ def training_scores(run: str, results: Results) -> dict[str, float]:
 
 
 def seed_scores(run: str, seed: int, results: Results) -> dict[str, float]:
-    """The same numbers of a training with another seed, of which there are no intervals."""
+    """The same numbers for a training with another seed, for which there are no intervals."""
     logged: dict[str, float] = {}
     for name, files in test_sets(results).items():
         seeds = TABLES["seeds"].read(files.table("seeds"))
@@ -58,12 +58,12 @@ def seed_scores(run: str, seed: int, results: Results) -> dict[str, float]:
 
 
 def pipeline_scores(results: Results) -> dict[str, float]:
-    """The first-class numbers of a pipeline run.
+    """The main numbers of a pipeline run.
 
     `difference/jaccard`, fine-tuned minus frozen, its interval `difference/jaccard_low` and
-    `_high`, and both models' `frozen/jaccard` and `fine-tuned/jaccard`; those of another set than
-    test with its name before. With several seeds also `seeds/difference/jaccard`, the mean over
-    seeds, its standard deviation, and in how many of them the fine-tuned model is better.
+    `_high`, and both models' `frozen/jaccard` and `fine-tuned/jaccard`; for sets other than test,
+    prefixed with the set's name. With several seeds also `seeds/difference/jaccard`, the mean over
+    seeds, its standard deviation, and the number of seeds in which the fine-tuned model is better.
     """
     logged: dict[str, float] = {}
     for name, files in test_sets(results).items():
@@ -91,7 +91,7 @@ def _with_interval(label: str, value: float, interval: tuple[float, float]) -> d
 
 
 def evaluation_files(results: Results) -> Iterator[tuple[str, Path]]:
-    """Each file of the evaluation but the masks, with the folder of artefacts that it goes to."""
+    """Each file of the evaluation except the masks, with the artefact folder that it goes to."""
     for files in test_sets(results).values():
         folder = files.folder.relative_to(results.root).as_posix()
         records = [files.comparison, *(files.scores(run) for run in RUNS)]

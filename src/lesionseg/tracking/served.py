@@ -1,7 +1,7 @@
 """The registered model behind `mlflow models serve`: JSON in, masks and probabilities out.
 
-MLflow loads this module by its name from the copy of the package that lies beside the model, and
-calls `_load_pyfunc` once. docs/serving.md has requests and answers.
+MLflow loads this module by its name from the copy of the package beside the model, and calls
+`_load_pyfunc` once. docs/serving.md has requests and answers.
 """
 
 import io
@@ -30,13 +30,13 @@ from lesionseg.inference.predictor import Predictor
 Pixels = NDArray[np.uint8]
 Answer = dict[str, str | int | float]
 
-# All images of a request together. Pillow takes more in one image for a decompression bomb; a few
-# hundred bytes can declare any size, and the answer has the size that was declared.
+# Of all images of a request together. Pillow takes a single image with more for a decompression
+# bomb; a few hundred bytes can declare any size, and the answer has the declared size.
 MAX_PIXELS = PILLOW_PIXELS
 
 
 class ServedModel:
-    """What MLflow calls for each request, several at a time in threads."""
+    """The object that MLflow calls for each request, from several threads at a time."""
 
     def __init__(self, predictor: Predictor, *, threshold: float) -> None:
         self._predictor = predictor
@@ -45,8 +45,8 @@ class ServedModel:
     def predict(self, data: pd.DataFrame) -> list[Answer]:
         """An answer for each row.
 
-        Each image goes through the network alone: what else is in the request does not change even
-        the rounding of its probabilities.
+        Each image goes through the network alone, so that not even the rounding of its
+        probabilities depends on what else is in the request.
 
         Args:
             data: Each row has either `image`, the base64 text of a JPEG or PNG file, or `array`,
@@ -64,7 +64,7 @@ class ServedModel:
     def _answer(self, image: bytes | Pixels, number: int) -> Answer:
         if isinstance(image, bytes):
             stream = io.BytesIO(image)
-            stream.name = f"row {number}:"  # with which messages begin
+            stream.name = f"row {number}:"  # messages begin with it
             try:
                 (probability,) = self._predictor.predict_encoded([stream])
             except DataError as error:
@@ -75,7 +75,7 @@ class ServedModel:
 
 
 def answer(probability: NDArray[np.float32], *, threshold: float) -> Answer:
-    """What the server says about an image.
+    """The server's answer for an image.
 
     Args:
         probability: (H, W) float32 in [0, 1] at the image's own size.
@@ -100,15 +100,15 @@ def answer(probability: NDArray[np.float32], *, threshold: float) -> Answer:
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedModel:
     """The model in a `model.pt`; MLflow looks for a function of this name."""
     threshold = float((model_config or {}).get("threshold", 0.5))
-    make_deterministic()  # as in `lesionseg predict`, whose numbers these are
+    make_deterministic()  # as in `lesionseg predict`, for the same numbers
     return ServedModel(Predictor.load(Path(path)), threshold=threshold)
 
 
 def _read_rows(data: pd.DataFrame) -> list[bytes | Pixels]:
-    """The images of a request, those in files still encoded, none of them too large.
+    """The images of a request, those in files still encoded, after checking their size.
 
     Raises:
-        DataError: A row has no image, or the request none, or too many pixels.
+        DataError: A row, or the whole request, has no image, or there are too many pixels.
     """
     if data.empty:
         raise DataError('no images. Send {"dataframe_records": [{"image": "<base64>"}]}')
@@ -124,7 +124,7 @@ def _read_rows(data: pd.DataFrame) -> list[bytes | Pixels]:
 
 
 def _read_row(row: Mapping[Any, Any], number: int) -> bytes | Pixels:
-    # A cell that a row leaves out is None, or NaN where other rows have it.
+    # A missing cell is None, or NaN if other rows have it.
     given = {
         name: value
         for name in ("image", "array")
@@ -158,7 +158,7 @@ def _read_array(values: object, number: int) -> Pixels:
 
 
 def _count_pixels(image: bytes | Pixels, number: int) -> int:
-    """Height times width, of a file by what its header declares."""
+    """Height times width, for a file as declared in its header."""
     if not isinstance(image, bytes):
         return int(image.shape[0] * image.shape[1])
     return count_pixels(image, where=f"row {number}: ")

@@ -1,8 +1,7 @@
 """The store of MLflow's runs: which one it is, and how it is opened.
 
-It is the project's own database, `mlruns/mlflow.db` with its artefacts beside it, or what
-`MLFLOW_TRACKING_URI` says. What is wrong with it is found out before MLflow is asked, which would
-try for minutes.
+It is the project's own database, `mlruns/mlflow.db` with its artefacts beside it, or the one in
+`MLFLOW_TRACKING_URI`. Problems are detected before MLflow is asked, which would retry for minutes.
 """
 
 import functools
@@ -33,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 def prepare() -> None:
-    """Make the store, before processes meet there; one that fails costs the usual warning."""
+    """Make the store before several processes need it; if it fails, log the usual warning."""
     try:
         connect()
     except TrackingError as error:
@@ -42,7 +41,7 @@ def prepare() -> None:
 
 @contextmanager
 def patiently() -> Iterator[None]:
-    """In this block a slow store may take its time; what fails is in `Run.error`, not warned of."""
+    """A block in which a slow store may take its time; failures are in `Run.error`, not logged."""
     current().is_patient = True
     try:
         yield
@@ -52,10 +51,10 @@ def patiently() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A block that one process of this machine runs at a time, where the store is a file.
+    """A block that only one process on this machine runs at a time, if the store is a file.
 
     Raises:
-        TrackingError: Another process keeps it.
+        TrackingError: Another process holds the lock too long.
     """
     path = _database_path()
     with database.locked(path.parent, database.LOCKS[1]) if path else nullcontext():
@@ -75,8 +74,8 @@ def connect() -> "tuple[MlflowClient, str]":
 
 
 def _load_mlflow() -> None:
-    """Import MLflow, and let it be silent: what goes wrong is said once, by us, in one line."""
-    # A server that is away should cost seconds, not the minutes of the default.
+    """Import MLflow, and silence it: we report errors ourselves, once, in one line."""
+    # An unreachable server should cost seconds, not the minutes of the default.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -88,7 +87,7 @@ def _load_mlflow() -> None:
 
 
 def current() -> Store:
-    """What this process knows of the store."""
+    """What this process knows about the store."""
     name = str(_database_path() or re.sub("//.*@", "//", uri()))  # without a password
     return _stores.setdefault(uri(), Store(name))
 
@@ -96,7 +95,7 @@ def current() -> Store:
 def uri() -> str:
     """Where the runs are: `MLFLOW_TRACKING_URI`, or the project's own database.
 
-    A folder stands for a database in it: MLflow keeps no runs in plain folders since 3.13.
+    A folder means a database in it: since 3.13 MLflow keeps no runs in plain folders.
     """
     address = os.environ.get("MLFLOW_TRACKING_URI")
     if not address:
@@ -122,13 +121,13 @@ def _database_path() -> Path | None:
 
 @functools.cache
 def _to_uri(path: Path) -> str:
-    """A database's address; plain, but for a path that would be read as another one."""
+    """A database's address, in plain form unless that would be read as another path."""
     from sqlalchemy import URL, make_url
 
     plain, exact = f"sqlite:///{path}", URL.create("sqlite", database=str(path))
     if make_url(plain) == exact:
         return plain
-    # With the driver's name, as MLflow makes the folder of what begins with sqlite:/// literally.
+    # With the driver's name, as MLflow makes the folder of a plain sqlite:/// address literally.
     return exact.set(drivername="sqlite+pysqlite").render_as_string(hide_password=False)
 
 
@@ -140,20 +139,20 @@ def _to_path(address: str) -> Path | None:
         return None
     try:
         name = make_url(address).database
-    except ArgumentError:  # MLflow says what is wrong with it
+    except ArgumentError:  # MLflow will report it
         return None
     return Path(name).resolve() if name and not name.startswith((":memory:", "file:")) else None
 
 
 def _open() -> "tuple[MlflowClient, str]":
-    """Check the store before MLflow retries for minutes, then open it."""
+    """Check the store, as MLflow would retry for minutes, then open it."""
     address, path = uri(), _database_path()
     scheme = address.partition(":")[0].partition("+")[0]
     if scheme in ("http", "https"):
         return _open_experiment(None)
     _note_folder()
     folder = path.parent if path else project_root() / "mlruns"
-    with database.locked(folder):  # processes that make the tables at once break them
+    with database.locked(folder):  # processes that make the tables at the same time break them
         if path:
             _prepare_database(path, address)
         elif scheme in ("postgresql", "mysql", "mssql"):
@@ -162,7 +161,7 @@ def _open() -> "tuple[MlflowClient, str]":
 
 
 def _folder(address: str) -> Path | None:
-    """The folder that an address is, unless MLflow is told to take it."""
+    """The folder if an address is one, unless MLflow is allowed to use it as such."""
     parts = urlsplit(address)
     is_allowed = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
     if parts.scheme not in ("", "file") or is_allowed or address.startswith(("databricks", "uc")):
@@ -171,7 +170,7 @@ def _folder(address: str) -> Path | None:
 
 
 def _note_folder() -> None:
-    """Say once where the runs go instead of into a folder, and by which name to ask for them."""
+    """Log once where the runs go instead of into a folder, and the address to use for them."""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if address and _folder(address) and address not in _noted:
         _noted.add(address)
@@ -184,7 +183,7 @@ def _note_folder() -> None:
 
 
 def _reach(address: str) -> None:
-    """Connect to a database once; MLflow would try ten times, and tell only its log why."""
+    """Connect to a database once; MLflow would try ten times, and give the reason only in a log."""
     import sqlalchemy
 
     engine = sqlalchemy.create_engine(address)
@@ -195,7 +194,7 @@ def _reach(address: str) -> None:
 
 
 def _prepare_database(path: Path, address: str) -> None:
-    """Make it, or find out what is wrong with it."""
+    """Make the database if it is missing, and check it."""
     import mlflow
     from alembic.script import ScriptDirectory
 
@@ -212,9 +211,9 @@ def _prepare_database(path: Path, address: str) -> None:
 
 
 def _build(path: Path) -> None:
-    """Make MLflow's tables in a new file, as `mlflow db upgrade` does, but in a fifth of its time.
+    """Make MLflow's tables in a new file, like `mlflow db upgrade`, but in a fifth of the time.
 
-    The file is of no use until it is ready, so nothing needs to be safe on the disk before.
+    The file is of no use until it is ready, so nothing needs to be safe on disk before that.
     """
     import sqlalchemy
     from mlflow.store.db import utils
@@ -233,13 +232,13 @@ def _hurry(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _open_experiment(artifacts: str | None) -> "tuple[MlflowClient, str]":
-    """A client, and the id of the experiment, which is made where there is none.
+    """A client, and the id of the experiment, which is made if there is none.
 
     Args:
-        artifacts: Where those of a new experiment shall lie; None: the server knows.
+        artifacts: Where to keep the artefacts of a new experiment; None if the server decides.
 
     Raises:
-        TrackingError: Somebody has deleted the experiment.
+        TrackingError: The experiment has been deleted.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -249,13 +248,13 @@ def _open_experiment(artifacts: str | None) -> "tuple[MlflowClient, str]":
     if experiment is None:
         try:
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-        except MlflowException:  # the lock is this machine's; on a server another was faster
+        except MlflowException:  # the lock is local; on a server another machine was faster
             if client.get_experiment_by_name(EXPERIMENT) is None:
                 raise
         experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment.lifecycle_stage == "deleted":
         raise _deleted(experiment.experiment_id)
-    with suppress(MlflowException):  # somebody who may not: then another one does
+    with suppress(MlflowException):  # a user without permission; another one will do it
         views.describe(client, experiment)
     return client, str(experiment.experiment_id)
 

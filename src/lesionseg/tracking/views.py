@@ -1,7 +1,7 @@
 """What MLflow's pages show first: the experiment's note, its saved views, and links to both.
 
 A saved view is a tag of the experiment: the columns, filters and charts of its page of runs, as
-MLflow 3.17 writes them for its button 'Views'. A link opens a view at once.
+MLflow 3.17 writes them for its button 'Views'. A link opens a view directly.
 """
 
 import json
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 NOTE = "mlflow.note.content"
 _VIEW, _KIND = "mlflow.sharedViewState.", "mlflow.experimentKind"
-# In milliseconds since 1970. A view of an earlier date is written anew, one of a later date stays.
+# In milliseconds since 1970. A view with an earlier date is rewritten, one with a later date stays.
 _WRITTEN = 1_795_910_400_000
 _TEST, _DIFFERENCE = f"test/{MAIN}", f"difference/{MAIN}"
 _TABLE = "table"
-_WORKFLOW = {"workflowType": "machine_learning"}  # and not the pages for language models
+_WORKFLOW = {"workflowType": "machine_learning"}  # rather than the pages for language models
 REPORT = "report"  # the folder of a pipeline run's artefacts that holds its page
 # The name and the meaning of each view.
 _VIEWS = {
@@ -47,7 +47,7 @@ Few numbers are metrics here; all others are in the artefacts, as files."""
 
 
 def describe(client: "MlflowClient", experiment: "Experiment") -> None:
-    """Give an experiment its note, unless it has one, and its views, unless it has later ones."""
+    """Give an experiment its note, unless it has one, and its views, unless they are newer."""
     experiment_id, tags = str(experiment.experiment_id), experiment.tags
     wanted = {NOTE: note(experiment_id), _KIND: "custom_model_development"}
     new = {key: value for key, value in wanted.items() if key not in tags}
@@ -62,7 +62,7 @@ def describe(client: "MlflowClient", experiment: "Experiment") -> None:
 def note(experiment_id: str) -> str:
     """The experiment's note as Markdown: where to look.
 
-    MLflow shows its first line, and the rest on demand; line breaks stay.
+    MLflow shows its first line, and the rest on demand; it keeps line breaks.
     """
     addresses = links(experiment_id)
     first = " · ".join(f"[{title}]({addresses[name]})" for name, (title, _) in _VIEWS.items())
@@ -82,7 +82,7 @@ def report_link(experiment_id: str, run_id: str) -> str:
 
 
 def link(experiment_id: str, **query: str) -> str:
-    """The address of the experiment's runs within MLflow's pages, as charts but for the table."""
+    """The address of the experiment's runs within MLflow's pages: charts, except for the table."""
     is_table = query.get("viewStateShareKey") == _key(_TABLE)
     mode = {} if is_table else {"compareRunsMode": "CHART"}
     parts = urlencode({**_WORKFLOW, **mode, **query})
@@ -94,7 +94,7 @@ def _key(name: str) -> str:
 
 
 def _written(value: str | None) -> int:
-    """When a view was written; 0 for none, or one that cannot be read."""
+    """When a view was written; 0 if missing or unreadable."""
     try:
         return int(json.loads(value or "")["createdAt"])
     except (ValueError, KeyError, TypeError):
@@ -102,7 +102,7 @@ def _written(value: str | None) -> int:
 
 
 def _view(name: str, state: Mapping[str, Any]) -> str:
-    """The tag's value: its state is text within text."""
+    """The tag's value: JSON with the state as JSON text inside."""
     written = {"name": name, "createdAt": _WRITTEN, "updatedAt": _WRITTEN}
     return json.dumps({**written, "state": json.dumps(state, separators=(",", ":"))})
 
@@ -130,13 +130,13 @@ def _states() -> dict[str, dict[str, Any]]:
 
 
 def _search(query: str, *, order: str) -> dict[str, Any]:
-    """Which runs, and by which metric they are sorted; by time without one."""
+    """Which runs to show, and the metric to sort them by; without one, they are sorted by time."""
     key = f"metrics.`{order}`" if order else "attributes.start_time"
     return {"searchFilter": query, "orderByKey": key, "orderByAsc": False}
 
 
 def _charts(title: str, charts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A section of charts, above those that MLflow makes of all metrics."""
+    """A section of charts, above those that MLflow makes for all metrics."""
     section = {"uuid": "lesionseg", "name": title, "display": True, "isReordered": True}
     common = {"metricSectionId": "lesionseg", "deleted": False, "isGenerated": False}
     return {
@@ -164,7 +164,7 @@ def _lines(metric: str) -> dict[str, Any]:
 
 
 def _against_each_other() -> dict[str, Any]:
-    """Each pipeline run as a point: the frozen model's test jaccard and the fine-tuned one's."""
+    """Each pipeline run as a point: test jaccard of the frozen and of the fine-tuned model."""
     return {
         "type": "SCATTER",
         "xaxis": {"key": f"frozen/{MAIN}", "type": "METRIC"},
@@ -174,7 +174,7 @@ def _against_each_other() -> dict[str, Any]:
 
 
 def _columns() -> dict[str, Any]:
-    """The table's columns, in their order, the name wide enough to be read."""
+    """The table's columns in their order, with the name wide enough to read."""
     metrics = [_DIFFERENCE, f"{_DIFFERENCE}_low", f"{_DIFFERENCE}_high"]
     metrics += [f"frozen/{MAIN}", f"fine-tuned/{MAIN}", _TEST]
     shown = [f"metrics.`{metric}`" for metric in metrics]

@@ -1,10 +1,11 @@
 """Checkpoints that outlive a killed training, one folder for each distinct training.
 
-They lie outside DVC's outputs, which DVC deletes before a stage runs, and are named after a hash
-of all that determines the result: a changed parameter, file, program or machine starts afresh.
+They are kept outside DVC's outputs, which DVC deletes before a stage runs, and are named after a
+hash of everything that determines the result: a changed parameter, file, program or machine starts
+afresh.
 
-A finished training's checkpoint stays until DVC has committed what came out: where the commit
-fails, the next start writes the same files again without training.
+A finished training's checkpoint stays until DVC has committed the results: if the commit fails, the
+next start writes the same files again without training.
 """
 
 import configparser
@@ -26,7 +27,7 @@ from filelock import FileLock, Timeout
 from lesionseg.config import read_yaml
 from lesionseg.files import sha256, write_bytes
 
-FINISHED = "finished"  # a file in the folder of a training that is through
+FINISHED = "finished"  # a file in the folder of a finished training
 _log = logging.getLogger(__name__)
 
 
@@ -43,9 +44,9 @@ def checkpoint_dir(
     Args:
         root: Folder of all checkpoints.
         run: Name of the training.
-        settings: Everything else the result depends on, as JSON knows it.
-        inputs: Files the training reads.
-        code: Those of the program, as from `stage_code`.
+        settings: Everything else that the result depends on, as JSON values.
+        inputs: Files that the training reads.
+        code: Files of the program, as from `stage_code`.
     """
     facts = {
         **settings,
@@ -58,7 +59,7 @@ def checkpoint_dir(
 
 
 def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[Path]:
-    """The files of the program that a stage's outputs depend on, as DVC has them in `pipeline`."""
+    """The files of the program that a stage's outputs depend on, as listed in `pipeline`."""
     deps = read_yaml(pipeline)["stages"][stage]["deps"]
     paths = [Path(dep) for dep in deps if dep.startswith(("src/", "stages/"))]
     files = [file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])]
@@ -67,10 +68,10 @@ def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> list[Path]:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """The folder, or one of its own while another process trains the very same.
+    """The folder, or a separate one while another process does exactly the same training.
 
-    Experiments that differ in model 2 only train an equal model 1, perhaps at once: each is a
-    training, and an MLflow run, of its own.
+    Experiments that differ only in model 2 train an equal model 1, perhaps at the same time: each
+    is a training, and an MLflow run, of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock")
@@ -86,32 +87,32 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 
 def save_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
-    """Replace the folder's checkpoint; whoever is killed here leaves the one before."""
+    """Replace the folder's checkpoint; a process killed here leaves the previous one."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_bytes(folder / "checkpoint.pt", buffer.getvalue())
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The folder's checkpoint, or None where there is none that can be read."""
+    """The folder's checkpoint, or None if missing or unreadable."""
     path = folder / "checkpoint.pt"
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # noqa: BLE001  (a damaged file raises whatever it likes)
+    except Exception:  # noqa: BLE001  (a damaged file may raise anything)
         _log.warning("%s cannot be read; training starts from the first epoch", path)
         return None
     return state
 
 
 def mark_finished(folder: Path, model_path: Path) -> None:
-    """Note in a folder of checkpoints which model its training's stage ended with."""
+    """Record in a folder of checkpoints which model its training's stage ended with."""
     write_bytes(folder / FINISHED, _md5(model_path).encode())
 
 
 def delete_committed(root: Path) -> None:
-    """Remove the folders of finished trainings whose results DVC has in its hands.
+    """Remove the folders of finished trainings whose results DVC has committed.
 
     Args:
         root: Folder of all checkpoints, in the repository's root.
@@ -126,10 +127,10 @@ def delete_committed(root: Path) -> None:
 
 
 def _committed(repository: Path) -> set[str]:
-    """MD5s of the outputs in a dvc.lock, or in a stage of the run cache that is in the cache whole.
+    """MD5s of outputs in a dvc.lock, or in a run-cache entry whose outputs are all in the cache.
 
-    DVC writes an entry of its run cache before it copies the outputs, and dvc.lock after it. The
-    lock file of an experiment in a workspace of its own is not at hand later; its entry is.
+    DVC writes an entry of its run cache before it copies the outputs, and dvc.lock afterwards. The
+    lock file of an experiment in its own workspace is not available later; its entry is.
     """
     locks = {Path("dvc.lock").resolve(), repository / "dvc.lock"}
     found = {md5 for path in locks if path.exists() for md5 in _outputs(path)}
@@ -149,7 +150,7 @@ def _outputs(lock_path: Path) -> set[str]:
 
 
 def _read(path: Path) -> str:
-    """A file's text, none of one that another training or DVC takes away in this moment."""
+    """A file's text, "" if another training or DVC removes it at this moment."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -157,13 +158,13 @@ def _read(path: Path) -> str:
 
 
 def _cache_dir(repository: Path) -> Path:
-    """DVC's cache, as the repository's configuration says; relative paths start at `.dvc`."""
+    """DVC's cache, from the repository's configuration; relative paths start at `.dvc`."""
     parser = configparser.ConfigParser(interpolation=None)
     parser.read(repository / ".dvc" / name for name in ("config", "config.local"))
     return repository / ".dvc" / parser.get("cache", "dir", fallback="cache")
 
 
 def _md5(path: Path) -> str:
-    """As DVC has it of a file."""
+    """A file's MD5, as in DVC."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "md5").hexdigest()

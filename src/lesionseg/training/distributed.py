@@ -1,13 +1,13 @@
 """One training in several processes, each with a part of every batch (`train.num_processes`).
 
-The stage starts itself that many times and waits: the processes find each other, and where one of
-them ends, all do. The first one is the training that everybody sees, with its checkpoints, results
-and MLflow run; the others only compute.
+The stage starts itself that many times and waits: the processes find each other, and if one of them
+ends, all do. The first process is the visible training, with its checkpoints, results and MLflow
+run; the others only compute.
 
 Gradients are added up by one `all_reduce` of a single buffer, and not by torch's
-`DistributedDataParallel`: from its second step on that has its buffers in another order, so a
-training taken up again rounds its sums in another way than one that was never interrupted (with
-three processes and more, measured with gloo); and it wants an image for each process in each batch.
+`DistributedDataParallel`. From its second step on, that arranges its buffers in another order, so a
+resumed training rounds its sums differently from one that was never interrupted (with three or more
+processes, measured with gloo). It also requires an image for each process in each batch.
 """
 
 import json
@@ -50,12 +50,12 @@ from lesionseg.processes import (
 
 T = TypeVar("T")
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_VARIABLE = "LESIONSEG_PROCESS"  # set for a process of several
-_ALONE = 4  # exit status of a process whose others are gone
+_VARIABLE = "LESIONSEG_PROCESS"  # set in each of several processes
+_ALONE = 4  # exit status of a process that has lost the others
 _POLL_SECONDS = 0.1
-_CAUSE_SECONDS = 2.0  # until one that was killed is known to be
-_PATIENCE = 6.0  # seconds in which the others may end by themselves, with MLflow told
-# Whoever waits this long for the others does so for nothing: their end is noticed elsewhere.
+_CAUSE_SECONDS = 2.0  # until a killed process is known to be dead
+_PATIENCE = 6.0  # seconds for the others to end by themselves and tell MLflow
+# Longer than any wait for the others: that one of them has ended is noticed elsewhere.
 _TIMEOUT = timedelta(hours=1)
 
 
@@ -64,8 +64,8 @@ class Part:
     """The part of a batch that one process computes.
 
     Attributes:
-        rows: Its images. There is always one: a network in several pieces has to be called by all.
-        weight: 1, or 0 where the image is another process's, and counts there.
+        rows: Its images, at least one, as all processes have to call the network.
+        weight: 1, or 0 if the image belongs to another process, where it counts.
     """
 
     rows: slice
@@ -74,34 +74,34 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a training as one of them sees them; by default it is alone.
+    """The processes of a training, from the view of one of them; by default it is alone.
 
-    Each method is to be called by all of them, in the same order.
+    All of them must call each method, in the same order.
 
     Attributes:
-        rank: Its number, from 0 on.
-        size: How many there are.
+        rank: Its number, counted from 0.
+        size: The number of processes.
     """
 
     rank: int = 0
     size: int = 1
 
     def device(self, chosen: torch.device) -> torch.device:
-        """The device of this process: each has a GPU of its own, and all share the CPU."""
+        """The device of this process: each has its own GPU, or all share the CPU."""
         is_gpu = self.size > 1 and chosen.type == "cuda"
         return torch.device("cuda", self.rank) if is_gpu else chosen
 
     def part(self, num_images: int) -> Part:
-        """What this process computes of a batch: the sizes of all parts differ by one at most."""
+        """The part of a batch for this process; the sizes of all parts differ by at most one."""
         first, end = (num_images * rank // self.size for rank in (self.rank, self.rank + 1))
         return Part(slice(first, end), 1.0) if end > first else Part(slice(0, 1), 0.0)
 
     def take(self, items: Sequence[T]) -> Sequence[T]:
-        """Those of some items that this process works on."""
+        """Those items that this process works on."""
         return items[self.rank :: self.size]
 
     def collect(self, own: list[T]) -> list[T]:
-        """What all processes made of the items that `take` gave them, in the items' order."""
+        """The results of all processes for the items they got from `take`, in the items' order."""
         if self.size == 1:
             return own
         lists: list[list[T]] = [[] for _ in range(self.size)]
@@ -122,7 +122,7 @@ class Group:
         """Replace each tensor by its sum over all processes, the same bytes in each of them."""
         if self.size == 1:
             return
-        # One buffer, always laid out in the same way: then sums are rounded in the same way.
+        # One buffer, always with the same layout, so that sums are always rounded in the same way.
         buffer = torch.cat([tensor.flatten() for tensor in tensors])
         with _together():
             dist.all_reduce(buffer)
@@ -132,7 +132,7 @@ class Group:
             tensor.copy_(total.view(tensor.shape))
 
     def add_up_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:
-        """Add up the gradients of all parts, and give the sum of their losses.
+        """Add up the gradients of all parts, and return the sum of their losses.
 
         Args:
             model: After `backward`.
@@ -146,7 +146,7 @@ class Group:
         return loss
 
     def average_statistics(self, model: nn.Module) -> None:
-        """Give all processes the mean of the batch norms' running statistics, where these move.
+        """Set the running statistics of training batch norms to their mean over all processes.
 
         Each process has seen its own parts. The expected mean and variance over parts are those
         over whole batches; the buffers that count batches are equal anyway.
@@ -161,7 +161,7 @@ class Group:
                 buffer /= self.size
 
     def join_norms(self, model: nn.Module, device: torch.device) -> None:
-        """Let batch norms that learn see whole batches, where torch can: on GPUs.
+        """Let trained batch norms see whole batches, which torch supports only on GPUs.
 
         Those of a frozen encoder stay as they are.
         """
@@ -176,12 +176,12 @@ ALONE = Group()
 
 
 class _LostError(Exception):
-    """Another process of the training has ended, in one way or another."""
+    """Another process of the training has ended, however that happened."""
 
 
 @contextmanager
 def _together() -> Iterator[None]:
-    """What all processes do together, and which fails where one is gone."""
+    """A block of collective operations, which raises `_LostError` if a process is gone."""
     try:
         yield
     except RuntimeError as error:
@@ -194,13 +194,13 @@ def in_processes(
     """Train in this process, or in several.
 
     Args:
-        train: The training as one of the processes does it.
-        command: What this process was started as, and each of several will be.
+        train: The training, as run by each process.
+        command: The command that started this process, and will start each of several.
         num_processes: How many.
         device: As in params.yaml.
 
     Raises:
-        LesionsegError: What the training raises, or one of its processes was killed.
+        LesionsegError: The training raised one, or one of its processes was killed.
     """
     if num_processes == 1:
         train(ALONE)
@@ -217,9 +217,9 @@ class _Place:
 
     Attributes:
         rank: Its number.
-        size: How many there are.
-        starter: The id of the process that has started all of them.
-        folder: Where they find each other, and leave word of what went wrong.
+        size: The number of processes.
+        starter: The id of the process that started all of them.
+        folder: Where they find each other, and leave messages about errors.
     """
 
     rank: int
@@ -229,18 +229,18 @@ class _Place:
 
     @property
     def word(self) -> Path:
-        """The file of its last words."""
+        """The file for its error message."""
         return Path(self.folder) / f"{self.rank}.txt"
 
 
 def _run_all(command: Sequence[str], size: int) -> None:
-    """Start all processes and return when all have ended well.
+    """Start all processes and return when all have succeeded.
 
     Raises:
-        LesionsegError: One has not; the others were ended.
+        LesionsegError: One has failed; the others were ended.
     """
     processes: list[Process] = []
-    # The folder is ours alone: without its file nobody from outside can join.
+    # Only we can read the folder, and without its file no other process can join.
     with tempfile.TemporaryDirectory(prefix="lesionseg-") as folder, stopped_like_ctrl_c():
         places = [
             _Place(rank=rank, size=size, starter=os.getpid(), folder=folder) for rank in range(size)
@@ -260,8 +260,8 @@ def _run_all(command: Sequence[str], size: int) -> None:
 def _environment(place: _Place) -> dict[str, str]:
     """The variables of one process: its place, and its share of the threads.
 
-    It ends with the process that started it, whether DVC is above or not. What gloo logs where
-    another is gone stays unsaid, as the cause is told once, at the end.
+    It ends with the process that started it, whether started by DVC or not. What gloo logs when
+    another process is gone is suppressed, as the cause is reported once, at the end.
     """
     quiet = {} if os.environ.get("LESIONSEG_DEBUG") else {"TORCH_CPP_LOG_LEVEL": "FATAL"}
     interfaces = psutil.net_if_addrs().items()
@@ -276,9 +276,9 @@ def _environment(place: _Place) -> dict[str, str]:
 
 
 def _await(processes: Sequence[Process]) -> int | None:
-    """The rank of the first process that failed, as soon as it did; None when all have ended well.
+    """The rank of the first process that failed, as soon as it did; None if all have succeeded.
 
-    One that has lost another did not fail first, even if its end is known before.
+    A process that has lost another did not fail first, even if its end is noticed earlier.
     """
     end = None
     while True:
@@ -296,7 +296,7 @@ def _await(processes: Sequence[Process]) -> int | None:
 
 
 def _failure(place: _Place, status: int) -> LesionsegError:
-    """What the user is told of a process that has failed: its own words, if it has left some."""
+    """The error for a process that has failed: its own message, if it has left one."""
     with suppress(FileNotFoundError):
         return LesionsegError(place.word.read_text(encoding="utf-8"))
     who = f"process {place.rank} of the training's {place.size}"
@@ -315,9 +315,9 @@ def _failure(place: _Place, status: int) -> LesionsegError:
 
 
 def _work(train: Callable[[Group], None], place: _Place, device: str) -> None:
-    """Be one of several processes, and leave word of what the user can mend.
+    """Be one of several processes, and write down an error that the user can fix.
 
-    The one who started all tells it once, whichever of them it happened to.
+    The process that started all of them reports it once, whichever of them it occurred in.
     """
     end_with_starter(parent=place.starter)
     if place.rank:
@@ -329,12 +329,12 @@ def _work(train: Callable[[Group], None], place: _Place, device: str) -> None:
         status = _leave_word(error, place)
         sys.stdout.flush()
         sys.stderr.flush()
-        # Without more ado: gloo's threads may still wait for the others, and would abort the end.
+        # At once: gloo's threads may still wait for the others, and would abort a normal exit.
         os._exit(status)
 
 
 def _leave_word(error: BaseException, place: _Place) -> int:
-    """The exit status of a process after an error, which it notes down or, if a bug, prints."""
+    """The exit status of a process after an error, which it writes down or, if a bug, prints."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     known = isinstance(error, LesionsegError | OSError | _LostError)
@@ -359,4 +359,4 @@ def _joined(place: _Place, *, on_gpu: bool) -> Iterator[None]:
             timeout=_TIMEOUT,
         )
     yield
-    dist.destroy_process_group()  # after an error the others may not answer any more
+    dist.destroy_process_group()  # not after an error, when others may no longer answer

@@ -47,13 +47,13 @@ _log = logging.getLogger("lesionseg.train")
 def train_model(
     config: Config, run: str, *, results: Results, inputs: Inputs, group: Group = ALONE
 ) -> None:
-    """Train a model with each seed; the first one's becomes the model that is evaluated.
+    """Train a model with each seed; that of the first seed is the one evaluated image by image.
 
-    Killed and started again, it goes on from the last epoch that was finished. Of several processes
-    the first one alone keeps checkpoints, tells MLflow and writes results.
+    If killed and restarted, it resumes after the last finished epoch. Of several processes, only
+    the first keeps checkpoints, logs to MLflow and writes results.
 
     Raises:
-        LesionsegError: Something that the user can mend.
+        LesionsegError: Something that the user can fix.
     """
     make_deterministic()
     if config.train.is_the_same_anywhere:
@@ -78,12 +78,12 @@ def train_model(
             _train_seed(config, training, files, checkpoints=folder, facts=facts)
             checkpoints.append(folder)
         seed_scores_table(run).write(results.seed_scores(run), _seed_rows(run, trainings))
-        for folder in checkpoints:  # not before: a killed stage starts at its first seed again
+        for folder in checkpoints:  # not before: a killed stage restarts at its first seed
             mark_finished(folder, results.training(run).model)
 
 
 def _assist(config: Config, run: str, *, inputs: Inputs, group: Group) -> None:
-    """Compute this process's part of what the first one trains."""
+    """Compute this process's part of the training that the first process runs."""
     for seed in config.seeds():
         training = make_training(config, run, seed=seed, inputs=inputs, group=group)
         if checkpoint := group.share(None):
@@ -93,7 +93,7 @@ def _assist(config: Config, run: str, *, inputs: Inputs, group: Group) -> None:
 
 
 def _facts(training: Training, inputs: Inputs) -> dict[str, str]:
-    """What a training depends on beside its parameters, for its checkpoints, tags and run.json."""
+    """What a training depends on besides parameters, for its checkpoints, tags and run.json."""
     index = require(inputs.processed / "train/index.csv", stage="preprocess")
     device = training.device
     return {
@@ -106,7 +106,7 @@ def _facts(training: Training, inputs: Inputs) -> dict[str, str]:
 def _checkpoints(
     config: Config, training: Training, inputs: Inputs, facts: Mapping[str, str]
 ) -> Path:
-    """The folder of checkpoints of a training, which no other training has."""
+    """The folder of checkpoints of a training, unique to it."""
     run = training.recipe.run
     return checkpoint_dir(
         project_root() / ".checkpoints",
@@ -152,7 +152,7 @@ def _pipeline(config: Config) -> Pipeline:
 
 
 def train(training: Training, folder: Path, logged: Run) -> None:
-    """Run the epochs still to come, each saved in `folder` before it is reported."""
+    """Run the remaining epochs, each saved in `folder` before it is reported."""
     run, num_epochs = training.recipe.run, training.recipe.train.epochs
     if checkpoint := training.group.share(load_checkpoint(folder)):
         training.load_state_dict(checkpoint)
@@ -194,7 +194,7 @@ def write_results(
     Args:
         files: Where they go.
         config: All of params.yaml.
-        training: One that is through.
+        training: A finished training.
         tags: `provenance.tags`, data_sha256, device, precision and training_key.
         params: All parameters of the training, flat.
     """

@@ -1,4 +1,4 @@
-"""One training put together from params.yaml and the processed data, at its first epoch."""
+"""A training assembled from params.yaml and the processed data, ready for its first epoch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,14 @@ class Inputs:
 
     Attributes:
         processed: Folder of the splits.
-        encoder: The encoder's first weights.
+        encoder: The encoder's initial weights.
     """
 
     processed: Path = Path("data/processed")
     encoder: Path = Path("data/raw/encoder.pth")
 
     def files(self) -> list[Path]:
-        """All of them, but for the tables that only name the images."""
+        """All of them, except the tables that only name the images."""
         arrays = ("images.npy", "masks.npy")
         splits = [self.processed / split / name for split in ("train", "val") for name in arrays]
         return [*splits, self.encoder]
@@ -36,9 +36,9 @@ def make_training(
     """The training of one model with one seed.
 
     Raises:
-        ConfigError: The device is not there, or there are fewer folds than seeds, or fewer images
+        ConfigError: There is no such device, or there are fewer folds than seeds, or fewer images
             than `train.num_images`.
-        MissingFileError: An input is not there.
+        MissingFileError: An input is missing.
         DataError: An input is damaged.
     """
     train, val = choose_images(config, inputs.processed, seed=seed)
@@ -57,7 +57,7 @@ def assemble(
     val: Split | Fold,
     group: Group = ALONE,
 ) -> Training:
-    """The training of one model on images at hand; otherwise as `make_training`."""
+    """The training of one model on given images; otherwise as `make_training`."""
     device = group.device(choose_device(config.train.device_name))
     encoder_lr = config.encoder_lr(run)
     model = build_segmenter(
@@ -84,7 +84,7 @@ def choose_images(
 ) -> tuple[Split | Fold, Split | Fold]:
     """What the training with one seed learns from, and what it validates on."""
     train, val = load_split(processed_dir, "train"), load_split(processed_dir, "val")
-    if config.train.num_images:  # which cannot be with folds
+    if config.train.num_images:  # excludes folds
         return draw_subset(train, num_images=config.train.num_images, seed=seed), val
     if not config.train.cross_validate:
         return train, val

@@ -1,4 +1,4 @@
-// The files that the page gives: a mask as PNG, the table as CSV, all of them in one ZIP.
+// The files that the page can save: a mask as PNG, the table as CSV, all of them in one ZIP.
 
 const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, number) => {
   let value = number;
@@ -6,7 +6,7 @@ const CRC_TABLE = Uint32Array.from({ length: 256 }, (_, number) => {
   return value;
 });
 
-/** The check sum of PNG and ZIP, CRC-32 of ISO 3309. */
+/** The checksum of PNG and ZIP, CRC-32 of ISO 3309. */
 function crc32(bytes) {
   let value = 0xffffffff;
   for (const byte of bytes) value = (value >>> 8) ^ CRC_TABLE[(value ^ byte) & 0xff];
@@ -23,7 +23,7 @@ function joinBytes(parts) {
   return joined;
 }
 
-/** Whole numbers as bytes: of each its value and how many bytes it takes. */
+/** Whole numbers as bytes, each given as its value and its number of bytes. */
 function toBytes(fields, { littleEndian }) {
   const bytes = new Uint8Array(fields.reduce((length, [, size]) => length + size, 0));
   let place = 0;
@@ -97,7 +97,7 @@ function summarise(mask, { file, height, width, area, meanProbability, numRegion
   };
 }
 
-/** A ZIP archive of files as they are, by their names. */
+/** A ZIP archive of uncompressed files, by their names. */
 function toZip(files) {
   const bodies = [];
   const directory = [];
@@ -123,7 +123,7 @@ function toZip(files) {
   return joinBytes([...bodies, listing, toBytes(end, { littleEndian: true })]);
 }
 
-/** Names of outputs for names of files: without the ending, and each only once. */
+/** The name of a file's outputs: without the extension, and unique. */
 function outputName(file, taken) {
   const stem = file.replace(/\.[^.]*$/, "") || "image";
   let name = stem;

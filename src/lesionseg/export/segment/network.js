@@ -1,4 +1,4 @@
-// The network and the program that runs it, unpacked from the page itself.
+// The network and its runtime, unpacked from the page itself.
 
 /** The bytes of a data block of the page, which is base64 of gzip; the block is dropped. */
 async function unpack(id, onBytes) {
@@ -19,7 +19,7 @@ async function unpack(id, onBytes) {
 /**
  * The network, as a function from (size, size) RGB pixels to as many probabilities.
  *
- * @param onProgress Gets the share that is done, in [0, 1].
+ * @param onProgress Called with the share that is done, in [0, 1].
  */
 async function loadNetwork({ imageSize, unpackedBytes }, onProgress) {
   let numBytes = 0;

@@ -1,4 +1,4 @@
-// What the page does: files in, a card for each, files out. One image at a time is worked on.
+// What the page does: files in, a card for each, files out. Images are processed one at a time.
 
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const byId = (id) => document.getElementById(id);
@@ -8,7 +8,7 @@ const waiting = [];
 let network = null;
 let isWorking = false;
 
-/** Lets the browser draw before what takes a while. */
+/** Lets the browser draw before a slow step. */
 const pause = () => new Promise((resolve) => { setTimeout(resolve); });
 
 function say(text, share) {
@@ -30,7 +30,7 @@ function add(files) {
   work();
 }
 
-/** Works through the files that wait, once the network is there. */
+/** Works through the waiting files, once the network is loaded. */
 async function work() {
   if (isWorking || network === null) return;
   isWorking = true;
@@ -54,7 +54,7 @@ function countImages() {
   return entries.length === 1 ? "1 image." : `${entries.length} images.`;
 }
 
-/** What is kept of an image: its file, its probabilities, and what its mask is like. */
+/** What is kept of an image: its file, its probabilities, and a summary of its mask. */
 async function segment(file) {
   const start = performance.now();
   const { pixels, height, width } = await readPhotograph(file, facts.imageSize);
@@ -71,7 +71,7 @@ async function segment(file) {
   return entry;
 }
 
-/** The mask anew: it is not kept, of many photographs it would fill the memory. */
+/** The mask, made again: it is not kept, as those of many photographs would fill the memory. */
 function maskOf({ probabilities, height, width }) {
   return makeMask(probabilities, {
     size: facts.imageSize, height, width, threshold: facts.threshold,

@@ -1,9 +1,9 @@
 // Image files as the network sees them, with what the browser decodes.
 
-const LARGEST_SIDE = 16384; // of what browsers draw in pixels
+const LARGEST_SIDE = 16384; // in pixels, of what browsers can draw
 const PNG_START = "89504e470d0a1a0a";
 
-/** The EXIF orientation of a JPEG, 1 to 8; 1 where there is none or it is damaged. */
+/** The EXIF orientation of a JPEG, 1 to 8; 1 if it is missing or damaged. */
 function orientationOf(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   try {
@@ -65,14 +65,14 @@ async function readPhotograph(file, size) {
   }
 }
 
-/** Where a turned image has what was its right and its lower edge: at the left, at the top? */
+/** Whether a turned image has its originally right edge at the left, and its lower one at the top. */
 function cutSides(orientation) {
   return { left: [2, 3, 6, 7].includes(orientation), top: [3, 4, 7, 8].includes(orientation) };
 }
 
 async function decodeImage(file) {
   try {
-    // As Pillow does, without the file's colour profile.
+    // Ignores the file's colour profile, as Pillow does.
     return await createImageBitmap(file, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
   } catch {
     throw new Refusal("cannot be read as an image by this browser. If another program shows it, save "
@@ -80,7 +80,7 @@ async function decodeImage(file) {
   }
 }
 
-/** Reads rows of a bitmap as RGBA pixels on white; rows that follow each other in one go. */
+/** Reads rows of a bitmap as RGBA pixels on white; consecutive rows all at once. */
 function makeRowReader(bitmap) {
   const { width } = bitmap;
   const canvas = document.createElement("canvas");
@@ -104,7 +104,7 @@ function makeRowReader(bitmap) {
   };
 }
 
-/** Whether pixels come back from a canvas as they were: some browsers blur them for privacy. */
+/** Whether pixels come back from a canvas unchanged: some browsers alter them for privacy. */
 function canvasIsFaithful() {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [64, 64];

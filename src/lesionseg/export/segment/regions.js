@@ -1,12 +1,12 @@
-// The regions of a mask, their outlines along the edges of pixels, and these as GeoJSON and SVG:
-// as `lesionseg predict --contours geojson` writes them.
+// The regions of a mask and their outlines along the edges of pixels, as GeoJSON and SVG, with the
+// same results as `lesionseg predict --contours geojson`.
 
 /**
  * The 4-connected regions of a mask, the largest first.
  *
  * @param mask (height, width) in {0, 1}.
- * @returns For each its `area` in pixels and its `rings`: closed lists of [x, y], the outline
- *     first, clockwise on the screen, and then its holes the other way round.
+ * @returns For each region its `area` in pixels and its `rings`: closed lists of [x, y], first the
+ *     outline, clockwise on the screen, then the holes, anticlockwise.
  */
 function findRegions(mask, { height, width }) {
   const box = boundingBox(mask, { height, width });
@@ -15,7 +15,7 @@ function findRegions(mask, { height, width }) {
   const rings = areas.map(() => []);
   const passed = new Uint8Array(labels.length);
   for (let pixel = stride; pixel < labels.length; pixel += 1) {
-    // A ring runs along the upper side of one pixel at least.
+    // Every ring runs along the upper side of at least one pixel.
     if (labels[pixel] === 0 || labels[pixel - stride] !== 0 || passed[pixel]) continue;
     const ring = followRing(labels, stride, pixel, passed);
     rings[labels[pixel]].push(ring.map(([x, y]) => [x - 1 + box.left, y - 1 + box.top]));
@@ -26,7 +26,7 @@ function findRegions(mask, { height, width }) {
     .sort((a, b) => b.area - a.area);
 }
 
-/** What holds all pixels of a mask; null where there are none. */
+/** The bounding box of a mask's pixels; null if there are none. */
 function boundingBox(mask, { height, width }) {
   let [left, right, top, bottom] = [width, -1, height, -1];
   for (let y = 0; y < height; y += 1) {
@@ -41,12 +41,12 @@ function boundingBox(mask, { height, width }) {
   return bottom < 0 ? null : { left, right, top, bottom };
 }
 
-/** The number of its region for each pixel of the box, with a rim of 0; and each one's pixels. */
+/** For each pixel of the box the number of its region, with a rim of 0; and each region's area. */
 function labelRegions(mask, width, { left, right, top, bottom }) {
   const stride = right - left + 3;
   const labels = new Int32Array(stride * (bottom - top + 3));
   const runs = findRuns(mask, width, { left, right, top, bottom });
-  const numbers = new Map(); // of the regions by their first runs
+  const numbers = new Map(); // of the regions, by their root runs
   const areas = [0];
   for (const run of runs) {
     const root = rootOf(run);
@@ -62,7 +62,7 @@ function labelRegions(mask, width, { left, right, top, bottom }) {
   return { labels, areas, stride };
 }
 
-/** The runs of pixels in the rows of a mask; those of one region have one root. */
+/** The runs of pixels in the rows of a mask; runs of one region share a root. */
 function findRuns(mask, width, { left, right, top, bottom }) {
   const runs = [];
   let above = [];
@@ -82,7 +82,7 @@ function findRuns(mask, width, { left, right, top, bottom }) {
   return runs;
 }
 
-/** Gives one root to runs of two rows that lie above each other. */
+/** Gives touching runs of two adjacent rows the same root. */
 function joinRuns(above, here) {
   for (let i = 0, j = 0; i < above.length && j < here.length;) {
     if (above[i].start < here[j].end && here[j].start < above[i].end) {
@@ -97,7 +97,7 @@ function joinRuns(above, here) {
 function rootOf(run) {
   let root = run;
   while (root.parent !== null) root = root.parent;
-  for (let next = run; next !== root;) { // the way is shorter from now on
+  for (let next = run; next !== root;) { // shortens the path for next time
     const { parent } = next;
     next.parent = root;
     next = parent;
@@ -106,10 +106,10 @@ function rootOf(run) {
 }
 
 /**
- * The corners of the ring that runs along the upper side of a pixel, with the region at its right.
+ * The corners of the ring that runs along the upper side of a pixel, with the region on its right.
  *
- * Where two pixels of one region touch by their corners alone the ring goes from one to the other,
- * so that it passes no corner twice; from a pixel of another region it stays away.
+ * Where two pixels of one region touch only at a corner, the ring goes from one to the other, so
+ * that it passes no corner twice; it never goes to a pixel of another region.
  */
 function followRing(labels, stride, start, passed) {
   const steps = [1, stride, -1, -stride]; // to the right, down, to the left, up

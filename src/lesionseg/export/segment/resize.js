@@ -1,10 +1,10 @@
-// Images to the network's size and masks back to theirs, with the numbers of `lesionseg predict`:
-// Pillow's bilinear filter, torch's bilinear interpolation.
+// Resizes images to the network's size and masks back to the image's, with the same numbers as
+// `lesionseg predict`: Pillow's bilinear filter, torch's bilinear interpolation.
 
 const PRECISION_BITS = 22; // of the filter's weights: Pillow computes in whole numbers
 
 /**
- * For each new pixel the first old one under the filter, and the weights from there on.
+ * For each new pixel, the first old pixel under the filter, and the weights from there on.
  *
  * The filter is a triangle that widens with the scale, as in Pillow's Resample.c.
  */
@@ -24,7 +24,7 @@ function filterWeights(oldSize, newSize) {
   });
 }
 
-/** Rows of RGBA pixels, each filtered along itself, as rows of RGB pixels of another width. */
+/** Rows of RGBA pixels, filtered horizontally, as rows of RGB pixels of another width. */
 function filterRows(rgba, width, filter) {
   const height = rgba.length / (4 * width);
   const rgb = new Uint8Array(3 * filter.length * height);
@@ -48,10 +48,10 @@ function filterRows(rgba, width, filter) {
   return rgb;
 }
 
-/** The filter from row to row, of rows that come in strips: `add` these, then `finish`. */
+/** The vertical filter, for rows that come in strips: `add` each strip, then `finish`. */
 function makeColumnFilter(length, filter) {
   const sums = new Int32Array(length * filter.length).fill(2 ** (PRECISION_BITS - 1));
-  let numRows = 0; // that came before
+  let numRows = 0; // added so far
   return {
     add(strip) {
       const before = numRows;
@@ -76,11 +76,11 @@ function clampedRange(start, length, size) {
 }
 
 /**
- * RGBA pixels of the means of whole blocks, as libjpeg decodes a JPEG at a reduced scale.
+ * The means of whole blocks as RGBA pixels, as libjpeg decodes a JPEG at a reduced scale.
  *
- * @param rgba Rows of an image, a whole number of blocks of them.
- * @param left Where the first block starts: 0, or less where that block is cut off; its missing
- *     pixels are those of the edge, as encoders fill them up.
+ * @param rgba Rows of an image; their number is a whole number of blocks.
+ * @param left Where the first block starts: 0, or less if that block is cut off; its missing pixels
+ *     repeat those of the edge, as encoders pad them.
  */
 function averageBlocks(rgba, width, { factor, left }) {
   const numBlocks = Math.ceil((width - left) / factor);
@@ -106,7 +106,7 @@ function averageBlocks(rgba, width, { factor, left }) {
   return result;
 }
 
-/** The scale at which `lesionseg predict` decodes a JPEG: 8, 4, 2 or 1, as Pillow's `draft`. */
+/** The factor by which `lesionseg predict` shrinks a JPEG: 8, 4, 2 or 1, like Pillow's `draft`. */
 function draftFactor(width, height, size) {
   const most = Math.min(Math.floor(width / (2 * size)), Math.floor(height / (2 * size)));
   return [8, 4, 2].find((factor) => factor <= most) ?? 1;
@@ -115,9 +115,9 @@ function draftFactor(width, height, size) {
 /**
  * An image at the network's size, (size, size) RGB pixels.
  *
- * @param readRows Gives the RGBA pixels of the rows whose numbers it gets, each as often as it is
- *     there: an image is never in memory as a whole.
- * @param factor Of the blocks that are averaged first, 1 for none.
+ * @param readRows Returns the RGBA pixels of the rows with the given numbers, repeated where a number
+ *     is repeated: the whole image is never in memory.
+ * @param factor Side of the blocks that are averaged first, 1 for none.
  * @param cut Whether the blocks that are cut off are the first ones: `{left, top}`.
  */
 function shrink(readRows, { width, height, size, factor, cut }) {
@@ -126,7 +126,7 @@ function shrink(readRows, { width, height, size, factor, cut }) {
   const top = cut.top ? -missing(height) : 0;
   const newWidth = Math.ceil(width / factor);
   const newHeight = Math.ceil(height / factor);
-  // Pillow begins with the height where that shrinks by more than twice as many pixels.
+  // Pillow resizes the height first if it shrinks by more than twice as many pixels as the width.
   const isTall = newHeight > size && newHeight - size > 2 * (newWidth - size);
   const alongRows = filterWeights(newWidth, size);
   const rowLength = isTall ? 4 * newWidth : 3 * size;
@@ -141,7 +141,7 @@ function shrink(readRows, { width, height, size, factor, cut }) {
   return isTall ? filterRows(columns.finish(), newWidth, alongRows) : columns.finish();
 }
 
-/** For each new pixel the two old ones that it lies between, and their weights, as torch does. */
+/** For each new pixel, the two old pixels that it lies between, and their weights, as in torch. */
 function interpolationWeights(oldSize, newSize) {
   const scale = Math.fround(oldSize / newSize);
   return Array.from({ length: newSize }, (_, index) => {
@@ -156,11 +156,11 @@ function interpolationWeights(oldSize, newSize) {
 }
 
 /**
- * The mask of an image at its own size, and what it is like.
+ * The mask of an image at its own size, with its area and mean probability.
  *
  * @param probabilities (size, size) in [0, 1], interpolated bilinearly before the threshold.
- * @returns `mask`, (height, width) in {0, 1}; its pixels as `area`; `meanProbability` over these,
- *     null without any.
+ * @returns `mask`, (height, width) in {0, 1}; its number of pixels, `area`; `meanProbability` over
+ *     these, null if there are none.
  */
 function makeMask(probabilities, { size, height, width, threshold }) {
   const above = Math.fround(threshold);
