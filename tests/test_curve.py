@@ -496,7 +496,7 @@ def test_a_size_that_fails_is_named_and_leaves_the_last_curve(measured, tmp_path
     output, errors = process.communicate()
     assert process.returncode == 1
     assert re.search(r"FAILED curve-50-.*\n +so much dropout.*\n +its log: ", output)
-    assert errors.endswith("The same command tries just these again\n")
+    assert errors.endswith("The same command retries only these\n")
     kept, before = (one / "results/curve/curve.json" for one in (folder, original))
     assert kept.read_bytes() == before.read_bytes()
 

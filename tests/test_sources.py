@@ -571,7 +571,7 @@ def test_leaks_between_joined_sources_are_found_by_id_file_and_looks(
         "ISIC_0012090",
         "ISIC_0012095",
     ]
-    assert "Dropped 1 from train: a source that stands before theirs has the same" in caplog.text
+    assert "Dropped 1 from train: an earlier source in the list has the same" in caplog.text
     assert "from train: the same images are in another split" in caplog.text
 
 

@@ -98,14 +98,14 @@ def _which_is_better(points: Sequence[Point]) -> list[str]:
         found[FINETUNED if low > 0 else FROZEN if high < 0 else ""].append(point.num_images)
     better = [
         f"{RUN_LABELS[run].capitalize()} is better with {_listed(found[run])} training images: the "
-        "interval of the difference leaves out 0."
+        "interval of the difference excludes 0."
         for run in (FINETUNED, FROZEN)
         if found[run]
     ]
     if found[""]:
         better.append(
             f"With {_listed(found[''])} training images no difference is shown: the interval "
-            "holds 0."
+            "contains 0."
         )
     return better
 
@@ -130,9 +130,9 @@ def _where_they_cross(one: SetCurve, curve: Curve) -> list[str]:
         )
         if crossing.surely_between:
             near, far = crossing.surely_between
-            texts.append(f"That is sure: at {near} and at {far} the intervals leave out 0.")
+            texts.append(f"That is sure: at {near} and at {far} the intervals exclude 0.")
         else:
-            texts.append("It may be chance: not on both sides of it an interval leaves out 0.")
+            texts.append("It may be chance: not on both sides of it an interval excludes 0.")
     return texts
 
 

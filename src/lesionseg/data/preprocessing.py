@@ -405,7 +405,7 @@ def _report(leaks: Sequence[Leak], out_dir: Path) -> None:
     where = out_dir / "leaks.csv"
     if shared := {leak.id for leak in leaks if leak.split == leak.other_split}:
         logger.warning(
-            "Dropped %d from train: a source that stands before theirs has the same images. See %s",
+            "Dropped %d from train: an earlier source in the list has the same images. See %s",
             len(shared),
             where,
         )

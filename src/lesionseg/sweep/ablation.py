@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write("\n".join(["", *failures(failed), ""]))
         raise LesionsegError(
             f"{len(failed)} of {len(chosen)} configurations failed, see above. "
-            "The same command tries just these again"
+            "The same command retries only these"
         )
 
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if failed:
         raise LesionsegError(
             f"{len(failed)} of {len(sweep.outcomes())} trials failed, see above. "
-            "The same command tries just these again"
+            "The same command retries only these"
         )
 
 

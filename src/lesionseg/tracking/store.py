@@ -175,7 +175,7 @@ def _note_folder() -> None:
     if address and _folder(address) and address not in _noted:
         _noted.add(address)
         _log.warning(
-            "MLFLOW_TRACKING_URI=%s is a folder, which MLflow takes no more since 3.13. The runs "
+            "MLFLOW_TRACKING_URI=%s is a folder, which MLflow no longer takes since 3.13. The runs "
             "go to a database in it; for other commands write MLFLOW_TRACKING_URI=%s",
             address,
             shlex.quote(uri()),
