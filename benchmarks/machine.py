@@ -29,21 +29,19 @@ def describe() -> dict[str, Any]:
     """What a reader must know about the machine to interpret the numbers."""
     config = load_config(Path("params.yaml")).train
     device = choose_device(config.device)
-    is_cuda, limited = device.type == "cuda", is_limited()
+    is_cuda = device.type == "cuda"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": git_commit(),
-        "kind": torch.cuda.get_device_name(device)
-        if is_cuda
-        else processor() + (", limited to AVX2" if limited else ""),
-        "cpu": _cpu_model(),
+        "kind": torch.cuda.get_device_name(device) if is_cuda else _kind(),
+        "cpu": _cpu_facts().get("model name", platform.processor()),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "num_cores": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],  # of the minute before: near 0 on an idle machine
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "precision": dtype_name(choose_precision(config.precision, device)),
-        "has_bfloat16": multiplies_in_bfloat16(device) and (is_cuda or not limited),
+        "has_bfloat16": multiplies_in_bfloat16(device) and (is_cuda or not is_limited()),
         "matrix_gflops": {
             dtype_name(dtype): matrix_rate(dtype, device)
             for dtype in (torch.float32, torch.bfloat16)
@@ -124,8 +122,20 @@ def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) 
     return counts
 
 
-def _cpu_model() -> str:
+def _kind() -> str:
+    """The kind of CPU, with its family, which tells generations of one name apart.
+
+    Of an `AMD EPYC` that calls itself no more than that, family 26 multiplies twice as fast in
+    bfloat16 as an earlier one.
+    """
+    family = _cpu_facts().get("cpu family")
+    parts = [processor(), f"family {family}" if family else "", "limited to AVX2"]
+    return ", ".join(filter(None, parts if is_limited() else parts[:2]))
+
+
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says about the first CPU; nothing on other systems."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    first = path.read_text().partition("\n\n")[0] if path.exists() else ""
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}

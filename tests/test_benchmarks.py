@@ -243,7 +243,7 @@ def test_the_command_measures_ours_and_names_the_peers_that_are_not_there(
     ) in output
     written = json.loads(Path("raw.json").read_text())
     assert written["machine"]["num_threads"] == 1
-    assert output.startswith(f"{processor()} (")
+    assert output.startswith(f"{processor()}")
     precisions = ["float32", *["bfloat16"] * written["machine"]["has_bfloat16"]]
     names = [f"{name}, {precision}" for name in suites.OURS for precision in precisions]
     assert list(written["raw"]["training"]) == names
@@ -269,7 +269,9 @@ def test_a_cpu_limited_to_avx2_is_a_kind_of_its_own(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "Z80", **capabilities})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", told)
+    monkeypatch.setattr(machine, "_cpu_facts", lambda: {"cpu family": "26"})
     found = machine.describe()
+    assert ", family 26" in found["kind"]
     assert found["kind"].endswith(", limited to AVX2") == is_limited
     assert found["has_bfloat16"] == (bool(capabilities.get("avx512_bf16")) and not is_limited)
 
