@@ -76,7 +76,7 @@ def test_a_cpu_of_another_kind_computes_in_its_own_way_and_says_so(monkeypatch, 
     compute_as_anywhere()
     assert told == [1]
     assert "MKL_CBWR" not in os.environ
-    assert "this CPU is none of x86-64 with AVX2" in caplog.text
+    assert "this CPU is not an x86-64 one with AVX2" in caplog.text
 
 
 def test_it_is_too_late_once_torch_has_computed(monkeypatch):
@@ -85,7 +85,7 @@ def test_it_is_too_late_once_torch_has_computed(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    with pytest.raises(RuntimeError, match="has computed before"):
+    with pytest.raises(RuntimeError, match="has already computed"):
         compute_as_anywhere()
 
 

@@ -93,7 +93,7 @@ def steps_of(training):
         seen.append((batch.tolist(), training.optimizer.param_groups[0]["lr"], image_size))
         return torch.tensor(0.5)
 
-    training._step = step
+    training.step = step
     training._validate = lambda: {
         f"val_{name}": 0.5
         for name in ("loss", "jaccard", "dice", "accuracy", "sensitivity", "specificity")

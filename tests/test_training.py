@@ -349,7 +349,7 @@ def test_splits_are_kept_on_a_gpu_that_has_room_for_all_of_them(
 
 def test_the_training_loss_is_the_mean_over_images_not_batches(make_tiny, monkeypatch):
     losses = iter(torch.tensor([1.0, 2.0, 6.0]))
-    monkeypatch.setattr(Training, "_step", lambda *_, **__: next(losses))
+    monkeypatch.setattr(Training, "step", lambda *_, **__: next(losses))
     epoch = next(iter(make_tiny(epochs=1)))
     assert epoch.train_loss == pytest.approx((4 * 1 + 4 * 2 + 2 * 6) / 10)
 
@@ -612,7 +612,7 @@ def test_what_is_largest_beside_its_usual_value_is_to_blame(
     training = make_tiny(run="train_finetuned", **changes)
     losses = iter(torch.tensor([1.0, 1.0]))
     nan = torch.tensor(math.nan)
-    monkeypatch.setattr(training, "_step", lambda *_, **__: next(losses, nan))
+    monkeypatch.setattr(training, "step", lambda *_, **__: next(losses, nan))
     with pytest.raises(TrainingError) as caught:
         next(iter(training))
     assert message in str(caught.value)
