@@ -99,17 +99,20 @@ def make_project(
     if not where.num_gpus:  # a scheduler may hide the GPUs of other trials, but not all
         environment["CUDA_VISIBLE_DEVICES"] = ""
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
-    is_file = address.startswith("sqlite")
-    if where.cluster != "local" and (not address or (is_file and not url)):
-        raise LesionsegError(
-            "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share",
-            "Set it to the address of an MLflow server (docs/team.md)",
-        )
-    if where.cluster != "local" and is_file:
-        _log.warning(
-            "MLFLOW_TRACKING_URI names an SQLite file: runs of other machines end in a file there. "
-            "Set it to the address of an MLflow server (docs/team.md)"
-        )
+    if where.cluster != "local":
+        is_file = address.startswith("sqlite")
+        remedy = "Set it to the address of an MLflow server (docs/team.md)"
+        if not address or (is_file and not url):
+            raise LesionsegError(
+                "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share",
+                remedy,
+            )
+        if is_file:
+            _log.warning(
+                "MLFLOW_TRACKING_URI names an SQLite file: runs of other machines end in a file "
+                "there. %s",
+                remedy,
+            )
     checkpoints = where.checkpoints or (None if url else repository.root / ".checkpoints")
     return node.Project(
         url=url or str(repository.root),
