@@ -125,8 +125,8 @@ def multiply_adds(network: nn.Module, *, image_size: int, device: torch.device) 
 def _kind() -> str:
     """The kind of CPU, with its family, which tells generations of one name apart.
 
-    Of an `AMD EPYC` that calls itself no more than that, family 26 multiplies twice as fast in
-    bfloat16 as an earlier one.
+    Two machines with the name `AMD EPYC` and the same instructions differed by a factor of two in
+    bfloat16 products.
     """
     family = _cpu_facts().get("cpu family")
     parts = [processor(), f"family {family}" if family else "", "limited to AVX2"]
