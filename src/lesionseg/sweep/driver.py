@@ -104,7 +104,8 @@ def make_project(
         remedy = "Set it to the address of an MLflow server (docs/team.md)"
         if not address or (is_file and not url):
             raise LesionsegError(
-                "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not share",
+                "MLFLOW_TRACKING_URI is not set or names an SQLite file, which nodes must not "
+                "share",
                 remedy,
             )
         if is_file:
