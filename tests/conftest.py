@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,11 @@ import pytest
 import lesionseg  # noqa: F401  (sets how threads wait)
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+# In the background, or under nohup, a shell has told its children to ignore these, and their
+# children too: tests that send them would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # They begin first, the longest at the head: a file that takes minutes must not begin last.
